@@ -1,0 +1,1 @@
+"""Benchmarks: how well the algorithms learn, measured with the command a reader can repeat."""

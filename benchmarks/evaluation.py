@@ -1,0 +1,236 @@
+"""Evaluate the deployed policy while a model trains, write the curve and keep a checkpoint to continue from."""
+
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+# Every evaluation starts from the same states, so points of one curve and curves of several runs can be compared
+EVALUATION_SEED = 1_000_000
+
+# Column of the CSV -> key of the logger it is read from
+LOGGED = {
+    "population_max": "population/fitness_max",
+    "population_mean": "population/fitness_mean",
+    "population_std": "population/fitness_std",
+    "learner_training_return": "rollout/learner_ep_rew_mean",
+    "training_return": "rollout/ep_rew_mean",
+    "generations": "time/generations",
+    "updates": "train/n_updates",
+}
+COLUMNS = ["steps", "train_seconds", "total_seconds", "mean", "std", "champion", "learner", *LOGGED]
+
+
+class Agent(Protocol):
+    """What can be evaluated: a model, or one of its parts such as ``model.learner_agent``."""
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any: ...
+
+
+def evaluate(agent: Agent, env: VecEnv, normalization: VecNormalize | None = None) -> np.ndarray:
+    """
+    Run one episode in each environment of ``env``, all from fixed start states, with one batched call per step.
+
+    :param agent: acts deterministically
+    :param env: environments without normalization, so that rewards are the task's own
+    :param normalization: scales observations the way training does; its statistics are only read
+    :return: undiscounted returns, shape (n_envs,)
+    """
+    env.seed(EVALUATION_SEED)
+    observation = env.reset()
+    returns = np.zeros(env.num_envs)
+    running = np.ones(env.num_envs, dtype=bool)
+    while running.any():
+        if normalization is not None:
+            observation = normalization.normalize_obs(observation)
+        action, _ = agent.predict(observation, deterministic=True)
+        observation, rewards, dones, _ = env.step(action)
+        returns[running] += rewards[running]
+        running &= ~dones
+    return returns
+
+
+class LastLogged(KVWriter):
+    """Remembers the newest value of every key the model has logged: the logger itself forgets them after each table."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.values.update(key_values)
+
+    def close(self) -> None:
+        pass
+
+
+class Curve:
+    """
+    The CSV file of one seed.
+
+    :param path: file; what it holds beyond ``steps`` is dropped, because the run continues from there
+    :param steps: timesteps of the checkpoint the run continues from, 0 for a fresh run
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path = path
+        rows = [row for row in read_rows(path) if int(row["steps"]) <= steps] if path.is_file() else []
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a curve; a line that was cut by a crash is left out."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+class Checkpoints:
+    """
+    The newest state of one run: model, replay buffer, normalization and clock, in a folder that is renamed when whole.
+
+    :param folder: holds at most one ``step_N`` folder once a save is complete
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def newest(self) -> Path | None:
+        found = [path for path in self.folder.glob("step_*") if path.suffix != ".tmp"]
+        return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+
+    def save(self, model: BaseAlgorithm, clock: dict[str, float]) -> None:
+        path = self.folder / f"step_{model.num_timesteps}"
+        temporary = path.with_suffix(".tmp")
+        self.clear(keep=self.newest())
+        temporary.mkdir(parents=True)
+        model.save(temporary / "model.zip")
+        if hasattr(model, "save_replay_buffer"):
+            model.save_replay_buffer(temporary / "replay_buffer.pkl")
+        normalization = model.get_vec_normalize_env()
+        if normalization is not None:
+            normalization.save(str(temporary / "vecnormalize.pkl"))
+        (temporary / "clock.json").write_text(json.dumps({"steps": model.num_timesteps, **clock}))
+        os.replace(temporary, path)
+        self.clear(keep=path)
+
+    def clear(self, keep: Path | None = None) -> None:
+        """Delete every state but ``keep``, also those whose saving was interrupted."""
+        for path in self.folder.glob("step_*"):
+            if path != keep:
+                shutil.rmtree(path)
+
+
+class LearningCurveCallback(BaseCallback):
+    """
+    Evaluate the deployed policy, and the learner where the model has one, and save the state of the run.
+
+    Evaluations happen inside a rollout, at the first step that reaches a multiple of ``eval_freq`` and at the last step.
+    Checkpoints wait for the start of the next rollout, where no generation is half done; a continued run therefore
+    repeats the evaluations that came after its checkpoint.
+
+    :param env: evaluation environments, one episode each
+    :param curve: receives one row per evaluation
+    :param checkpoints: receives the state of the run
+    :param steps: timesteps at which training ends
+    :param eval_freq: timesteps between evaluations
+    :param checkpoint_freq: timesteps between checkpoints
+    :param clock: seconds spent so far by a run that is continued, keys ``train_seconds`` and ``total_seconds``
+    :param report: receives one line of text per evaluation
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        curve: Curve,
+        checkpoints: Checkpoints,
+        steps: int,
+        eval_freq: int,
+        checkpoint_freq: int,
+        clock: dict[str, float],
+        report: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self.env = env
+        self.curve = curve
+        self.checkpoints = checkpoints
+        self.steps = steps
+        self.eval_freq = eval_freq
+        self.checkpoint_freq = checkpoint_freq
+        self.report = report
+        self.last = LastLogged()
+        self.parent = os.getppid()
+        self._seconds_before = clock["total_seconds"]
+        self._pause = clock["total_seconds"] - clock["train_seconds"]
+        self._start = time.perf_counter()
+
+    def clock(self) -> dict[str, float]:
+        """Return the seconds so far: training alone, and with evaluation and saving."""
+        total = self._seconds_before + time.perf_counter() - self._start
+        return {"train_seconds": total - self._pause, "total_seconds": total}
+
+    def _on_training_start(self) -> None:
+        self.logger.output_formats.append(self.last)
+        self._next_evaluation = self._after(self.num_timesteps, self.eval_freq)
+        self._next_checkpoint = self._after(self.num_timesteps, self.checkpoint_freq)
+
+    @staticmethod
+    def _after(steps: int, period: int) -> int:
+        return (steps // period + 1) * period
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self._next_checkpoint:
+            start = time.perf_counter()
+            self.checkpoints.save(self.model, self.clock())
+            self._next_checkpoint = self._after(self.num_timesteps, self.checkpoint_freq)
+            self._pause += time.perf_counter() - start
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= min(self._next_evaluation, self.steps):
+            start = time.perf_counter()
+            clock = self.clock()
+            self._evaluate(clock)
+            self._next_evaluation = self._after(self.num_timesteps, self.eval_freq)
+            self._pause += time.perf_counter() - start
+            return os.getppid() == self.parent  # nobody is left who would want the result
+        return True
+
+    def _evaluate(self, clock: dict[str, float]) -> None:
+        normalization = self.model.get_vec_normalize_env()
+        returns = evaluate(self.model, self.env, normalization)
+        learner = getattr(self.model, "learner_agent", None)
+        row: dict[str, Any] = {column: "" for column in COLUMNS}
+        row.update({"steps": self.num_timesteps, **{key: f"{value:.2f}" for key, value in clock.items()}})
+        row.update({"mean": f"{returns.mean():.3f}", "std": f"{returns.std():.3f}"})
+        row.update({"champion": _number(getattr(self.model, "champion_fitness", None))})
+        if learner is not None:
+            deployed = getattr(self.model, "deploy", None) == "learner"  # then these are the same network
+            row["learner"] = f"{(returns if deployed else evaluate(learner, self.env, normalization)).mean():.3f}"
+        row.update({column: _number(self.last.values.get(key)) for column, key in LOGGED.items()})
+        self.curve.append(row)
+        others = "".join(f"  {name} {float(row[name]):9.1f}" for name in ("learner", "champion") if row[name] != "")
+        self.report(
+            f"{self.num_timesteps:>9d} steps  {clock['train_seconds']:7.0f} s"
+            f"  return {returns.mean():9.1f} +- {returns.std():7.1f}{others}"
+        )
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else f"{float(value):.6g}"

@@ -1,0 +1,12 @@
+"""Evolutionary reinforcement learning for Stable-Baselines3."""
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_erl.algorithms.erl_re2 import ERLRe2
+
+__version__ = "0.1.0"
+
+ALGOS: dict[str, type[BaseAlgorithm]] = {"erl_re2": ERLRe2}
+"""The single registry: the Zoo, the tests and the README read it."""
+
+__all__ = ["ALGOS", "ERLRe2", "__version__"]

@@ -1,0 +1,102 @@
+"""Checks of what users pass in; every message names the argument, what was expected, what came and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+
+
+class UnsupportedSpaceError(ValueError, AssertionError):
+    """An observation or action space that a class cannot work with (also an AssertionError, as SB3 raises it)."""
+
+
+def resolve_policy_and_env(
+    policy: Any, env: Any, default_policy: str, policy_aliases: Collection[str]
+) -> tuple[str | type[BasePolicy], Any]:
+    """
+    SB3's form ``Algo(policy, env)`` and the short form ``Algo(env)`` or ``Algo("Ant-v4")``.
+
+    :param policy: policy alias or class; or, with ``env=None``, an environment or a registered id
+    :param env: environment, registered id, or ``None``
+    :param default_policy: the policy of the short form
+    :param policy_aliases: known aliases
+    :return: policy and environment
+    :raises ValueError: if a string is neither a policy alias nor a registered id
+    :raises TypeError: if ``policy`` is something else altogether
+    """
+    if isinstance(policy, type) and issubclass(policy, BasePolicy):
+        return policy, env
+    if isinstance(policy, str):
+        if policy in policy_aliases or env is not None:
+            return policy, env
+        if ":" in policy or policy in gym.registry:
+            return default_policy, policy
+        close = difflib.get_close_matches(policy, list(gym.registry), n=3, cutoff=0.5)
+        raise ValueError(
+            f"policy must be one of {sorted(policy_aliases)} or, without env, the id of a registered environment; "
+            f"got {policy!r}. The closest ids are {close}"
+        )
+    if env is None and policy is not None and hasattr(policy, "observation_space"):
+        return default_policy, policy
+    raise TypeError(
+        f"policy must be an alias out of {sorted(policy_aliases)}, a policy class, an environment or an environment id; "
+        f"got {type(policy).__name__}"
+    )
+
+
+def check_spaces(name: str, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    :param name: of the class that is constructed
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :raises UnsupportedSpaceError: unless actions are a bounded Box and observations are no Dict or Tuple
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise UnsupportedSpaceError(
+            f"{name} needs an env with continuous actions (gymnasium.spaces.Box); got action_space={action_space}. "
+            "Use a continuous version of the task or a method for discrete actions such as DQN"
+        )
+    if not np.isfinite([*action_space.low.ravel(), *action_space.high.ravel()]).all():
+        raise UnsupportedSpaceError(
+            f"{name} needs an env whose actions have finite bounds; got action_space={action_space} (Continuous action space "
+            "must have a finite lower and upper bound). Wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
+        )
+    if isinstance(observation_space, spaces.Dict | spaces.Tuple):
+        raise UnsupportedSpaceError(
+            f"{name} needs an env with array observations; got observation_space={observation_space}. "
+            "Wrap it in gymnasium.wrappers.FlattenObservation or SB3's VecExtractDictObs"
+        )
+
+
+def check_range(
+    name: str, value: float, low: float, high: float = np.inf, *, integer: bool = False, open_low: bool = False
+) -> None:
+    """
+    :param name: of the argument
+    :param value: what came
+    :param low: smallest allowed value
+    :param high: largest allowed value
+    :param integer: whether it must be a whole number
+    :param open_low: whether ``low`` itself is excluded
+    :raises TypeError: if it is no number, or no integer where one is needed
+    :raises ValueError: if it is out of range
+    """
+    kind = int | np.integer if integer else int | float | np.integer | np.floating
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'an integer' if integer else 'a number'}; got {value!r} ({type(value).__name__})")
+    if not (low < value if open_low else low <= value) or not value <= high:
+        lower = f"{'greater than' if open_low else 'at least'} {low:g}"
+        upper = "" if np.isinf(high) else f" and at most {high:g}"
+        raise ValueError(f"{name} must be {lower}{upper}; got {value!r}")
+
+
+def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
+    """:raises ValueError: if ``value`` is not one of ``known``"""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {sorted(known, key=str)}; got {value!r}")

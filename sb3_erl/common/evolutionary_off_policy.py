@@ -1,0 +1,328 @@
+"""Base of all hybrids: a population, a gradient learner and one replay buffer."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
+
+from sb3_erl.common.checks import check_range, check_spaces, resolve_policy_and_env
+from sb3_erl.common.generation import GenerationalMixin, replacing
+from sb3_erl.common.seeding import Stream, scoped_generators
+from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.learners.base import Learner, LearnerSettings
+
+
+class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
+    """
+    Evolution and an off-policy learner that share what they see.
+
+    A generation is a straight line: ask, evaluate, tell, learn, exchange, deploy, log. Population and learner rollouts
+    run in one phase, on one VecEnv, into one replay buffer, in job order; so results do not depend on ``n_envs``.
+    Subclasses say which jobs a generation has, how episodes become fitness and what is exchanged.
+
+    :param policy: policy alias or class; or, without ``env``, the environment or its id
+    :param env: environment (vectorised or not), its id, or ``None`` for loading
+    :param learning_rate: a float or a schedule of the remaining progress
+    :param buffer_size: transitions in the replay buffer
+    :param learning_starts: steps before the first gradient update, see the subclass for whose steps
+    :param batch_size: transitions per gradient update
+    :param tau: soft update coefficient in [0, 1]
+    :param gamma: discount factor in [0, 1]
+    :param train_freq: with ``gradient_steps``: updates per counted environment step are
+        ``gradient_steps / train_freq``; ``(n, "episode")`` counts episodes. The updates follow each generation's rollouts
+    :param gradient_steps: see ``train_freq``; -1 for as many updates as steps were counted
+    :param action_noise: exploration noise of the learner
+    :param replay_buffer_class: an SB3 replay buffer class, chosen automatically if ``None``
+    :param replay_buffer_kwargs: further arguments of the replay buffer
+    :param optimize_memory_usage: SB3's memory-efficient replay buffer
+    :param n_steps: length of n-step returns, 1 for one-step targets
+    :param pop_size: number of individuals, at least 2
+    :param policy_kwargs: arguments of the policy
+    :param stats_window_size: episodes in the logged means
+    :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: seed of the run; all random numbers of a run derive from it
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
+    """
+
+    default_policy: ClassVar[str] = "MlpPolicy"
+    evolver: Evolver
+    learner: Any
+    pop_size: int
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule,
+        buffer_size: int,
+        learning_starts: int,
+        batch_size: int,
+        tau: float,
+        gamma: float,
+        train_freq: int | tuple[int, str],
+        gradient_steps: int,
+        action_noise: ActionNoise | None,
+        replay_buffer_class: type[ReplayBuffer] | None,
+        replay_buffer_kwargs: dict[str, Any] | None,
+        optimize_memory_usage: bool,
+        n_steps: int,
+        pop_size: int,
+        policy_kwargs: dict[str, Any] | None,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        verbose: int,
+        seed: int | None,
+        device: th.device | str,
+    ):
+        policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
+        self.pop_size = pop_size
+        self._init_generational()
+        self.n_learner_steps = 0
+        """Environment steps of the learner's own episodes over the life of the model."""
+        self._update_debt = 0.0
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            support_multi_env=True,
+            sde_support=False,
+        )
+        if getattr(self, "action_space", None) is not None:  # absent while loading
+            check_spaces(type(self).__name__, self.observation_space, self.action_space)
+
+    def _known_policies(self) -> list[str]:
+        return list(self.policy_aliases)
+
+    # ---------------------------------------------------------------- set-up
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument that is out of range"""
+        check_range("pop_size", self.pop_size, 2, integer=True)
+        check_range("buffer_size", self.buffer_size, 1, integer=True)
+        check_range("batch_size", self.batch_size, 1, integer=True)
+        check_range("learning_starts", self.learning_starts, 0)
+        check_range("gradient_steps", self.gradient_steps, -1, integer=True)
+        check_range("n_steps", self.n_steps, 1, integer=True)
+        check_range("tau", self.tau, 0, 1)
+        check_range("gamma", self.gamma, 0, 1)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
+        self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
+        self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
+        try:
+            super()._setup_model()
+        finally:
+            self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
+        self._setup_generational()
+        self._setup_parts()
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
+        return {}
+
+    @abstractmethod
+    def _setup_parts(self) -> None:
+        """Build learner, evolver and exchange; also runs in ``load``, before their tensors are loaded."""
+
+    # ---------------------------------------------------------------- the generation line
+
+    def _generation(self, callback: BaseCallback) -> bool:
+        """See :meth:`GenerationalMixin._generation`; ask -> evaluate -> tell -> learn -> exchange -> deploy -> log."""
+        rng = self._rng(Stream.EVOLUTION)
+        candidates = self.evolver.ask(rng)  # (pop_size, n_params)
+        jobs, actor = self._plan_rollouts(candidates)
+        episodes = self._evaluate(jobs, actor, callback)
+        if episodes is None:
+            return False
+        fitness = self._fitness(candidates, episodes)  # (pop_size,), None while the population is not evaluated
+        self._tell(candidates, fitness, rng)
+        if self._is_warm:
+            self.train(self._n_gradient_steps(episodes))
+            self._exchange(fitness)
+        self._deploy(candidates, fitness)
+        self._log_generation(fitness, episodes)
+        return True
+
+    @abstractmethod
+    def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
+        """
+        :param candidates: ``(pop_size, n_params)``
+        :return: the jobs of this generation, candidates from ``pop_size`` on being the learner, and who acts
+        """
+
+    @abstractmethod
+    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray | None:
+        """:return: ``(pop_size,)``, higher is better, NaN is worst; ``None`` if nobody was evaluated"""
+
+    @abstractmethod
+    def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
+        """Let the evolver make the next population."""
+
+    @abstractmethod
+    def _exchange(self, fitness: np.ndarray | None) -> None:
+        """Move parameters between learner and population."""
+
+    @abstractmethod
+    def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
+        """Write ``policy.deployed``, the only place that does."""
+
+    def _log_generation(self, fitness: np.ndarray | None, episodes: EpisodeBatch) -> None:
+        self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
+        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size]
+        if learner:
+            self.logger.record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
+        if fitness is not None:
+            self._log_population(fitness)
+
+    # ---------------------------------------------------------------- rollouts
+
+    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """Add one job's transitions to the replay buffer; see :class:`~sb3_erl.evaluation.base.Recorder`."""
+        buffer = self.replay_buffer
+        assert buffer is not None
+        if job.candidate >= self.pop_size:
+            self.n_learner_steps += len(transitions)
+        for step in transitions:
+            done, info = step.done, step.info
+            if info.get("TimeLimit.truncated", False) and not buffer.handle_timeout_termination:
+                done = done and "terminal_observation" in info  # a cut rollout did not end
+            row = (step.observation[None], step.next_observation[None], step.action[None])
+            buffer.add(*row, np.array([step.reward]), np.array([done]), [info])
+
+    def _after_episodes(self, n_episodes: int) -> None:
+        self._episode_num += n_episodes
+
+    def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
+        """Exploration of the learner: uniform while it has not begun to learn, then its noise."""
+        if self.n_learner_steps < self.learning_starts:
+            return UniformExploration()
+        return None if noise is None else NoiseExploration(noise)
+
+    # ---------------------------------------------------------------- learning
+
+    def _n_gradient_steps(self, episodes: EpisodeBatch) -> int:
+        """Updates for these episodes; what integer division leaves over is kept for the next generation."""
+        if self.gradient_steps < 0:
+            return episodes.n_timesteps
+        assert isinstance(self.train_freq, TrainFreq)
+        per_episode = self.train_freq.unit == TrainFrequencyUnit.EPISODE
+        count = len(episodes.episodes) if per_episode else episodes.n_timesteps
+        self._update_debt += self.gradient_steps * count / self.train_freq.frequency
+        n_updates = int(self._update_debt + 1e-9)
+        self._update_debt -= n_updates
+        return n_updates
+
+    @property
+    def _is_warm(self) -> bool:
+        """Whether the learner learns."""
+        return self.n_learner_steps >= self.learning_starts
+
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """
+        Gradient updates on the replay buffer, with random numbers of the current address.
+
+        :param gradient_steps: number of updates
+        :param batch_size: transitions per update, the model's own by default
+        """
+        buffer, size = self.replay_buffer, self.batch_size if batch_size is None else batch_size
+        assert buffer is not None
+        if gradient_steps <= 0 or buffer.size() == 0:
+            return
+        self.policy.set_training_mode(True)
+        self._apply_settings()
+        with scoped_generators(self.address.sequence(Stream.LEARNING)):
+            metrics = self._update(lambda: buffer.sample(size, env=self._vec_normalize_env), gradient_steps)
+        self.policy.set_training_mode(False)
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
+
+    def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
+        return self.learner_rule.update(sample, n_updates)
+
+    learner_rule: Learner
+
+    def _apply_settings(self) -> None:
+        """Hand the model's current constants and learning rates to the learner."""
+        settings: LearnerSettings = self.learner_rule.settings
+        settings.gamma, settings.tau = self.gamma, self.tau
+        self.learner_rule.n_updates = self._n_updates
+        self._update_learning_rate(list(self.learner_rule.optimizers.values()))
+
+    # ---------------------------------------------------------------- agents
+
+    @property
+    def learner_agent(self) -> BasePolicy:
+        """The learner's actor; has ``predict``, for ``evaluate_policy``."""
+        return self.actor  # type: ignore[return-value]
+
+    @abstractmethod
+    def individual(self, index: int) -> BasePolicy:
+        """
+        :param index: slot in the population, from 0
+        :return: a policy of its own with the individual's parameters; has ``predict``
+        """
+
+    # ---------------------------------------------------------------- saving
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer; a crash while saving leaves the previous file whole.
+
+        :param path: file name (``.pkl`` is added) or open file
+        """
+        if not isinstance(path, str | pathlib.Path):
+            return super().save_replay_buffer(path)
+        path = pathlib.Path(path)
+        if path.suffix == "":
+            path = path.with_suffix(".pkl")
+        with replacing(path) as temporary:
+            super().save_replay_buffer(temporary)
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool"]
+        return [*super()._excluded_save_params(), *own]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *self.learner_rule.optimizers, "evolver"], []
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: a generation is the unit of work, see :meth:`learn`."""
+        raise NotImplementedError(f"{type(self).__name__} collects whole generations; call learn() instead")

@@ -1,0 +1,219 @@
+"""``learn`` and the generation line, written once for all algorithms."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_erl.common.checks import check_range
+from sb3_erl.common.seeding import Address, Stream
+from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
+from sb3_erl.evaluation.vectorized import VectorizedEvaluator
+
+SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
+
+
+class GenerationalMixin(BaseAlgorithm):
+    """
+    What both bases share: the loop over generations, evaluation phases with callbacks, addresses, atomic saves.
+
+    Stands before an SB3 base class in the method resolution order.
+    """
+
+    n_generations: int
+    """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
+    phase: int
+    """Begun generations, finished or not: the part of every random address that moves on."""
+    run_seed: int | None
+
+    _callback: BaseCallback | None
+    _evaluator: VectorizedEvaluator | None
+
+    def _init_generational(self) -> None:
+        """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
+        self.n_generations = 0
+        self.phase = 0
+        self.run_seed = None
+        self._callback = None
+        self._evaluator = None
+
+    def _setup_generational(self) -> None:
+        """To be called in ``_setup_model``, which also runs in ``load``: keeps what was loaded."""
+        if self.seed is not None:
+            self.run_seed = int(self.seed)
+        elif self.run_seed is None:
+            self.run_seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+
+    # ---------------------------------------------------------------- randomness
+
+    @property
+    def address(self) -> Address:
+        """Root of all random numbers of the current phase."""
+        assert self.run_seed is not None
+        return Address(self.run_seed, self.phase)
+
+    def _rng(self, stream: Stream) -> np.random.Generator:
+        return self.address.rng(stream)
+
+    # ---------------------------------------------------------------- the loop
+
+    def learn(  # type: ignore[override]
+        self: SelfGenerational,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfGenerational:
+        """
+        Train for a number of environment steps, counted over population and learner.
+
+        Stops exactly at ``total_timesteps`` with one environment, also inside an episode; the unfinished generation is
+        then dropped: its transitions stay in the replay buffer and its steps count, but nothing is learned from it.
+
+        :param total_timesteps: environment steps; floats such as ``1e6`` are fine
+        :param callback: called at every vector step
+        :param log_interval: generations between two log tables, ``None`` for no automatic log
+        :param tb_log_name: name of the TensorBoard run, the class name by default
+        :param reset_num_timesteps: whether to count from 0 again
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :return: the model
+        :raises ValueError: if ``total_timesteps`` is not positive
+        """
+        check_range("total_timesteps", total_timesteps, 0, open_low=True)
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        total_timesteps, callback = self._setup_learn(
+            int(total_timesteps), callback, reset_num_timesteps, name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        self._evaluator = self._make_evaluator()
+        while self.num_timesteps < total_timesteps:
+            self.phase += 1
+            if not self._generation(callback):
+                break
+            self.n_generations += 1
+            if log_interval is not None and self.n_generations % log_interval == 0:
+                self.dump_logs()
+        callback.on_training_end()
+        return self
+
+    def _generation(self, callback: BaseCallback) -> bool:
+        """
+        One generation.
+
+        :param callback: called at every vector step
+        :return: whether training goes on; ``False`` if a callback or the budget stopped it inside this generation
+        """
+        raise NotImplementedError
+
+    def _make_evaluator(self) -> VectorizedEvaluator:
+        assert self.env is not None, "You must set the environment before calling learn()"
+        shape = self.action_space.shape
+        assert shape is not None
+        return VectorizedEvaluator(self.env, self._vec_normalize_env, self.policy.unscale_action, shape)
+
+    def _evaluate(self, jobs: Sequence[Job], actor: PopulationActor, callback: BaseCallback) -> EpisodeBatch | None:
+        """
+        Run jobs with callbacks, counters and buffer attached.
+
+        :return: the episodes, ``None`` if a callback or the budget stopped the phase
+        """
+        assert self._evaluator is not None
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        self._callback = callback
+        try:
+            episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
+        finally:
+            self._callback = None
+        if episodes is not None:
+            callback.on_rollout_end()
+        return episodes
+
+    # ---------------------------------------------------------------- what the evaluator reports
+
+    def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
+        """Count a vector step and ask the callbacks; see :class:`~sb3_erl.evaluation.base.Recorder`."""
+        assert self._callback is not None
+        self.num_timesteps += int(running.sum())
+        self._last_obs = variables["new_obs"]
+        self._callback.update_locals(variables)
+        if not self._callback.on_step():
+            return False
+        busy = np.flatnonzero(running)
+        self._update_info_buffer([variables["infos"][i] for i in busy], variables["dones"][busy])
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self._after_episodes(int(variables["dones"].sum()))
+        return self.num_timesteps < self._total_timesteps
+
+    def _after_episodes(self, n_episodes: int) -> None:
+        """Count finished episodes."""
+
+    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """Nothing to store without a replay buffer."""
+
+    # ---------------------------------------------------------------- logging
+
+    def _log_population(self, fitness: np.ndarray) -> None:
+        finite = fitness[np.isfinite(fitness)]
+        for name in ("max", "mean", "std"):
+            value = getattr(finite, name)() if len(finite) else np.nan
+            self.logger.record(f"population/fitness_{name}", float(value))
+
+    # ---------------------------------------------------------------- saving
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save everything but transitions to an SB3 zip file; a crash while saving leaves the previous file whole.
+
+        :param path: file name (``.zip`` is added) or open file
+        :param exclude: attributes to leave out
+        :param include: attributes to save although they are excluded by default
+        """
+        if isinstance(path, str | pathlib.Path):
+            path = pathlib.Path(path)
+            if path.suffix == "":
+                path = path.with_suffix(".zip")
+            with replacing(path) as temporary:
+                super().save(temporary, exclude, include)
+        else:
+            super().save(path, exclude, include)
+
+
+@contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file beside ``path`` that takes its name once it is written completely."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}.", dir=path.parent)
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+

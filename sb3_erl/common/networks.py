@@ -1,0 +1,200 @@
+"""Network pieces that the published systems share: the layer norm of the ERL family and stacks of towers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6
+
+
+class _StdNormFunction(torch.autograd.Function):
+    """``scale * (x - mean) / (std + eps) + shift`` with a hand-written backward (a third of autograd's kernels)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed = x - x.mean(-1, keepdim=True)  # torch.var_mean is several times slower on the CPU
+        std = torch.linalg.vector_norm(normed, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
+        normed.div_(std + NORM_EPSILON)
+        return torch.addcmul(shift, normed, scale), normed, std
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        _, scale, shift = inputs
+        _, normed, std = output
+        ctx.mark_non_differentiable(normed, std)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(normed, std, scale)
+        ctx.shift_shape = shift.shape
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def, override]
+        normed, std, scale = ctx.saved_tensors
+        grad_x = grad_scale = grad_shift = None
+        if grad is None:
+            return None, None, None
+        product = grad * normed
+        if ctx.needs_input_grad[1]:
+            grad_scale = product.sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            grad_shift = grad.sum_to_size(ctx.shift_shape)
+        if ctx.needs_input_grad[0]:
+            width = normed.shape[-1]
+            column = scale.transpose(-1, -2) if scale.dim() > 1 else scale[:, None]
+            # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
+            along = (product @ column) * ((std + NORM_EPSILON) / (std * (width - 1)))
+            mean = (grad @ column) / width
+            grad_x = torch.mul(grad, scale, out=product)  # the largest tensors here: no new memory
+            grad_x.sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
+        return grad_x, grad_scale, grad_shift
+
+
+class StdNorm(nn.Module):
+    """
+    Layer norm of the ERL code family: ``scale * (x - mean) / (std + 1e-6) + shift``.
+
+    Source: ``LayerNorm`` in the authors' code of ERL, PDERL and ERL-Re2. It differs from ``torch.nn.LayerNorm``: the
+    standard deviation has the divisor ``n - 1`` and the epsilon is added outside the root.
+
+    :param size: number of features, at least 2
+    :param n_towers: with towers the input is ``(n_towers, batch, size)`` and each tower has its own scale and shift
+
+    >>> StdNorm(2)(torch.tensor([[0.0, 2.0]])).tolist()
+    [[-0.7071..., 0.7071...]]
+    """
+
+    def __init__(self, size: int, n_towers: int | None = None):
+        super().__init__()
+        if size < 2:
+            raise ValueError(f"layer norm needs at least 2 units per layer, got {size}; widen the layer in net_arch")
+        shape = (size,) if n_towers is None else (n_towers, 1, size)
+        self.scale = nn.Parameter(torch.ones(shape))
+        self.shift = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor, n_towers: int | None = None) -> Tensor:
+        """
+        :param x: ``(..., size)``, or ``(towers, batch, size)`` for a stack
+        :param n_towers: use only the first towers of a stack
+        :return: same shape as ``x``
+        """
+        scale, shift = first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
+        return _StdNormFunction.apply(x, scale, shift)[0]  # type: ignore[no-untyped-call]
+
+
+def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:
+    """The first towers of a stacked tensor; the tensor itself for all (a slice costs a zero-filled gradient)."""
+    return stack if n_towers is None or n_towers == stack.shape[0] else stack[:n_towers]
+
+
+class StackedLinear(nn.Module):
+    """
+    ``n_towers`` independent linear layers evaluated by one batched product.
+
+    Initialised tower by tower like ``torch.nn.Linear``: uniform in ``±1/sqrt(in_features + n_context)``. The weight is
+    stored as ``(n_towers, in_features, out_features)``, so that its gradient comes out in the same memory layout.
+
+    :param n_towers: number of layers side by side
+    :param in_features: size of the last input axis
+    :param out_features: size of the last output axis
+    :param n_context: further inputs that a whole batch has in common; they have a weight of their own
+    """
+
+    def __init__(self, n_towers: int, in_features: int, out_features: int, n_context: int = 0):
+        super().__init__()
+        bound = 1.0 / math.sqrt(max(in_features + n_context, 1))
+        self.weight = nn.Parameter(torch.empty(n_towers, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_towers, 1, out_features).uniform_(-bound, bound))
+        self.context_weight = None
+        if n_context > 0:
+            self.context_weight = nn.Parameter(torch.empty(n_towers, n_context, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, n_towers: int | None = None) -> Tensor:
+        """
+        :param x: ``(batch, in_features)`` shared by all towers, or ``(towers, batch, in_features)``
+        :param context: ``(towers, 1, n_context)``
+        :param n_towers: use only the first towers
+        :return: ``(towers, batch, out_features)``
+        """
+        weight, bias = first_towers(self.weight, n_towers), first_towers(self.bias, n_towers)
+        if context is not None and self.context_weight is not None:
+            bias = torch.baddbmm(bias, context, first_towers(self.context_weight, n_towers))
+        if x.dim() == 2:
+            x = x.expand(weight.shape[0], *x.shape)
+        return torch.baddbmm(bias, x, weight)
+
+
+class Towers(nn.Module):
+    """
+    A stack of independent value networks: ``[linear, norm, activation] * len(net_arch), linear -> 1``.
+
+    :param n_towers: number of value estimates
+    :param in_features: size of the input without the context
+    :param net_arch: widths of the hidden layers
+    :param n_context: further inputs that a whole batch has in common
+    :param layer_norm: put a :class:`StdNorm` before each activation
+    :param output_scale: factor on the initial weights and biases of the last layer
+    """
+
+    def __init__(
+        self,
+        n_towers: int,
+        in_features: int,
+        net_arch: Sequence[int],
+        n_context: int = 0,
+        layer_norm: bool = True,
+        output_scale: float = 1.0,
+    ):
+        super().__init__()
+        widths = [in_features, *net_arch, 1]
+        contexts = [n_context] + [0] * len(net_arch)
+        sizes = zip(widths[:-1], widths[1:], contexts, strict=True)
+        layers = [StackedLinear(n_towers, a, b, n_context=c) for a, b, c in sizes]
+        self.hidden = nn.ModuleList(layers[:-1])
+        self.norms = nn.ModuleList(StdNorm(width, n_towers) for width in net_arch) if layer_norm else None
+        self.out = layers[-1]
+        scale_parameters(self.out, output_scale)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, n_towers: int | None = None) -> Tensor:
+        """
+        :param x: ``(batch, in_features)``
+        :param context: see :meth:`StackedLinear.forward`
+        :param n_towers: evaluate only the first towers
+        :return: ``(towers, batch, 1)``
+        """
+        for index, layer in enumerate(self.hidden):
+            x = layer(x, context if index == 0 else None, n_towers)
+            if self.norms is not None:
+                x = self.norms[index](x, n_towers)
+            x = F.leaky_relu_(x)
+        return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
+
+
+def mlp(in_features: int, net_arch: Sequence[int], activation_fn: type[nn.Module], layer_norm: bool) -> nn.Sequential:
+    """
+    :param in_features: size of the input
+    :param net_arch: widths of the layers; empty for the identity
+    :param activation_fn: activation after each layer
+    :param layer_norm: put a :class:`StdNorm` before each activation
+    :return: ``[linear, norm, activation] * len(net_arch)``
+    """
+    layers: list[nn.Module] = []
+    for width in net_arch:
+        layers.append(nn.Linear(in_features, width))
+        if layer_norm:
+            layers.append(StdNorm(width))
+        layers.append(activation_fn())
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+def scale_parameters(module: nn.Module, factor: float) -> None:
+    """Multiply all parameters of a module in place (the 0.1 on output layers of the ERL code family)."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(factor)

@@ -1,0 +1,1 @@
+"""Who steps the environments; the same answer from each back-end."""

@@ -1,0 +1,184 @@
+"""
+Acting for many candidates at once, with per-row arithmetic.
+
+``numpy.matmul`` on stacked matrices runs one matrix-vector product per row, so a row's action does not depend on how
+many candidates run side by side, and one call per layer serves them all. For one or a few candidates this is also
+several times faster than a torch forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.sac.policies import Actor as SACActor
+from torch import nn
+
+from sb3_erl.common.networks import NORM_EPSILON, StdNorm
+from sb3_erl.common.parameters import ParameterLayout, write_parameters
+
+Stack = tuple[np.ndarray, ...]
+"""Arrays with one row per candidate, or one row shared by all."""
+
+
+def _elu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: lambda x: np.maximum(x, 0),
+    nn.ELU: _elu,
+    nn.LeakyReLU: lambda x: np.where(x > 0, x, np.float32(0.01) * x),
+    nn.Sigmoid: lambda x: 1 / (1 + np.exp(-x)),
+    nn.SiLU: lambda x: x / (1 + np.exp(-x)),
+    nn.Identity: lambda x: x,
+}
+
+
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return np.matmul(weight, x[..., None])[..., 0] + bias
+
+
+def _std_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    std = np.sqrt(np.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1))
+    return centred / (std + np.float32(NORM_EPSILON)) * scale + shift
+
+
+def supported(modules: Sequence[nn.Module]) -> bool:
+    """Whether :class:`NumpyActor` can run this sequence of modules."""
+    known = all(isinstance(m, nn.Linear | StdNorm) or type(m) in ACTIVATIONS for m in modules)
+    plain = all(m.alpha == 1.0 for m in modules if isinstance(m, nn.ELU))
+    slopes = all(m.negative_slope == 0.01 for m in modules if isinstance(m, nn.LeakyReLU))
+    return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
+
+
+class NumpyActor:
+    """
+    Plain networks (linear, norm, activation) of many candidates; the last activation bounds the action.
+
+    :param modules: the layers in order; their own parameters are not read
+    :param stacks: for each module with parameters its (weight, bias) or (scale, shift), each with a leading axis of
+        length ``n_candidates``, or 1 where all candidates share it
+    :raises ValueError: if a module is of an unknown kind
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], stacks: Sequence[Stack]):
+        if not supported(modules):
+            raise ValueError(f"modules must be linear layers, norms and plain activations; got {list(modules)}")
+        remaining = iter(stacks)
+        self._layers: list[tuple[Callable[..., np.ndarray], Stack]] = []
+        for module in modules:
+            if isinstance(module, nn.Linear):
+                self._layers.append((_linear, next(remaining)))
+            elif isinstance(module, StdNorm):
+                self._layers.append((_std_norm, next(remaining)))
+            else:
+                self._layers.append((ACTIVATIONS[type(module)], ()))
+        self._gathered: list[Stack] = []
+        self._candidates: tuple[int, ...] | None = None
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        candidates = tuple(candidates)
+        if candidates != self._candidates:  # slots change hands only when a job ends
+            index = list(candidates)
+            self._gathered = [tuple(a if len(a) == 1 else a[index] for a in stack) for _, stack in self._layers]
+            self._candidates = candidates
+        x = np.asarray(observations, dtype=np.float32).reshape(len(candidates), -1)
+        for (function, _), stack in zip(self._layers, self._gathered, strict=True):
+            x = function(x, *stack)
+        return x
+
+
+def stacks_of(modules: Sequence[nn.Module]) -> list[Stack]:
+    """One row per tensor: the parameters of one network, to be shared or stacked with others."""
+    with_parameters = (m for m in modules if isinstance(m, nn.Linear | StdNorm))
+    return [tuple(p.detach().cpu().numpy()[None] for p in m.parameters()) for m in with_parameters]
+
+
+class ModuleActor:
+    """
+    Any policy network, one copy per candidate; for extractors and layers that :class:`NumpyActor` does not know.
+
+    :param networks: one network per candidate
+    """
+
+    def __init__(self, networks: Sequence[BasePolicy]):
+        self._networks = networks
+        for network in networks:
+            network.set_training_mode(False)
+
+    @torch.no_grad()
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        rows = []
+        for observation, candidate in zip(observations, candidates, strict=True):
+            network = self._networks[candidate]
+            tensor, _ = network.obs_to_tensor(np.asarray(observation))
+            rows.append(network._predict(tensor, deterministic=True).cpu().numpy().reshape(1, -1))
+        return np.concatenate(rows)
+
+
+class NetworkPool:
+    """
+    Networks that are kept between generations and overwritten with each generation's vectors.
+
+    :param make: makes one network
+    """
+
+    def __init__(self, make: Callable[[], BasePolicy]):
+        self._make = make
+        self._networks: list[BasePolicy] = []
+
+    def filled(self, vectors: torch.Tensor, buffers_of: nn.Module | None = None) -> list[BasePolicy]:
+        """
+        :param vectors: ``(n, n_params)``
+        :param buffers_of: a network whose running statistics all take over
+        :return: n networks with these parameters
+        """
+        while len(self._networks) < len(vectors):
+            self._networks.append(self._make())
+        for network, vector in zip(self._networks, vectors, strict=False):
+            write_parameters(vector, network)
+            if buffers_of is not None:
+                for place, value in zip(network.buffers(), buffers_of.buffers(), strict=True):
+                    place.copy_(value)
+        return self._networks[: len(vectors)]
+
+
+def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
+    """
+    :param actor: a deterministic actor, or a stochastic one whose mean is squashed by tanh
+    :return: its layers from flat observation to action if :class:`NumpyActor` can run them, else ``None``
+    """
+    space = actor.observation_space
+    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
+    if not flat or is_image_space(space, check_channels=False):
+        return None
+    if isinstance(actor, SACActor):
+        modules = [*actor.latent_pi, actor.mu, nn.Tanh()] if not actor.use_sde else []
+    elif hasattr(actor, "trunk") and hasattr(actor, "head"):
+        modules = [*actor.trunk, actor.head, nn.Tanh()]
+    else:
+        modules = list(getattr(actor, "mu", []))
+    return modules if modules and isinstance(modules[-1], nn.Tanh) and supported(modules) else None
+
+
+def stacks_from_vectors(actor: nn.Module, modules: Sequence[nn.Module], vectors: np.ndarray) -> list[Stack]:
+    """
+    :param actor: the network whose parameters the vectors hold
+    :param modules: some of its modules
+    :param vectors: ``(n, n_params)``
+    :return: one stack per module with parameters, ``n`` rows each
+    """
+    name_of = {id(parameter): name for name, parameter in actor.named_parameters()}
+    tensors = ParameterLayout.of(actor).split(vectors)
+    with_parameters = (m for m in modules if isinstance(m, nn.Linear | StdNorm))
+    return [tuple(np.ascontiguousarray(tensors[name_of[id(p)]]) for p in m.parameters()) for m in with_parameters]

@@ -1,0 +1,153 @@
+"""The default back-end: jobs on the slots of the user's own VecEnv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_erl.common.seeding import Address, Stream
+from sb3_erl.evaluation.base import ActionMap, Episode, EpisodeBatch, Job, PopulationActor, Recorder, Transition
+from sb3_erl.evaluation.slots import SlotResetter
+
+
+@dataclass
+class _Running:
+    """A job in a slot, or waiting to be stored."""
+
+    number: int
+    job: Job
+    transitions: list[Transition] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    episode: Episode | None = None
+
+
+class VectorizedEvaluator:
+    """
+    One job per environment slot; a freed slot takes the next job; one batched forward serves all running jobs.
+
+    Transitions are stored in job order. Fitness reads raw rewards although VecNormalize scales what the learner sees.
+    Slots without a job are stepped with the zero action (a VecEnv steps all its environments) but neither counted,
+    stored nor shown to callbacks as finished.
+
+    :param env: any SB3 VecEnv
+    :param vec_normalize: the VecNormalize wrapper in ``env``, if there is one
+    :param unscale_action: from [-1, 1] to the environment's box
+    :param action_shape: shape of one action
+    """
+
+    def __init__(
+        self, env: VecEnv, vec_normalize: VecNormalize | None, unscale_action: ActionMap, action_shape: tuple[int, ...]
+    ):
+        self.env = env
+        self.vec_normalize = vec_normalize
+        self.unscale_action = unscale_action
+        self.action_shape = action_shape
+        self.reset_slot = SlotResetter(env)
+
+    def evaluate(
+        self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder
+    ) -> EpisodeBatch | None:
+        """See :class:`~sb3_erl.evaluation.base.Evaluator`."""
+        n_envs = self.env.num_envs
+        queue = [_Running(number, job) for number, job in enumerate(jobs)]
+        waiting = iter(queue)
+        slots: list[_Running | None] = [None] * n_envs
+        space = self.env.observation_space
+        obs = np.zeros((n_envs, *space.shape), dtype=space.dtype)  # type: ignore[misc]
+        original = obs.copy()
+        actions = np.zeros((n_envs, int(np.prod(self.action_shape))), dtype=np.float32)
+        n_stored = 0
+        try:
+            for index in range(n_envs):
+                self._start(index, waiting, slots, obs, original, address)
+            while any(slots):
+                self._act(slots, actor, obs, actions)
+                stepped = self._step(slots, actions, obs, original, recorder)
+                if not stepped:
+                    return None
+                for index, running in enumerate(slots):
+                    if running is not None and running.episode is not None:
+                        self._start(index, waiting, slots, obs, original, address)
+                n_stored = self._store(queue, n_stored, recorder)
+        finally:  # an interrupted phase loses nothing that was stepped
+            if n_stored < len(queue):
+                self._store(queue, n_stored, recorder, unfinished=True)
+        episodes = tuple(running.episode for running in queue if running.episode is not None)
+        return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
+
+    def _start(self, index: int, waiting: Any, slots: list, obs: np.ndarray, original: np.ndarray, address: Address) -> None:
+        slots[index] = running = next(waiting, None)
+        if running is None:
+            return
+        job = running.job
+        key = (job.candidate, job.episode)
+        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *key))
+        if job.explorer is not None:
+            job.explorer.begin(address.sequence(Stream.EXPLORATION, *key))
+
+    @staticmethod
+    def _act(slots: list[_Running | None], actor: PopulationActor, obs: np.ndarray, actions: np.ndarray) -> None:
+        busy = [index for index, running in enumerate(slots) if running is not None]
+        rows = obs if len(busy) == len(slots) else obs[busy]
+        actions[busy] = actor(rows, [slots[index].job.candidate for index in busy])  # type: ignore[union-attr]
+        for index in busy:
+            explorer = slots[index].job.explorer  # type: ignore[union-attr]
+            if explorer is not None:
+                actions[index] = explorer(obs[index], actions[index])
+
+    def _step(
+        self, slots: list[_Running | None], scaled: np.ndarray, obs: np.ndarray, original: np.ndarray, recorder: Recorder
+    ) -> bool:
+        """One vector step; returns whether to go on."""
+        buffer_actions = scaled.reshape(len(slots), *self.action_shape)
+        actions = self.unscale_action(buffer_actions)
+        new_obs, rewards, all_dones, infos = self.env.step(actions)
+        running = np.array([slot is not None for slot in slots])
+        dones = all_dones & running
+        go_on = recorder.after_step({**locals(), "env": self.env}, running)
+        normalizer = self.vec_normalize
+        new_original = new_obs if normalizer is None else normalizer.get_original_obs()
+        raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+        for index, slot in enumerate(slots):
+            if slot is None:
+                continue
+            info, done = infos[index], bool(dones[index])
+            last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
+            if done and info.get("terminal_observation") is not None:
+                last = last_original = info["terminal_observation"]
+                if normalizer is not None:
+                    last_original = normalizer.unnormalize_obs(last)  # type: ignore[assignment]
+            truncated = done and bool(info.get("TimeLimit.truncated", False))
+            cut = not done and slot.job.horizon is not None and len(slot.rewards) + 1 >= slot.job.horizon
+            if cut:  # the rollout is abandoned here: to the buffer this is a time limit
+                info = {**info, "TimeLimit.truncated": True}
+            slot.rewards.append(float(raw_rewards[index]))
+            slot.transitions.append(
+                Transition(
+                    original[index].copy(),
+                    np.array(last_original, dtype=original.dtype),
+                    buffer_actions[index].copy(),
+                    slot.rewards[-1],
+                    done or cut,
+                    info,
+                )
+            )
+            if done or cut:
+                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut)
+        obs[...] = new_obs
+        original[...] = new_original
+        return go_on
+
+    @staticmethod
+    def _store(queue: list[_Running], n_stored: int, recorder: Recorder, unfinished: bool = False) -> int:
+        """Store jobs in order as far as they are finished; returns how many are stored."""
+        while n_stored < len(queue) and (unfinished or queue[n_stored].episode is not None):
+            running = queue[n_stored]
+            recorder.store(running.job, running.transitions)
+            running.transitions = []
+            n_stored += 1
+        return n_stored

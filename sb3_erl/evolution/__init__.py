@@ -1,0 +1,1 @@
+"""Who proposes candidates: evolvers with ask and tell."""

@@ -1,0 +1,140 @@
+"""The genetic algorithm of the ERL family."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.evolution.base import Evolver, check_told, to_numpy
+from sb3_erl.operators import CROSSOVERS, MUTATIONS
+from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+
+
+def count_elites(elite_fraction: float, pop_size: int) -> int:
+    """
+    ``max(1, int(elite_fraction * pop_size))`` without the rounding error of the product (0.3 * 10 is 3).
+
+    >>> count_elites(0.3, 10), count_elites(0.2, 5), count_elites(0.1, 5)
+    (3, 1, 1)
+    """
+    return max(1, int(elite_fraction * pop_size + 1e-9))
+
+
+class GA(Evolver):
+    """
+    Tournament selection, protected elite copies, crossover of elite and winner copies, mutation of everybody else.
+
+    Khadka & Tumer (2018), https://arxiv.org/abs/1805.07917, algorithm 1, as in the authors' code (2018 revision), see
+    :func:`~sb3_erl.operators.selection.plan_epoch`. Difference: distinct winners are taken in ascending order (the
+    authors' order is that of a Python set).
+
+    :param candidates: ``(pop_size, n_params)``, the initial population
+    :param layout: tensors of one individual
+    :param elite_fraction: share of the population that survives unchanged, at least one individual
+    :param tournament_size: contestants per tournament, at least 2
+    :param mutation_prob: probability of mutating an unprotected individual
+    :param crossover_prob: probability of crossing two winners in place
+    :param crossover: key of ``sb3_erl.operators.CROSSOVERS`` or an operator class
+    :param crossover_kwargs: further arguments of the crossover operator
+    :param mutation: key of ``sb3_erl.operators.MUTATIONS`` or an operator class
+    :param mutation_kwargs: further arguments of the mutation operator
+    :param odd_winners: an odd number of winners is completed by a ``"random"`` one (paper's code) or by that of the
+        ``"last"`` tournament (the authors' later code)
+    :raises ValueError: if a number is out of range or a key is unknown
+    """
+
+    def __init__(
+        self,
+        candidates: Tensor,
+        layout: ParameterLayout,
+        elite_fraction: float = 0.1,
+        tournament_size: int = 3,
+        mutation_prob: float = 0.9,
+        crossover_prob: float = 0.0,
+        crossover: str | type = "rows",
+        crossover_kwargs: dict[str, Any] | None = None,
+        mutation: str | type = "gaussian",
+        mutation_kwargs: dict[str, Any] | None = None,
+        odd_winners: Literal["random", "last"] = "random",
+    ):
+        super().__init__(candidates)
+        if tournament_size < 2:
+            raise ValueError(f"tournament_size must be at least 2; got {tournament_size}")
+        self.n_elites = count_elites(elite_fraction, self.pop_size)
+        if self.n_elites >= self.pop_size:
+            raise ValueError(
+                f"elite_fraction={elite_fraction} keeps {self.n_elites} of pop_size={self.pop_size} individuals, which leaves "
+                "none to vary; lower elite_fraction or raise pop_size"
+            )
+        self.tournament_size, self.odd_winners = tournament_size, odd_winners
+        self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
+        self.crossover = _operator("crossover", crossover, CROSSOVERS)(layout, **(crossover_kwargs or {}))
+        self.mutation = _operator("mutation", mutation, MUTATIONS)(layout, **(mutation_kwargs or {}))
+        self.epoch: Epoch | None = None
+        """The last epoch's decisions, ``None`` before the first :meth:`tell`."""
+
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        """See :meth:`Evolver.ask`; the whole population is evaluated."""
+        return self.candidates.clone()
+
+    def tell(
+        self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None
+    ) -> None:
+        """
+        Replace the population by its successors.
+
+        :param candidates: ``(pop_size, n_params)`` as they were evaluated; not written
+        :param fitness: ``(pop_size,)``, higher is better
+        :param rng: generator
+        :param migrants: ``(n, n_params)``: individuals from outside that take unselected slots
+        """
+        check_told(candidates, fitness)
+        n_migrants = 0 if migrants is None else len(migrants)
+        draws = GeneratorDraws(rng)
+        ranking = rank_best_first(fitness)
+        n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
+        winners = tournament_winners(ranking, n_tournaments, self.tournament_size, draws)
+        self.epoch = plan_epoch(
+            ranking,
+            sorted(set(winners)),
+            draws,
+            n_elites=self.n_elites,
+            n_migrants=n_migrants,
+            crossover_prob=self.crossover_prob,
+            mutation_prob=self.mutation_prob,
+            repeat="random" if self.odd_winners == "random" else winners[-1],
+        )
+        old = to_numpy(candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)]))
+        self.candidates.copy_(torch.from_numpy(self.vary(old, self.epoch, rng)))
+
+    def vary(self, individuals: np.ndarray, epoch: Epoch, rng: np.random.Generator) -> np.ndarray:
+        """
+        Carry out the decisions of an epoch.
+
+        :param individuals: ``(pop_size + n_migrants, n_params)``
+        :param epoch: who is copied, crossed and mutated
+        :param rng: generator for the operators
+        :return: ``(pop_size, n_params)``, the next population
+        """
+        new = individuals[: self.pop_size].copy()
+        for copies, pairs in zip(epoch.copies, epoch.crossings, strict=True):
+            for source, slot in copies:
+                new[slot] = individuals[source]
+            if pairs:
+                first, second = np.array(pairs).T
+                new[first], new[second] = self.crossover(new[first], new[second], rng)
+        if epoch.mutants:
+            new[epoch.mutants] = self.mutation(new[epoch.mutants], rng)
+        return new
+
+
+def _operator(argument: str, choice: str | type, known: dict[str, Any]) -> Any:
+    if not isinstance(choice, str):
+        return choice
+    if choice not in known:
+        raise ValueError(f"{argument} must be one of {sorted(known)} or an operator class; got {choice!r}")
+    return known[choice]

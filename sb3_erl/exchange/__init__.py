@@ -1,0 +1,1 @@
+"""Traffic of parameters between learner and population."""

@@ -1,0 +1,1 @@
+"""Episodes in, one score per candidate out; higher is better."""

@@ -1,0 +1,1 @@
+"""Gradient rules: a batch in, metrics out."""

@@ -1,0 +1,114 @@
+"""What a gradient learner is: a policy's networks, batches in, metrics out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import nn
+
+Sampler = Callable[[], ReplayBufferSamples]
+"""Draws one batch from the replay buffer."""
+
+
+@dataclass
+class LearnerSettings:
+    """
+    What every update rule needs to know; the algorithm keeps it equal to its own attributes.
+
+    :param gamma: discount factor in [0, 1]
+    :param tau: soft update coefficient in [0, 1]
+    :param policy_delay: critic updates per actor update, at least 1
+    :param target_policy_noise: standard deviation of the target smoothing noise, 0 for none
+    :param target_noise_clip: bound of that noise
+    :param max_grad_norm: clip gradients at this norm, ``None`` for no clipping
+    """
+
+    gamma: float = 0.99
+    tau: float = 0.005
+    policy_delay: int = 1
+    target_policy_noise: float = 0.0
+    target_noise_clip: float = 0.5
+    max_grad_norm: float | None = None
+
+
+class Learner:
+    """
+    A gradient rule. It reads batches and writes the networks of the policy it was given, nothing else.
+
+    :param policy: holds networks and optimizers
+    :param settings: constants of the rule
+    """
+
+    settings_defaults: ClassVar[dict[str, Any]] = {}
+    """What ``None`` in an algorithm's constructor means for this learner."""
+    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-3)
+    """Published learning rates of actor and critic, used where the user gives none."""
+
+    def __init__(self, policy: BasePolicy, settings: LearnerSettings):
+        self.policy = policy
+        self.settings = settings
+        self.n_updates = 0
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers by SB3's attribute name."""
+        raise NotImplementedError
+
+    def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
+        """
+        :param sample: draws one batch
+        :param n_updates: how many gradient iterations
+        :return: means of the logged quantities, keys without the ``train/`` prefix
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Metrics:
+    """Running means that stay on the device until they are read."""
+
+    _sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Add one value to each named mean."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] += 1
+
+    def means(self) -> dict[str, float]:
+        """:return: the means as floats (this waits for the device)"""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+def step_optimizer(
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    parameters: Iterable[nn.Parameter],
+    max_grad_norm: float | None = None,
+) -> torch.Tensor | None:
+    """
+    One optimizer step on the gradient of ``loss`` with respect to ``parameters`` only.
+
+    :param optimizer: drives ``parameters``
+    :param loss: scalar
+    :param parameters: no other gradient is computed
+    :param max_grad_norm: clip the joint gradient at this norm
+    :return: gradient norm before clipping, ``None`` without clipping
+    """
+    parameters = list(parameters)
+    if not parameters:
+        return None
+    grads = torch.autograd.grad(loss, parameters)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.contiguous()  # fused optimizers read gradients in memory order
+    norm = None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    return norm

@@ -1,0 +1,275 @@
+"""The learner of ERL-Re2: TD3 (or DDPG) on a shared encoder, and the policy-extended value function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
+
+from sb3_erl.common.parameters import soft_update
+from sb3_erl.common.policies import ERLRe2Policy
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+
+EncoderStep = Literal["recompute", "joint", "torch11"]
+
+
+@dataclass
+class SharedSettings(LearnerSettings):
+    """
+    Constants of ERL-Re2's update beside those of TD3.
+
+    :param encoder_step: which gradient of the learner's loss the encoder sees, see :class:`SharedTD3Learner`
+    :param n_shared_heads: heads (K) in the encoder's loss
+    :param pevfa_heads_per_step: heads in one temporal-difference step of the PeVFA, or ``"all"``
+    :param rl_loss_weight: weight of the learner's term in the encoder's loss
+    :param pevfa_loss_weight: weight of the PeVFA terms in the encoder's loss
+    """
+
+    encoder_step: EncoderStep = "recompute"
+    n_shared_heads: int = 1
+    pevfa_heads_per_step: int | Literal["all"] = 1
+    rl_loss_weight: float = 1.0
+    pevfa_loss_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """
+    Linear heads on the shared features; the last one is the learner's.
+
+    :param weight: ``(n, action_dim, feature_dim)``
+    :param bias: ``(n, action_dim)``
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads."""
+        return self.weight.shape[0]
+
+
+class SharedTD3Learner(Learner):
+    """
+    One gradient iteration of ERL-Re2, in the order of the authors' code (``core/ddpg.py: TD3.train``).
+
+    PeVFA step, critic step and, on every ``policy_delay``-th iteration, head step, encoder step and soft updates. The
+    encoder minimises ``rl_loss_weight * L_RL + pevfa_loss_weight * sum_j -V1(s, pi_j(s), W_j)``, Hao et al. (2023),
+    section 3. The learner's head steps before the encoder; which ``L_RL`` the encoder sees is a choice:
+
+    - ``"recompute"`` (default): evaluated again with the stepped head;
+    - ``"joint"``: one forward pass for both, the head steps last;
+    - ``"torch11"``: activations from before the head's step times its weights from after it, what the authors' code
+      computed on torch 1.1; for comparisons only.
+
+    Differences: the PeVFA reads rows that are encoded once a batch; no gradient is computed that nobody uses.
+
+    :param policy: networks and optimizers
+    :param settings: constants
+    """
+
+    policy: ERLRe2Policy
+    settings: SharedSettings
+
+    def __init__(self, policy: ERLRe2Policy, settings: SharedSettings):
+        super().__init__(policy, settings)
+        self._encoder = policy.actor.encoder_parameters()
+        self._head = list(policy.actor.head.parameters())
+        self._critic = list(policy.critic.parameters())
+        self._pevfa = list(policy.pevfa.parameters())
+        online = [policy.actor, policy.critic, policy.pevfa]
+        target = [policy.actor_target, policy.critic_target, policy.pevfa_target]
+        self._online = [p for network in online for p in network.parameters()]
+        self._target = [p for network in target for p in network.parameters()]
+        self._buffer_pairs = [
+            pair for a, b in zip(online, target, strict=True) for pair in zip(a.buffers(), b.buffers(), strict=True)
+        ]
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        policy = self.policy
+        return {
+            "actor.optimizer": policy.actor.optimizer,
+            "actor.encoder_optimizer": policy.actor.encoder_optimizer,  # type: ignore[dict-item]
+            "critic.optimizer": policy.critic.optimizer,
+            "pevfa.optimizer": policy.pevfa.optimizer,
+        }
+
+    def heads(self, population: Heads | None) -> Heads:
+        """The population's heads with the learner's current head as last one."""
+        weight, bias = (p.detach() for p in self._head)
+        if population is None:
+            return Heads(weight[None], bias[None])
+        return Heads(torch.cat([population.weight, weight[None]]), torch.cat([population.bias, bias[None]]))
+
+    def update(
+        self,
+        sample: Sampler,
+        n_updates: int,
+        population: Heads | None = None,
+        use_pevfa_term: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> dict[str, float]:
+        """
+        :param sample: draws one batch
+        :param n_updates: how many gradient iterations
+        :param population: heads of the population after evolution, constants here; ``None`` without evolution
+        :param use_pevfa_term: whether the encoder's loss has PeVFA terms (not before the first fitness evaluation)
+        :param rng: draws which heads are used
+        :return: mean losses
+        """
+        rng = np.random.default_rng() if rng is None else rng
+        n_heads = 0 if population is None else population.weight.shape[0] + 1
+        per_step = n_heads if self.settings.pevfa_heads_per_step == "all" else self.settings.pevfa_heads_per_step
+        metrics = Metrics()
+        for iteration in range(n_updates):  # the delay restarts each generation, as in the authors' code
+            batch = sample()
+            noise = torch.randn_like(batch.actions) * self.settings.target_policy_noise
+            td_heads = rng.choice(n_heads, size=min(per_step, n_heads), replace=False) if n_heads else []
+            on_policy_step = iteration % self.settings.policy_delay == 0
+            shared: Sequence[int] = []
+            if on_policy_step and n_heads and use_pevfa_term:
+                shared = rng.choice(n_heads, size=self.settings.n_shared_heads, replace=False)  # type: ignore[assignment]
+            metrics.add(**self.iterate(batch, noise, population, td_heads, shared, on_policy_step))
+        self.n_updates += n_updates
+        return metrics.means()
+
+    def iterate(
+        self,
+        batch: ReplayBufferSamples,
+        noise: Tensor,
+        population: Heads | None,
+        td_heads: Sequence[int] | np.ndarray,
+        shared_heads: Sequence[int] | np.ndarray,
+        on_policy_step: bool,
+    ) -> dict[str, Tensor]:
+        """
+        One iteration with all random choices given.
+
+        :param batch: transitions
+        :param noise: target smoothing noise ``(batch, action_dim)`` before clipping
+        :param population: heads of the population, ``None`` without evolution
+        :param td_heads: heads of the PeVFA step; the number of individuals stands for the learner
+        :param shared_heads: heads of the encoder's loss
+        :param on_policy_step: whether head, encoder and targets move
+        :return: losses
+        """
+        losses = {}
+        if population is not None:
+            losses["pevfa_loss"] = self._pevfa_step(batch, self.heads(population), td_heads)
+        losses["critic_loss"] = self._critic_step(batch, noise)
+        if on_policy_step:
+            losses |= self._policy_step(batch, population, shared_heads)
+            soft_update(self._online, self._target, self.settings.tau)
+            for online, target in self._buffer_pairs:
+                target.copy_(online)
+        return losses
+
+    def _targets(self, batch: ReplayBufferSamples, next_values: Tensor) -> Tensor:
+        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
+        return batch.rewards + (1 - batch.dones) * discounts * next_values
+
+    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Sequence[int] | np.ndarray) -> Tensor:
+        policy = self.policy
+        loss = torch.zeros((), device=batch.rewards.device)
+        with torch.no_grad():
+            next_features = policy.actor.encode(batch.next_observations)
+        for j in which:
+            weight, bias = heads.weight[j], heads.bias[j]
+            with torch.no_grad():
+                next_actions = torch.tanh(torch.addmm(bias, next_features, weight.t()))
+                embedding = policy.pevfa_target.embed(weight, bias)
+                next_values = policy.pevfa_target(batch.next_observations, next_actions, context=embedding)
+                targets = self._targets(batch, next_values.amin(dim=0))
+            values = policy.pevfa(batch.observations, batch.actions, context=policy.pevfa.embed(weight, bias))
+            loss = loss + (values - targets).square().mean(dim=(1, 2)).sum()
+        step_optimizer(policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
+        return loss
+
+    def _critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
+        policy, clip = self.policy, self.settings.target_noise_clip
+        with torch.no_grad():
+            next_actions = (policy.actor_target(batch.next_observations) + noise.clamp(-clip, clip)).clamp(-1, 1)
+            next_values = policy.critic_target(batch.next_observations, next_actions)
+            targets = self._targets(batch, next_values.amin(dim=0))
+        values = policy.critic(batch.observations, batch.actions)
+        loss = (values - targets).square().mean(dim=(1, 2)).sum()
+        step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
+        return loss
+
+    def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
+        return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
+
+    def _policy_step(
+        self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Sequence[int] | np.ndarray
+    ) -> dict[str, Tensor]:
+        policy, settings = self.policy, self.settings
+        actor = policy.actor
+        features = actor.encode(batch.observations)
+        order = settings.encoder_step
+        if order == "joint":
+            rl_loss = self._rl_loss(batch, torch.tanh(actor.head(features)))
+            head_loss = rl_loss
+        else:
+            # the head's gradient stops at the features: the encoder's own pass comes after the head's step
+            pre_activation = actor.head(features.detach())
+            head_loss = self._rl_loss(batch, torch.tanh(pre_activation))
+            if order == "torch11":
+                slope = torch.autograd.grad(head_loss, pre_activation, retain_graph=True)[0]
+            step_optimizer(actor.optimizer, head_loss, self._head, settings.max_grad_norm)
+            if order == "torch11":
+                rl_loss = (features @ actor.head.weight.detach().t() * slope).sum()
+            else:
+                rl_loss = self._rl_loss(batch, torch.tanh(actor.head(features)))
+        loss = settings.rl_loss_weight * rl_loss
+        if population is not None:
+            loss = loss + settings.pevfa_loss_weight * self._pevfa_terms(batch, features, population, shared_heads)
+        if order == "joint" and self._encoder:
+            head_grads = torch.autograd.grad(head_loss, self._head, retain_graph=True)
+            step_optimizer(actor.encoder_optimizer, loss, self._encoder, settings.max_grad_norm)  # type: ignore[arg-type]
+            self._apply_head(head_grads)
+        elif order == "joint":
+            step_optimizer(actor.optimizer, head_loss, self._head, settings.max_grad_norm)
+        else:
+            step_optimizer(actor.encoder_optimizer, loss, self._encoder, settings.max_grad_norm)  # type: ignore[arg-type]
+        return {"actor_loss": head_loss, "encoder_loss": loss}
+
+    def _apply_head(self, grads: tuple[Tensor, ...]) -> None:
+        for parameter, grad in zip(self._head, grads, strict=True):
+            parameter.grad = grad.contiguous()
+        if self.settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._head, self.settings.max_grad_norm)
+        self.policy.actor.optimizer.step()
+
+    def _pevfa_terms(
+        self, batch: ReplayBufferSamples, features: Tensor, population: Heads, which: Sequence[int] | np.ndarray
+    ) -> Tensor:
+        heads, pevfa = self.heads(population), self.policy.pevfa
+        total = torch.zeros((), device=features.device)
+        for j in which:
+            weight, bias = heads.weight[j], heads.bias[j]
+            actions = torch.tanh(torch.addmm(bias, features, weight.t()))
+            with torch.no_grad():
+                embedding = pevfa.embed(weight, bias, n_towers=1)
+            total = total - pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
+        return total
+
+    @torch.no_grad()
+    def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """
+        Value of a head's own action, for fitness from partial rollouts.
+
+        :param observation: ``(n, *obs_shape)``
+        :param weight: ``(action_dim, feature_dim)``
+        :param bias: ``(action_dim,)``
+        :return: ``(n,)``: the smaller of the online PeVFA's towers
+        """
+        actions = torch.tanh(torch.addmm(bias, self.policy.actor.encode(observation), weight.t()))
+        embedding = self.policy.pevfa.embed(weight, bias)
+        return self.policy.pevfa(observation, actions, context=embedding).amin(dim=0)[:, 0]

@@ -1,0 +1,191 @@
+"""Who becomes a parent, who survives, who is replaced: decisions on indices only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+
+class Draws(Protocol):
+    """Every random decision of a selection epoch, so that recorded draws can be replayed."""
+
+    def tournament(self, n: int, size: int) -> np.ndarray:
+        """``(size,)`` integers in [0, n), with replacement."""
+
+    def index(self, n: int) -> int:
+        """An integer in [0, n)."""
+
+    def shuffle(self, items: Sequence[int]) -> list[int]:
+        """The items in random order."""
+
+    def choice(self, items: Sequence[int]) -> int:
+        """One of the items."""
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+
+
+class GeneratorDraws:
+    """
+    Draws from a NumPy generator.
+
+    :param rng: the generator
+    """
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng = rng
+
+    def tournament(self, n: int, size: int) -> np.ndarray:
+        """See :class:`Draws`."""
+        return self._rng.integers(n, size=size)
+
+    def index(self, n: int) -> int:
+        """See :class:`Draws`."""
+        return int(self._rng.integers(n))
+
+    def shuffle(self, items: Sequence[int]) -> list[int]:
+        """See :class:`Draws`."""
+        return [items[i] for i in self._rng.permutation(len(items))]
+
+    def choice(self, items: Sequence[int]) -> int:
+        """See :class:`Draws`."""
+        return items[self.index(len(items))]
+
+    def uniform(self) -> float:
+        """See :class:`Draws`."""
+        return float(self._rng.random())
+
+
+def rank_best_first(fitness: np.ndarray) -> np.ndarray:
+    """
+    :param fitness: ``(n,)``, higher is better, NaN is worst
+    :return: ``(n,)`` indices, best first; among equals the higher index first, as in the authors' code of ERL
+
+    >>> rank_best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
+    [2, 3, 0, 1]
+    """
+    return np.argsort(np.nan_to_num(fitness, nan=-np.inf, posinf=np.inf, neginf=-np.inf), kind="stable")[::-1]
+
+
+def tournament_winners(ranking: np.ndarray, n_tournaments: int, tournament_size: int, draws: Draws) -> list[int]:
+    """
+    Khadka & Tumer (2018), https://arxiv.org/abs/1805.07917, algorithm 1: the smallest of several drawn ranks wins.
+
+    :param ranking: ``(n,)`` indices, best first
+    :param n_tournaments: how many tournaments
+    :param tournament_size: contestants per tournament, with replacement
+    :param draws: random decisions
+    :return: one winner per tournament, repeats included
+    """
+    n = len(ranking)
+    return [int(ranking[draws.tournament(n, tournament_size).min()]) for _ in range(n_tournaments)]
+
+
+@dataclass
+class Epoch:
+    """
+    The next population in terms of the current one.
+
+    :param sources: ``(n,)``: whose parameters each slot starts from; ``n + k`` is migrant k
+    :param crossings: batches of slot pairs to be crossed; before each batch the copies in ``copies`` are made
+    :param copies: for each batch the (source, slot) copies that precede it; sources are original individuals
+    :param mutants: slots to be mutated at the end
+    :param protected: slots that hold unchanged copies of the elites, best first
+    :param winners: slots of the selected parents
+    :param migrants: slots of the migrants
+    """
+
+    crossings: list[list[tuple[int, int]]]
+    copies: list[list[tuple[int, int]]]
+    mutants: list[int]
+    protected: list[int]
+    winners: list[int]
+    migrants: list[int]
+
+
+class _Plan:
+    """Collects copies and crossings into batches in which no slot is crossed twice."""
+
+    def __init__(self, n: int):
+        self.sources = list(range(n))
+        self.copies: list[list[tuple[int, int]]] = [[]]
+        self.crossings: list[list[tuple[int, int]]] = [[]]
+        self._crossed: set[int] = set()
+
+    def copy(self, source: int, slot: int) -> None:
+        if slot in self._crossed:
+            self._next_batch()
+        self.sources[slot] = self.sources[source] if source < len(self.sources) else source
+        self.copies[-1].append((self.sources[slot], slot))
+
+    def cross(self, first: int, second: int) -> None:
+        if first == second:
+            return
+        if first in self._crossed or second in self._crossed:
+            self._next_batch()
+        self.crossings[-1].append((first, second))
+        self._crossed |= {first, second}
+
+    def _next_batch(self) -> None:
+        self.copies.append([])
+        self.crossings.append([])
+        self._crossed = set()
+
+
+def plan_epoch(
+    ranking: np.ndarray,
+    offspring: Sequence[int],
+    draws: Draws,
+    *,
+    n_elites: int,
+    n_migrants: int = 0,
+    crossover_prob: float = 0.0,
+    mutation_prob: float = 0.9,
+    repeat: Literal["random"] | int = "random",
+) -> Epoch:
+    """
+    One epoch of the ERL family's genetic algorithm (``SSNE.epoch`` of the authors' code), draw by draw.
+
+    Selected parents stay in their slots; elites are copied over unselected slots, which protects the copies; the other
+    unselected slots become crossings of an elite and a selected parent; all but the protected slots may be mutated.
+
+    :param ranking: ``(n,)`` indices, best first
+    :param offspring: distinct tournament winners
+    :param draws: random decisions
+    :param n_elites: individuals that survive unchanged
+    :param n_migrants: individuals from outside that take unselected slots before the elites do
+    :param crossover_prob: probability of crossing two selected parents in place
+    :param mutation_prob: probability of mutating an unprotected slot
+    :param repeat: who is repeated if the number of parents is odd: a random one, or this index (the last winner)
+    :return: the plan
+    """
+    n = len(ranking)
+    elites = [int(i) for i in ranking[:n_elites]]
+    winners = list(offspring)
+    if len(winners) % 2:
+        winners.append(winners[draws.index(len(winners))] if repeat == "random" else int(repeat))
+    chosen = set(winners) | set(elites)
+    losers = draws.shuffle([i for i in range(n) if i not in chosen])
+    plan = _Plan(n)
+    migrants = [losers.pop(0) for _ in range(min(n_migrants, len(losers)))]
+    for k, slot in enumerate(migrants):
+        plan.copy(n + k, slot)
+    protected = []
+    for elite in elites:
+        slot = losers.pop(0) if losers else winners.pop(0)
+        plan.copy(elite, slot)
+        protected.append(slot)
+    if len(losers) % 2:
+        losers.append(losers[draws.index(len(losers))])
+    for first, second in zip(losers[::2], losers[1::2], strict=True):
+        plan.copy(draws.choice(protected), first)
+        plan.copy(draws.choice(winners), second)
+        plan.cross(first, second)
+    for first, second in zip(winners[::2], winners[1::2], strict=False):
+        if draws.uniform() < crossover_prob:
+            plan.cross(first, second)
+    mutants = [i for i in range(n) if i not in protected and draws.uniform() < mutation_prob]
+    return Epoch(plan.crossings, plan.copies, mutants, protected, sorted(set(offspring)), migrants)

@@ -1,0 +1,87 @@
+"""Adds the algorithms, their search spaces and their default hyper-parameters to the modules of ``rl_zoo3``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sb3_erl.zoo.hyperparams import hyperparams_file
+from sb3_erl.zoo.samplers import convert, sampler
+
+WRAPPED = "wrapped_by_sb3_erl"
+
+
+def module_ready(name: str, module: ModuleType) -> None:
+    """
+    Complete one module of ``rl_zoo3``; calling it twice changes nothing, and no entry of the Zoo is overwritten.
+
+    :param name: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
+    :param module: the module of that name, completely executed
+    :raises ValueError: for any other name
+    """
+    if name not in STEPS:
+        raise ValueError(f"name must be one of {sorted(STEPS)}, got {name!r}")
+    STEPS[name](module)
+
+
+def register() -> None:
+    """Import the modules of ``rl_zoo3`` that matter and complete them, for notebooks and for ``sb3-erl``."""
+    for name in STEPS:
+        module_ready(name, importlib.import_module(name))
+    hook = startup_hook()
+    hook.restore_generate_metadata(importlib.import_module(hook.HUB_MODULE))
+
+
+def startup_hook() -> Any:
+    """The start-up module: at the top level where the package is installed, in ``startup/`` in a bare checkout."""
+    try:
+        return importlib.import_module("_sb3_erl_zoo")
+    except ModuleNotFoundError:
+        return importlib.import_module("sb3_erl.zoo.startup._sb3_erl_zoo")
+
+
+def _algorithms() -> dict[str, type]:
+    import sb3_erl  # not at module level: the registry is complete only after the package has been imported
+
+    return dict(sb3_erl.ALGOS)
+
+
+def _add_algorithms(module: Any) -> None:
+    for algo, algorithm in _algorithms().items():
+        module.ALGOS.setdefault(algo, algorithm)
+
+
+def _add_samplers(module: Any) -> None:
+    for algo, algorithm in _algorithms().items():
+        module.HYPERPARAMS_SAMPLER.setdefault(algo, sampler(algo, algorithm))
+        module.HYPERPARAMS_CONVERTER.setdefault(algo, convert)
+
+
+def _use_own_defaults(module: Any) -> None:
+    """Let an experiment with one of our algorithms read our file where the Zoo would look for one of its own."""
+    manager = module.ExperimentManager
+    original = manager.__init__
+    if getattr(original, WRAPPED, False):
+        return
+    zoo = Path(str(module.__file__)).parent
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        wanted = Path(self.config)
+        is_default = wanted in (folder / "hyperparams" / f"{self.algo}.yml" for folder in (zoo, zoo.parent))
+        if is_default and self.algo in _algorithms() and not wanted.exists():
+            self.config = str(hyperparams_file(self.algo))
+
+    setattr(__init__, WRAPPED, True)
+    manager.__init__ = __init__
+
+
+STEPS = {
+    "rl_zoo3.utils": _add_algorithms,
+    "rl_zoo3.hyperparams_opt": _add_samplers,
+    "rl_zoo3.exp_manager": _use_own_defaults,
+}

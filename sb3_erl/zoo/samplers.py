@@ -1,0 +1,153 @@
+"""
+Search spaces for ``rl_zoo3 train -optimize``, one table for all algorithms.
+
+A space is a tuple of knobs. What is suggested are Optuna's raw parameters (``trial.params``); one function,
+:func:`convert`, turns them into constructor arguments, for a running trial and for one read from a study alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+Sampler = Callable[["optuna.Trial", int, int, dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Float:
+    """A real number in ``[low, high]``, drawn on a logarithmic scale if ``log``."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Int:
+    """An integer in ``[low, high]``."""
+
+    name: str
+    low: int
+    high: int
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        return trial.suggest_int(self.name, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few numbers or words."""
+
+    name: str
+    choices: tuple[float | int | str | bool, ...]
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        return trial.suggest_categorical(self.name, self.choices)
+
+
+Knob = Float | Int | Choice
+
+NET_ARCH = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+
+# Raw name -> constructor argument (a dot goes into a mapping) and value. Any other raw name is the argument itself.
+CONVERSIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "one_minus_gamma": ("gamma", lambda raw: 1.0 - raw),
+    "batch_size_pow": ("batch_size", lambda raw: 2**raw),
+    "net_arch": ("policy_kwargs.net_arch", lambda raw: list(NET_ARCH[raw])),
+}
+
+# The arguments most algorithms have; ranges of the Zoo's TD3 and SAC, less the extremes.
+OFF_POLICY: tuple[Knob, ...] = (
+    Float("one_minus_gamma", 0.0001, 0.03, log=True),
+    Float("learning_rate", 1e-5, 0.002, log=True),
+    Int("batch_size_pow", 5, 9),
+    Float("tau", 0.001, 0.02, log=True),
+    Choice("net_arch", tuple(NET_ARCH)),
+)
+
+SPACES: dict[str, tuple[Knob, ...]] = {
+    # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
+    "erl_re2": (
+        *OFF_POLICY,
+        Choice("mc_fitness_prob", (0.3, 0.5, 0.7, 0.8)),
+        Choice("fitness_horizon", (50, 200)),
+        Choice("mutation_fraction", (0.2, 0.5, 0.7, 1.0)),
+        Choice("n_shared_heads", (1, 3)),
+        Choice("sync_period", (1, 10)),
+    ),
+    # Khadka & Tumer (2018): values of xi, psi and omega used per task; the rest is as in OFF_POLICY.
+    "erl": (
+        *OFF_POLICY,
+        Choice("n_eval_episodes", (1, 3, 5)),
+        Choice("elite_fraction", (0.1, 0.2, 0.3)),
+        Choice("sync_period", (1, 10)),
+        Float("mutation_prob", 0.5, 1.0),
+    ),
+}
+
+
+def space(algo: str, algorithm: type) -> tuple[Knob, ...]:
+    """
+    :param algo: id of the algorithm, a key of ``sb3_erl.ALGOS``
+    :param algorithm: its class
+    :return: its entry in ``SPACES``; without one, the knobs of ``OFF_POLICY`` whose arguments the class has
+    """
+    if algo in SPACES:
+        return SPACES[algo]
+    arguments = inspect.signature(algorithm).parameters
+    return tuple(knob for knob in OFF_POLICY if _argument(knob.name) in arguments)
+
+
+def convert(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Turn raw Optuna parameters into constructor arguments.
+
+    :param raw: parameters of a trial
+    :return: keyword arguments of the algorithm
+
+    >>> convert({"batch_size_pow": 7, "net_arch": "small", "sync_period": 10})
+    {'batch_size': 128, 'policy_kwargs': {'net_arch': [64, 64]}, 'sync_period': 10}
+    """
+    arguments: dict[str, Any] = {}
+    for name, value in raw.items():
+        path, to_value = CONVERSIONS.get(name, (name, lambda unchanged: unchanged))
+        *outer, last = path.split(".")
+        target = arguments
+        for key in outer:
+            target = target.setdefault(key, {})
+        target[last] = to_value(value)
+    return arguments
+
+
+def sampler(algo: str, algorithm: type) -> Sampler:
+    """
+    :param algo: id of the algorithm
+    :param algorithm: its class
+    :return: the function the Zoo calls for a trial; it suggests raw parameters and returns constructor arguments
+    """
+    knobs = space(algo, algorithm)
+
+    def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+        raw = {knob.name: knob.suggest(trial) for knob in knobs}
+        arguments = convert(raw)
+        for knob in knobs:  # the report of the study shows the true values beside the raw ones
+            argument = _argument(knob.name)
+            if argument != knob.name:
+                trial.set_user_attr(argument, arguments[argument])
+        return arguments
+
+    return sample
+
+
+def _argument(name: str) -> str:
+    """Constructor argument that a raw parameter ends up in."""
+    return CONVERSIONS.get(name, (name,))[0].split(".")[0]

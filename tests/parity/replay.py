@@ -1,0 +1,51 @@
+"""Recorded random decisions, handed out in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class RecordedDraws:
+    """
+    Plays back the draws of one selection epoch; asking for more, or for other items, fails.
+
+    :param tournament: rank draws, one row per tournament
+    :param index: parity draws
+    :param shuffle: lists after shuffling
+    :param choice: picked items
+    :param uniform: numbers in [0, 1)
+    """
+
+    def __init__(self, tournament: Any, index: Any, shuffle: Any, choice: Any, uniform: Any):
+        self._tournaments, self._indices, self._shuffles = list(tournament), list(index), list(shuffle)
+        self._choices, self.uniforms = list(choice), list(uniform)
+
+    def tournament(self, n: int, size: int) -> np.ndarray:
+        ranks = np.array(self._tournaments.pop(0))
+        assert len(ranks) == size and ranks.max() < n
+        return ranks
+
+    def index(self, n: int) -> int:
+        value = int(self._indices.pop(0))
+        assert 0 <= value < n
+        return value
+
+    def shuffle(self, items: Sequence[int]) -> list[int]:
+        shuffled = [int(i) for i in self._shuffles.pop(0)] if self._shuffles else []
+        assert sorted(shuffled) == sorted(items)
+        return shuffled
+
+    def choice(self, items: Sequence[int]) -> int:
+        value = int(self._choices.pop(0))
+        assert value in items
+        return value
+
+    def uniform(self) -> float:
+        return float(self.uniforms.pop(0))
+
+    @property
+    def is_used_up(self) -> bool:
+        return not (self._tournaments or self._indices or self._shuffles or self._choices or self.uniforms)

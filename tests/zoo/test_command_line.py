@@ -1,0 +1,148 @@
+"""The original ``rl_zoo3`` as a user types it, with our wheel installed and a working directory of its own."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from sb3_erl import ALGOS
+from tests.zoo.conftest import Command
+
+# One worker runs all commands of an algorithm after the training they need.
+pytestmark = [pytest.mark.zoo, pytest.mark.slow, pytest.mark.xdist_group("zoo")]
+
+STEPS = 1200
+SMALL = {
+    "pop_size": "3",
+    "learning_starts": "100",
+    "buffer_size": "5000",
+    "batch_size": "16",
+    "policy_kwargs": "dict(net_arch=[16,16])",
+    "sync_period": "1",
+    "elite_fraction": "0.34",
+    "fitness_horizon": "50",
+    "n_eval_episodes": "1",
+}
+
+
+def small(algo: str) -> list[str]:
+    """``-params`` that make an algorithm small, as far as it has these arguments."""
+    arguments = inspect.signature(ALGOS[algo]).parameters
+    return ["-params", *(f"{name}:{value}" for name, value in SMALL.items() if name in arguments)]
+
+
+def train(algo: str, *words: str, steps: int = STEPS) -> list[str]:
+    settings = ["--eval-freq", "600", "--eval-episodes", "2", "-f", "logs", "--seed", "1"]
+    return ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", str(steps), *settings, *words, *small(algo)]
+
+
+@pytest.fixture(scope="module", params=ALGOS)
+def algo(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(algo: str, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which one run was trained and saved with its replay buffer."""
+    folder = tmp_path_factory.mktemp(algo)
+    result = command(*train(algo, "--save-replay-buffer", "-tb", "tb"), cwd=folder)
+    file = next(line for line in result.stdout.splitlines() if line.startswith("Loading hyperparameters from: "))
+    assert Path(file.split(": ")[1]).parts[-4:] == ("site-packages", "sb3_erl", "hyperparams", f"{algo}.yml")
+    assert "RuntimeWarning: sb3_erl" not in result.stderr
+    return folder
+
+
+def test_train_saves_the_model(algo: str, trained: Path) -> None:
+    run = trained / "logs" / algo / "Pendulum-v1_1"
+    assert {"Pendulum-v1.zip", "best_model.zip", "evaluations.npz", "replay_buffer.pkl"} <= {p.name for p in run.iterdir()}
+    episodes = (run / "0.monitor.csv").read_text().splitlines()[2:]
+    assert len(episodes) >= STEPS // 200 - 1, "episodes of the population appear in the Zoo's monitor file"
+    assert [path.name for path in (trained / "tb" / "Pendulum-v1").iterdir()] == [f"{ALGOS[algo].__name__}_1"]
+
+
+@pytest.mark.parametrize("which", [[], ["--load-best"]], ids=["last", "best"])
+def test_enjoy(algo: str, trained: Path, command: Command, which: list[str]) -> None:
+    words = ["enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "250", *which]
+    assert "Episode Reward" in command("rl_zoo3", *words, cwd=trained).stdout
+
+
+def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Command) -> None:
+    agent = f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip"
+    result = command(*train(algo, "-i", agent, "--save-replay-buffer", "--log-interval", "1", steps=700), cwd=trained)
+    assert "Loading pretrained agent" in result.stdout and "Loading replay buffer" in result.stdout
+    assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
+
+
+def test_subprocess_environments(algo: str, trained: Path, command: Command) -> None:
+    words = train(algo, "--vec-env", "subproc", steps=600)
+    command(*words, "n_envs:2", cwd=trained)
+    assert (trained / "logs" / algo / "Pendulum-v1_3").exists()
+
+
+def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: Path) -> None:
+    study = ["--storage", "study.log", "--study-name", "s"]
+    words = ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", "500", "-f", "logs", "--eval-episodes", "2"]
+    cheap = ["--conf-file", "cheap.yml"]
+    keys = {name: SMALL[name] for name in ("pop_size", "learning_starts", "buffer_size")}
+    present = inspect.signature(ALGOS[algo]).parameters
+    lines = [f"  {name}: {value}\n" for name, value in keys.items() if name in present]
+    (tmp_path / "cheap.yml").write_text("default:\n  policy: 'MlpPolicy'\n  n_timesteps: 500\n" + "".join(lines))
+    optimize = ["-optimize", "--n-trials", "2", "--no-optim-plots", "--n-startup-trials", "2", "--n-evaluations", "1"]
+    result = command(*words, *cheap, *study, *optimize, cwd=tmp_path)
+    assert "Number of finished trials:  2" in result.stdout
+    assert "gamma:" in result.stdout, "the report shows true values"
+    result = command(*words, *cheap, *study, "--trial-id", "1", cwd=tmp_path)
+    assert "Loading from Optuna study" in result.stdout and "'gamma'" in result.stdout
+
+
+def test_parameters_reach_the_class(algo: str, command: Command, tmp_path: Path) -> None:
+    command(*train(algo, steps=200), "learning_rate:'lin_0.001'", cwd=tmp_path)
+    config = (tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
+    assert "lin_0.001" in config and "- 3" in config
+
+
+def test_wrong_parameter_names_the_argument(algo: str, command: Command, tmp_path: Path) -> None:
+    result = command(*train(algo, steps=200), "pop_size:0", cwd=tmp_path, fails=True)
+    assert "pop_size" in result.stderr.splitlines()[-1] and "ValueError" in result.stderr
+
+
+def test_plots(algo: str, trained: Path, command: Command) -> None:
+    command("rl_zoo3", "plot_train", "-a", algo, "-e", "Pendulum", "-f", "logs", "-y", "reward", cwd=trained)
+    words = ["-a", algo, "-e", "Pendulum", "-f", "logs", "--no-million", "-o", "figure"]
+    command("rl_zoo3", "all_plots", *words, cwd=trained)
+    assert (trained / "figure.pkl").exists()
+
+
+def test_push_to_hub_starts(command: Command, tmp_path: Path) -> None:
+    result = command("-m", "rl_zoo3.push_to_hub", "--help", cwd=tmp_path)
+    assert all(algo in result.stdout for algo in ALGOS)
+
+
+def test_other_modules_know_the_algorithms(command: Command, tmp_path: Path) -> None:
+    for module in ("rl_zoo3.record_video", "rl_zoo3.load_from_hub"):
+        assert all(algo in command("-m", module, "--help", cwd=tmp_path).stdout for algo in ALGOS)
+
+
+def test_algorithms_of_the_zoo_still_work(command: Command, tmp_path: Path) -> None:
+    words = ["--algo", "td3", "--env", "Pendulum-v1", "-n", "150", "-f", "logs", "--eval-freq", "-1"]
+    result = command("rl_zoo3", "train", *words, cwd=tmp_path)
+    assert "rl_zoo3/hyperparams/td3.yml" in result.stdout.replace("\\", "/")
+
+
+def test_switch_and_the_command_of_ours(command: Command, tmp_path: Path) -> None:
+    """Without the start-up file the Zoo does not know us, and ``sb3-erl`` works all the same."""
+    algo = next(iter(ALGOS))
+    words = train(algo, steps=150)[1:]
+    refused = command("rl_zoo3", *words, cwd=tmp_path, fails=True, SB3_ERL_ZOO="0")
+    assert "invalid choice" in refused.stderr
+    command("sb3-erl", *words, cwd=tmp_path, SB3_ERL_ZOO="0")
+    assert (tmp_path / "logs" / algo / "Pendulum-v1_1").exists()
+    shown = command("-m", "sb3_erl.zoo", "push_to_hub", "--help", cwd=tmp_path, SB3_ERL_ZOO="0")
+    assert algo in shown.stdout
+
+
+def test_command_of_ours_explains_itself(command: Command, tmp_path: Path) -> None:
+    assert "usage: sb3-erl" in command("sb3-erl", "--help", cwd=tmp_path).stdout
+    assert "unknown script 'trian'" in command("sb3-erl", "trian", cwd=tmp_path, fails=True).stderr

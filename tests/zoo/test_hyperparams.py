@@ -1,0 +1,72 @@
+"""Every ``hyperparams/*.yml`` is one the Zoo can read and its algorithm can be built from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+
+from sb3_erl import ALGOS
+from sb3_erl.zoo import hyperparams_file, hyperparams_folder
+
+# Keys that the Zoo uses itself and does not pass on to the constructor
+RESERVED = {
+    *("n_timesteps", "n_envs", "normalize", "frame_stack", "env_wrapper", "vec_env_wrapper", "callback"),
+    *("monitor_kwargs", "env_kwargs", "noise_type", "noise_std"),
+}
+REQUIRED = {"policy", "n_timesteps"}
+
+
+def settings(algo: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(hyperparams_file(algo).read_text())
+
+
+ENTRIES = [(algo, env_id) for algo in ALGOS for env_id in settings(algo)]
+
+
+def test_one_file_for_every_algorithm() -> None:
+    assert {path.stem for path in hyperparams_folder().glob("*.yml")} == set(ALGOS)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_id_is_lower_case(algo: str) -> None:
+    assert algo == algo.lower(), "the Zoo's plots look for a folder in lower case"
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_default_comes_first(algo: str) -> None:
+    assert next(iter(settings(algo))) == "default"
+
+
+@pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
+def test_keys_are_arguments(algo: str, env_id: str) -> None:
+    entry = settings(algo)[env_id]
+    assert set(entry) >= REQUIRED
+    assert set(entry) - RESERVED <= set(inspect.signature(ALGOS[algo]).parameters)
+
+
+@pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
+def test_environment_is_registered(algo: str, env_id: str) -> None:
+    assert env_id in ("default", "atari") or env_id in gym.registry
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_versions_of_a_task_share_their_settings(algo: str) -> None:
+    entries = settings(algo)
+    for env_id in entries:
+        if env_id.endswith("-v4"):
+            assert entries[env_id.replace("-v4", "-v5")] == entries[env_id]
+
+
+@pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
+def test_class_can_be_constructed(algo: str, env_id: str) -> None:
+    arguments = {key: value for key, value in settings(algo)[env_id].items() if key not in RESERVED}
+    arguments["buffer_size"] = 100  # the settings' own would only cost memory here
+    env = gym.make("Pendulum-v1" if env_id == "default" else env_id)
+    model = ALGOS[algo](env=env, device="cpu", seed=0, **arguments)
+    for key, value in arguments.items():
+        if key != "policy":
+            assert getattr(model, key) == value, key

@@ -1,0 +1,82 @@
+"""Search spaces for ``-optimize``: what is sampled fits the constructor, and a study gives back the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+import gymnasium as gym
+import optuna
+import pytest
+
+from sb3_erl import ALGOS
+from sb3_erl.zoo import module_ready
+from sb3_erl.zoo.samplers import SPACES, convert, sampler, space
+
+ADDITIONAL = {"using_her_replay_buffer": False, "her_kwargs": {}}
+
+
+def trials(algo: str, number: int, seed: int = 0) -> list[tuple[dict[str, Any], optuna.trial.FrozenTrial]]:
+    """Arguments sampled for a few trials, and these trials as a study remembers them."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    sampled = []
+    for _ in range(number):
+        trial = study.ask()
+        sampled.append(sampler(algo, ALGOS[algo])(trial, 1, 1, dict(ADDITIONAL)))
+        study.tell(trial, 0.0)
+    return list(zip(sampled, study.trials, strict=True))
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_sampled_values_are_arguments(algo: str) -> None:
+    parameters = inspect.signature(ALGOS[algo]).parameters
+    for arguments, _ in trials(algo, 5):
+        assert set(arguments) <= set(parameters)
+        assert {"policy", "env", "seed", "device", "verbose", "tensorboard_log"}.isdisjoint(arguments)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_study_gives_back_the_same_arguments(algo: str) -> None:
+    for arguments, trial in trials(algo, 5):
+        assert convert(trial.params) == arguments
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_report_shows_true_values(algo: str) -> None:
+    for arguments, trial in trials(algo, 2):
+        for name, value in trial.user_attrs.items():
+            assert arguments[name] == value
+        assert {"gamma", "batch_size"} & set(arguments) <= set(trial.user_attrs)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_class_takes_sampled_values(algo: str) -> None:
+    for arguments, _ in trials(algo, 3):
+        model = ALGOS[algo]("MlpPolicy", gym.make("Pendulum-v1"), device="cpu", **{**arguments, "buffer_size": 100})
+        assert model.gamma == pytest.approx(arguments["gamma"]) if "gamma" in arguments else True
+
+
+def test_table_names_only_registered_algorithms() -> None:
+    assert set(SPACES) <= set(ALGOS)
+
+
+def test_algorithm_without_entry_gets_the_arguments_it_has() -> None:
+    class Plain:
+        def __init__(self, policy: str, env: str, gamma: float = 0.99, policy_kwargs: dict[str, Any] | None = None): ...
+
+    assert [knob.name for knob in space("plain", Plain)] == ["one_minus_gamma", "net_arch"]
+
+
+def test_convert() -> None:
+    raw = {"one_minus_gamma": 0.25, "batch_size_pow": 5, "net_arch": "big", "elite_fraction": 0.3}
+    expected = {"gamma": 0.75, "batch_size": 32, "policy_kwargs": {"net_arch": [400, 300]}, "elite_fraction": 0.3}
+    assert convert(raw) == expected
+    convert(raw)["policy_kwargs"]["net_arch"].append(1)
+    assert convert(raw) == expected, "two trials share no list"
+
+
+def test_module_ready_refuses_other_modules() -> None:
+    with pytest.raises(ValueError, match="name must be one of"):
+        module_ready("rl_zoo3.train", types.ModuleType("rl_zoo3.train"))
