@@ -2,11 +2,12 @@
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 
 __version__ = "0.1.0"
 
-ALGOS: dict[str, type[BaseAlgorithm]] = {"erl_re2": ERLRe2}
+ALGOS: dict[str, type[BaseAlgorithm]] = {"erl": ERL, "erl_re2": ERLRe2}
 """The single registry: the Zoo, the tests and the README read it."""
 
-__all__ = ["ALGOS", "ERLRe2", "__version__"]
+__all__ = ["ALGOS", "ERL", "ERLRe2", "__version__"]

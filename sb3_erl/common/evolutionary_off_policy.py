@@ -23,7 +23,7 @@ from sb3_erl.common.seeding import Stream, scoped_generators
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.learners.base import Learner, LearnerSettings
+from sb3_erl.learners.base import Learner
 
 
 class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
@@ -62,14 +62,14 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
 
     default_policy: ClassVar[str] = "MlpPolicy"
     evolver: Evolver
-    learner: Any
+    learner_rule: Learner
     pop_size: int
 
     def __init__(
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule,
+        learning_rate: float | Schedule | None,
         buffer_size: int,
         learning_starts: int,
         batch_size: int,
@@ -99,7 +99,7 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
-            learning_rate,
+            learning_rate,  # type: ignore[arg-type]
             buffer_size,
             learning_starts,
             batch_size,
@@ -265,7 +265,7 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         if gradient_steps <= 0 or buffer.size() == 0:
             return
         self.policy.set_training_mode(True)
-        self._apply_settings()
+        self.learner_rule.follow(self, size)
         with scoped_generators(self.address.sequence(Stream.LEARNING)):
             metrics = self._update(lambda: buffer.sample(size, env=self._vec_normalize_env), gradient_steps)
         self.policy.set_training_mode(False)
@@ -276,15 +276,6 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
 
     def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
         return self.learner_rule.update(sample, n_updates)
-
-    learner_rule: Learner
-
-    def _apply_settings(self) -> None:
-        """Hand the model's current constants and learning rates to the learner."""
-        settings: LearnerSettings = self.learner_rule.settings
-        settings.gamma, settings.tau = self.gamma, self.tau
-        self.learner_rule.n_updates = self._n_updates
-        self._update_learning_rate(list(self.learner_rule.optimizers.values()))
 
     # ---------------------------------------------------------------- agents
 
@@ -321,7 +312,8 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", *self.learner_rule.optimizers, "evolver"], []
+        state_dicts, variables = self.learner_rule.save_params
+        return ["policy", *state_dicts, "evolver"], variables
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: a generation is the unit of work, see :meth:`learn`."""

@@ -95,6 +95,13 @@ def copy_module(source: nn.Module, target: nn.Module) -> None:
 
 
 @torch.no_grad()
+def copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Copy running statistics of ``source`` into ``target``, a module of the same structure."""
+    for place, value in zip(target.buffers(), source.buffers(), strict=True):
+        place.copy_(value)
+
+
+@torch.no_grad()
 def soft_update(sources: Sequence[Tensor], targets: Sequence[Tensor], tau: float) -> None:
     """
     ``target <- (1 - tau) * target + tau * source`` for lists of tensors in a few fused calls.

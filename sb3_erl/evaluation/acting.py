@@ -16,11 +16,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.sac.policies import Actor as SACActor
 from torch import nn
 
 from sb3_erl.common.networks import NORM_EPSILON, StdNorm
-from sb3_erl.common.parameters import ParameterLayout, write_parameters
+from sb3_erl.common.parameters import ParameterLayout, copy_buffers, write_parameters
 
 Stack = tuple[np.ndarray, ...]
 """Arrays with one row per candidate, or one row shared by all."""
@@ -148,8 +147,7 @@ class NetworkPool:
         for network, vector in zip(self._networks, vectors, strict=False):
             write_parameters(vector, network)
             if buffers_of is not None:
-                for place, value in zip(network.buffers(), buffers_of.buffers(), strict=True):
-                    place.copy_(value)
+                copy_buffers(buffers_of, network)
         return self._networks[: len(vectors)]
 
 
@@ -162,12 +160,14 @@ def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
     flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
     if not flat or is_image_space(space, check_channels=False):
         return None
-    if isinstance(actor, SACActor):
-        modules = [*actor.latent_pi, actor.mu, nn.Tanh()] if not actor.use_sde else []
-    elif hasattr(actor, "trunk") and hasattr(actor, "head"):
-        modules = [*actor.trunk, actor.head, nn.Tanh()]
-    else:
-        modules = list(getattr(actor, "mu", []))
+    modules: list[nn.Module] = []
+    output = getattr(actor, "mu", None)
+    if hasattr(actor, "trunk"):  # shared encoder and head
+        modules = [*actor.trunk, actor.head, nn.Tanh()]  # type: ignore[list-item, misc]
+    elif isinstance(output, nn.Linear) and not getattr(actor, "use_sde", False):  # the mean of SAC and its relatives
+        modules = [*actor.latent_pi, output, nn.Tanh()]  # type: ignore[misc]
+    elif isinstance(output, nn.Sequential):
+        modules = list(output)
     return modules if modules and isinstance(modules[-1], nn.Tanh) and supported(modules) else None
 
 

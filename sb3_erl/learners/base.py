@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
 Sampler = Callable[[], ReplayBufferSamples]
@@ -57,8 +58,28 @@ class Learner:
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Optimizers by SB3's attribute name."""
+        """Optimizers by the attribute name under which the algorithm saves them."""
         raise NotImplementedError
+
+    @property
+    def save_params(self) -> tuple[list[str], list[str]]:
+        """Attribute names, seen from the algorithm, of state dicts and of tensors to be saved beside the policy."""
+        return list(self.optimizers), []
+
+    def follow(self, host: Any, batch_size: int) -> None:
+        """
+        Take over the current constants and learning rates of the algorithm.
+
+        :param host: an SB3 off-policy algorithm
+        :param batch_size: transitions in the batches to come
+        """
+        self.settings.gamma, self.settings.tau = host.gamma, host.tau
+        self.n_updates = host._n_updates
+        if host.learning_rate is None:
+            for name, optimizer in self.optimizers.items():
+                update_learning_rate(optimizer, self.learning_rates[0 if name.startswith("actor") else 1])
+        else:
+            host._update_learning_rate(list(self.optimizers.values()))
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """

@@ -146,7 +146,7 @@ def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(packages) + "\n")
     for script, module in (("rl_zoo3", "rl_zoo3.cli"), ("sb3-erl", "sb3_erl.zoo")):
-        (python.parent / f"{script}.py").write_text(f"from {module} import main\n\nif __name__ == '__main__':\n    main()\n")
+        (python.parent / script).write_text(f"from {module} import main\n\nif __name__ == '__main__':\n    main()\n")
     return python
 
 
@@ -160,7 +160,7 @@ def command(fresh_python: Path) -> Command:
     def run(*words: str, cwd: Path, fails: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
         program = [str(fresh_python)]
         if words[0] != "-m":
-            program.append(str(fresh_python.parent / f"{words[0]}.py"))
+            program.append(str(fresh_python.parent / words[0]))
             words = words[1:]
         result = subprocess.run(
             [*program, *words], cwd=cwd, env=clean_environment(**environment), capture_output=True, text=True, timeout=600

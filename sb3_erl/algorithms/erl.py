@@ -1,0 +1,296 @@
+"""ERL: a genetic algorithm over whole actors beside a gradient learner."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import ConstantSchedule
+
+from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.common.genetic import GeneticHybrid
+from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.common.policies import ERLCnnPolicy, ERLPolicy, deploying
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
+from sb3_erl.evolution.ga import GA
+from sb3_erl.exchange.replace import ReplaceWeakest
+from sb3_erl.fitness.returns import episode_return
+from sb3_erl.learners.base import LearnerSettings
+from sb3_erl.learners.sb3 import SB3Learner
+from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
+
+RULES: dict[str, type[TD3Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner}
+SB3_CLASSES: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC}
+
+
+class ERL(GeneticHybrid):
+    """
+    Evolutionary reinforcement learning.
+
+    Khadka & Tumer (NeurIPS 2018), https://arxiv.org/abs/1805.07917; authors' code:
+    ShawK91/Evolutionary-Reinforcement-Learning, 2018 revision. A GA evolves actors on their episode return, all their
+    transitions train a separate learner, and every few generations the learner's actor replaces the weakest individual.
+
+    Differences from the authors' code:
+
+    1. the learner never overwrites a protected elite copy;
+    2. the actor's gradient is clipped (their second clip names the critic's parameters by mistake);
+    3. noisy actions are clipped to [-1, 1]; the noise process starts anew each episode;
+    4. time limits are stored as truncations, not as terminals;
+    5. the champion is not tested inside the loop, use SB3's ``EvalCallback``.
+
+    The authors' later code: ``learner="sac", n_migrants=1, crossover_prob=0.15, elite_fraction=0.2,
+    evolver_kwargs={"odd_winners": "last", "mutation_kwargs": {"fraction": 0.05, "reset_prob": 0.02, "reset_std": 0.1}}``.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
+        and 5e-4, TD3: 1e-3) or, with an SB3 class, for its default
+    :param learning_starts: stored transitions before the first gradient update
+    :param action_noise: exploration of the learner; ``None`` for the learner's own: Ornstein-Uhlenbeck (theta 0.15, sigma
+        0.06) for DDPG, N(0, 0.1) for TD3, nothing beside the policy's own randomness for SB3 classes
+    :param learner: ``"ddpg"``, ``"td3"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, CrossQ, ...)
+    :param learner_kwargs: further arguments of the learner: ``policy_delay``, ``target_policy_noise``,
+        ``target_noise_clip`` for DDPG and TD3, constructor arguments for an SB3 class
+    :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
+    :param n_eval_episodes: episodes per individual and generation (xi in the paper)
+    :param elite_fraction: share of the population that survives unchanged, at least one (psi)
+    :param tournament_size: contestants per tournament, at least 2
+    :param mutation_prob: probability of mutating an individual
+    :param crossover_prob: probability of crossing two selected individuals in place
+    :param sync_period: generations between two injections of the learner's actor (omega)
+    :param n_migrants: with a positive number, copies of the learner's actor join selection in unselected slots each
+        ``sync_period`` generations instead of replacing the weakest after it (the authors' later code)
+    :param n_learner_episodes: exploring episodes of the learner per generation
+    :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`, for example ``mutation_kwargs``
+    :param deploy: who acts in ``predict``: ``"champion"`` (the learner before the first evaluation) or ``"learner"``
+    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 640,
+        batch_size: int = 128,
+        tau: float = 0.001,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        learner: str | type[OffPolicyAlgorithm] = "ddpg",
+        learner_kwargs: dict[str, Any] | None = None,
+        max_grad_norm: float | None = 10.0,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        elite_fraction: float = 0.1,
+        tournament_size: int = 3,
+        mutation_prob: float = 0.9,
+        crossover_prob: float = 0.0,
+        sync_period: int = 10,
+        n_migrants: int = 0,
+        n_learner_episodes: int = 1,
+        evolver_kwargs: dict[str, Any] | None = None,
+        deploy: Literal["champion", "learner"] = "champion",
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.learner = learner
+        self.learner_kwargs = learner_kwargs
+        self.max_grad_norm = max_grad_norm
+        self.n_eval_episodes = n_eval_episodes
+        self.elite_fraction = elite_fraction
+        self.tournament_size = tournament_size
+        self.mutation_prob = mutation_prob
+        self.crossover_prob = crossover_prob
+        self.sync_period = sync_period
+        self.n_migrants = n_migrants
+        self.n_learner_episodes = n_learner_episodes
+        self.evolver_kwargs = evolver_kwargs
+        self.deploy = deploy
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            optimize_memory_usage,
+            n_steps,
+            pop_size,
+            policy_kwargs,
+            stats_window_size,
+            tensorboard_log,
+            verbose,
+            seed,
+            device,
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- set-up
+
+    @property
+    def learner_class(self) -> type[OffPolicyAlgorithm] | None:
+        """The SB3 class that learns, ``None`` with a learner of this package."""
+        if isinstance(self.learner, str):
+            check_choice("learner", self.learner, [*RULES, *SB3_CLASSES])
+            return SB3_CLASSES.get(self.learner)
+        if not (isinstance(self.learner, type) and issubclass(self.learner, OffPolicyAlgorithm)):
+            known = sorted([*RULES, *SB3_CLASSES])
+            raise ValueError(f"learner must be one of {known} or an SB3 off-policy class; got {self.learner!r}")
+        return self.learner
+
+    def _known_policies(self) -> list[str]:
+        learner = self.learner_class
+        return list(self.policy_aliases if learner is None else learner.policy_aliases)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        learner = self.learner_class
+        known = self.policy_aliases if learner is None else learner.policy_aliases
+        check_choice("policy", policy_name, known)
+        if learner is not None and not hasattr(known[policy_name], "make_actor"):
+            raise ValueError(f"learner must be a class with an actor, for continuous actions; got {learner.__name__}")
+        return deploying(known[policy_name])
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        assert self.learner_class is None or isinstance(self.learner_class, type)
+        check_range("n_learner_episodes", self.n_learner_episodes, 1, integer=True)
+        check_range("n_migrants", self.n_migrants, 0, self.pop_size - 1, integer=True)
+        check_range("tournament_size", self.tournament_size, 2, integer=True)
+        for name in ("mutation_prob", "crossover_prob"):
+            check_range(name, getattr(self, name), 0, 1)
+
+    def _setup_lr_schedule(self) -> None:
+        if self.learning_rate is not None:
+            super()._setup_lr_schedule()
+        else:  # the learner has a pair of its own
+            rule = RULES.get(self.learner, TD3Learner) if isinstance(self.learner, str) else TD3Learner
+            self.lr_schedule = ConstantSchedule(rule.learning_rates[1])
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}
+
+    def _evolver_arguments(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("tournament_size", "mutation_prob", "crossover_prob")}
+        return {**own, **super()._evolver_arguments()}
+
+    def _setup_parts(self) -> None:
+        learner_class, kwargs = self.learner_class, self.learner_kwargs or {}
+        if learner_class is None:
+            rule = RULES[str(self.learner)]
+            settings = LearnerSettings(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
+            self.learner_rule = rule(self.policy, settings)
+        else:
+            if self.learning_rate is not None:
+                kwargs = {"learning_rate": self.learning_rate, **kwargs}
+            kwargs = {"policy_kwargs": dict(self.policy_kwargs), **kwargs}
+            spaces = (self.observation_space, self.action_space)
+            self.learner_rule = SB3Learner(learner_class, self.policy_class, *spaces, self.device, **kwargs)
+            self.policy = self.learner_rule.policy
+        self.actor, self.critic = self.policy.actor, self.policy.critic
+        self.actor_target = getattr(self.policy, "actor_target", None)
+        self.critic_target = getattr(self.policy, "critic_target", None)
+        fresh = th.stack([read_parameters(self._new_actor()) for _ in range(self.pop_size)])
+        layout = ParameterLayout.of(self.actor)
+        self.evolver = GA(fresh, layout, **self._evolver_arguments()).to(self.device)
+        self.exchange = ReplaceWeakest(self.sync_period)
+        self._pool = NetworkPool(self._new_actor)
+
+    def _new_actor(self) -> Any:
+        actor = self.policy.make_actor()  # type: ignore[operator]
+        actor.set_training_mode(False)
+        return actor
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_target", "critic_target"]
+
+    # ---------------------------------------------------------------- the parts of a generation
+
+    @property
+    def _is_warm(self) -> bool:
+        assert self.replay_buffer is not None
+        return self.replay_buffer.size() > self.learning_starts
+
+    def _explorer(self, noise: ActionNoise | None) -> Explorer:
+        n_actions = get_action_dim(self.action_space)
+        if self.learner_class is not None:
+            return PolicyExploration(self.actor, noise)  # type: ignore[arg-type]
+        if noise is None and self.learner == "ddpg":
+            noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)
+        elif noise is None:
+            noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1))
+        return NoiseExploration(noise)
+
+    def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
+        jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
+        explorer = self._explorer(self.action_noise)
+        jobs += [Job(self.pop_size, k, explorer=explorer) for k in range(self.n_learner_episodes)]
+        vectors = th.cat([candidates, read_parameters(self.actor)[None]])
+        return jobs, self._population_actor(vectors)
+
+    def _population_actor(self, vectors: th.Tensor) -> PopulationActor:
+        modules = plain_modules(self.actor)  # type: ignore[arg-type]
+        if modules is None:
+            return ModuleActor(self._pool.filled(vectors, self.actor))
+        return NumpyActor(modules, stacks_from_vectors(self.actor, modules, vectors.cpu().numpy()))
+
+    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
+        return episode_return(episodes.of(range(self.pop_size)), self.pop_size)
+
+    def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
+        assert fitness is not None
+        migrate = self.n_migrants > 0 and self._is_warm and (self.n_generations + 1) % self.sync_period == 0
+        migrants = read_parameters(self.actor).expand(self.n_migrants, -1) if migrate else None
+        self._ga_tell(candidates, fitness, rng, migrants)
+
+    def _exchange(self, fitness: np.ndarray | None) -> None:
+        if self.n_migrants == 0:
+            self._inject(read_parameters(self.actor), fitness)
+
+    def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
+        deployed = self.policy.deployed  # type: ignore[union-attr]
+        epoch = self.evolver.epoch
+        if self.deploy == "learner" or epoch is None:
+            self.policy.deploy(self.actor)  # type: ignore[operator]
+        else:
+            write_parameters(self.evolver.candidates[epoch.protected[0]], deployed)  # type: ignore[arg-type]
+            copy_buffers(self.actor, deployed)  # type: ignore[arg-type]
+
+    def individual(self, index: int) -> BasePolicy:
+        """See :meth:`EvolutionaryOffPolicyAlgorithm.individual`."""
+        agent = self._new_actor()
+        write_parameters(self.evolver.candidates[range(self.pop_size)[index]], agent)
+        copy_buffers(self.actor, agent)
+        return agent

@@ -1,0 +1,114 @@
+"""TD3 and DDPG on SB3's TD3 policy or one shaped like it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor
+
+from sb3_erl.common.parameters import soft_update
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+
+
+class TD3Learner(Learner):
+    """
+    Twin delayed DDPG: critic step, and every ``policy_delay``-th update actor step and soft updates.
+
+    Fujimoto et al. (2018), https://arxiv.org/abs/1802.09477. Equal to SB3's ``TD3.train`` on the same batches and torch
+    seed, with optional gradient clipping; no gradient is computed that nobody uses.
+
+    :param policy: SB3's ``TD3Policy`` or a policy of the same structure
+    :param settings: constants
+    """
+
+    policy: TD3Policy
+    settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 2, "target_policy_noise": 0.2}
+    n_critics: ClassVar[int] = 2
+
+    def __init__(self, policy: TD3Policy, settings: LearnerSettings):
+        super().__init__(policy, settings)
+        self._actor = list(policy.actor.parameters())
+        self._critic = list(policy.critic.parameters())
+        pairs = ((policy.actor, policy.actor_target), (policy.critic, policy.critic_target))
+        self._online = [p for online, _ in pairs for p in online.parameters()]
+        self._target = [p for _, target in pairs for p in target.parameters()]
+        self._buffers = [pair for a, b in pairs for pair in zip(a.buffers(), b.buffers(), strict=True)]
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor.optimizer": self.policy.actor.optimizer, "critic.optimizer": self.policy.critic.optimizer}
+
+    def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
+        metrics = Metrics()
+        for _ in range(n_updates):
+            self.n_updates += 1
+            batch = sample()
+            metrics.add(critic_loss=self.critic_step(batch, self._smoothing_noise(batch.actions)))
+            if self.n_updates % self.settings.policy_delay == 0:
+                metrics.add(actor_loss=self.actor_step(batch))
+                self.target_step()
+        return metrics.means()
+
+    def _smoothing_noise(self, actions: Tensor) -> Tensor:
+        """Noise on the target action, drawn as SB3 draws it; see :attr:`LearnerSettings.target_policy_noise`."""
+        settings = self.settings
+        noise = actions.clone().normal_(0, settings.target_policy_noise)
+        return noise.clamp(-settings.target_noise_clip, settings.target_noise_clip)
+
+    def critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
+        """
+        :param batch: transitions
+        :param noise: clipped target smoothing noise, ``(batch, action_dim)``
+        :return: loss, summed over critics
+        """
+        policy = self.policy
+        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
+        with torch.no_grad():
+            next_actions = (policy.actor_target(batch.next_observations) + noise).clamp(-1, 1)
+            next_values = _towers(policy.critic_target(batch.next_observations, next_actions)).amin(dim=0)
+            targets = batch.rewards + (1 - batch.dones) * discounts * next_values
+        values = _towers(policy.critic(batch.observations, batch.actions))
+        loss = (values - targets).square().mean(dim=(1, 2)).sum()
+        step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
+        return loss
+
+    def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
+        """
+        :param batch: transitions
+        :return: loss: minus the first critic's value of the actor's actions
+        """
+        loss = -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
+        step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
+        return loss
+
+    def _first_value(self, observations: Any, actions: Tensor) -> Tensor:
+        critic = self.policy.critic
+        if hasattr(critic, "q1_forward"):
+            return critic.q1_forward(observations, actions)
+        return critic(observations, actions, n_towers=1)[0]
+
+    def target_step(self) -> None:
+        """Soft updates of the targets; running statistics are copied, as SB3 does."""
+        soft_update(self._online, self._target, self.settings.tau)
+        for online, target in self._buffers:
+            target.copy_(online)
+
+
+class DDPGLearner(TD3Learner):
+    """
+    Deep deterministic policy gradient: TD3 with one critic, no delay and no smoothing.
+
+    Lillicrap et al. (2015), https://arxiv.org/abs/1509.02971, with the constants of the authors' code of ERL.
+    """
+
+    settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 1, "target_policy_noise": 0.0}
+    learning_rates = (5e-5, 5e-4)
+    n_critics = 1
+
+
+def _towers(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """``(towers, batch, 1)`` from a stack or from SB3's tuple."""
+    return torch.stack(values) if isinstance(values, tuple) else values
