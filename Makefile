@@ -14,6 +14,9 @@ PACKAGE := sb3_erl
 SOURCES := $(PACKAGE) $(wildcard tests examples benchmarks)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
+# $(call given,NAME,--flag): the flag if NAME was typed after make (not if it merely stands in the environment)
+given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint format types bench clean distclean
 
@@ -33,7 +36,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard $(PACKAGE)/zoo/startup/*)
 	@touch $@
 
 demo: $(READY)  ## train ERL-Re2 on a MuJoCo task and show what it learned [ENV=Ant-v4] [STEPS=1000000]
-	MPLBACKEND=Agg $(BIN)/python -m examples.demo $(if $(ENV),--env $(ENV)) $(if $(STEPS),--steps $(STEPS))
+	MPLBACKEND=Agg $(BIN)/python -m examples.demo $(call given,ENV,--env) $(call given,STEPS,--steps)
 
 test: $(READY)  ## run the tests [JOBS=2] [PYTEST_FLAGS=...]
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_FLAGS)

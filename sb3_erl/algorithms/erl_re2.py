@@ -267,7 +267,7 @@ class ERLRe2(GeneticHybrid):
         jobs = []
         if self.evolution and self._is_warm:
             self.n_evaluations += 1
-            whole = self._rng(Stream.FITNESS).random() < self.mc_fitness_prob  # one draw for the whole population
+            whole = self._fitness_draw() < self.mc_fitness_prob
             self.fitness_mode = "mc" if whole else "surrogate"
             n_episodes, horizon = (self.n_eval_episodes, None) if whole else (1, self.fitness_horizon)
             jobs = [Job(i, k, horizon) for i in range(self.pop_size) for k in range(n_episodes)]
@@ -277,6 +277,10 @@ class ERLRe2(GeneticHybrid):
 
     fitness_mode: str | None = None
     """``"mc"`` or ``"surrogate"``: how the last evaluated generation's fitness was measured."""
+
+    def _fitness_draw(self) -> float:
+        """One draw in [0, 1) decides for the whole population how fitness is measured."""
+        return float(self._rng(Stream.FITNESS).random())
 
     def _population_actor(self, heads: th.Tensor) -> PopulationActor:
         actor = self.policy.actor

@@ -155,6 +155,11 @@ class GenerationalMixin(BaseAlgorithm):
         self._update_info_buffer([variables["infos"][i] for i in busy], variables["dones"][busy])
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._after_episodes(int(variables["dones"].sum()))
+        return True
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the current ``learn`` may take further steps."""
         return self.num_timesteps < self._total_timesteps
 
     def _after_episodes(self, n_episodes: int) -> None:

@@ -63,7 +63,7 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
 
     def _inject(self, learner: th.Tensor, fitness: np.ndarray | None) -> None:
         """Replace the weakest individual by the learner if it is time."""
-        protected = [] if fitness is None or self.evolver.epoch is None else self.evolver.epoch.protected
+        protected = [] if self.evolver.epoch is None else self.evolver.epoch.protected
         scores = np.zeros(self.pop_size) if fitness is None else fitness
         slot = self.exchange.rl_to_ea(learner, self.evolver, scores, protected, self.n_generations + 1)
         self._injected_slot = self._injected_slot if slot is None else slot

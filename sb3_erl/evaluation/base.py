@@ -135,6 +135,10 @@ class Recorder(Protocol):
         :return: whether to go on
         """
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether further steps may be taken."""
+
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Take the transitions of one job, in order."""
 

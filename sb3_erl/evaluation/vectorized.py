@@ -66,8 +66,9 @@ class VectorizedEvaluator:
                 self._start(index, waiting, slots, obs, original, address)
             while any(slots):
                 self._act(slots, actor, obs, actions)
-                stepped = self._step(slots, actions, obs, original, recorder)
-                if not stepped:
+                if not self._step(slots, actions, obs, original, recorder):
+                    return None
+                if not recorder.has_budget and any(running.episode is None for running in queue):
                     return None
                 for index, running in enumerate(slots):
                     if running is not None and running.episode is not None:

@@ -24,6 +24,7 @@ from sb3_erl.operators.crossover import HeadRowCrossover, RowEvents
 from sb3_erl.operators.mutation import HeadMutation
 from sb3_erl.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from tests.parity.cases import Case, dispatch
+from tests.parity.generation_loop import replay_generations, saturation_after
 from tests.parity.replay import RecordedDraws
 
 SYSTEM = "erl_re2"
@@ -303,20 +304,19 @@ def check_selection_epoch(case: Case) -> None:
         assert ranking.tolist() == entry["ranking_best_first"]
         mutation = [entry["mutation_uniforms_by_slot"][k] for k in sorted(entry["mutation_uniforms_by_slot"], key=int)]
         parents = [p for pair in entry["pairs"] for p in (pair["elite_parent_slot"], pair["winner_parent_slot"])]
-        indices = [entry[k]["value"] for k in ("winner_parity_draw", "loser_parity_draw") if entry.get(k)]
+        parity = [entry.get(f"{who}_parity_draw") for who in ("winner", "unselected")]
         draws = RecordedDraws(
             tournament=entry["tournament_rank_draws"],
-            index=indices,
+            index=[draw["value"] for draw in parity if draw],
             shuffle=[entry["unselected_after_shuffle"]],
             choice=parents,
-            uniform=[*entry["recombination_uniforms_ignored"][: 0 if entry["pairs"] is None else None], *mutation],
+            uniform=[],
         )
         elites = case["elites"]
         winners = tournament_winners(ranking, n - elites, case["tournament_size"], draws)
-        offspring = list(set(winners))
-        assert set(offspring) == set(entry["winners_list"])
-        offspring = list(dict.fromkeys(entry["winners_list"]))
-        # the official loop over winner pairs draws (and ignores) more uniforms than it has pairs; keep ours in step
+        offspring = list(dict.fromkeys(entry["winners_list"]))  # in the official order, that of a Python set
+        assert set(offspring) == set(winners)
+        # the official loop over winner pairs draws and ignores its uniforms; ours gets 1.0, which never crosses
         n_pairs = (len(offspring) + len(offspring) % 2 - max(0, elites - len(entry["unselected_after_shuffle"]))) // 2
         draws.uniforms = [1.0] * n_pairs + mutation
         epoch = plan_epoch(ranking, offspring, draws, n_elites=elites, mutation_prob=case["mutation_probability"])
@@ -324,6 +324,7 @@ def check_selection_epoch(case: Case) -> None:
         assert epoch.mutants == entry["mutated_slots"]
         copies = [(c["source_slot"], c["destination_slot"]) for c in entry["elite_copies"]]
         assert epoch.copies[0][: len(copies)] == copies
+        assert draws.is_used_up
         replay_rows(case, entry, epoch, operator)
 
 
@@ -359,32 +360,28 @@ def check_mutation_statistics(case: Case) -> None:
     touched = changed.any(axis=(1, 2))
     assert touched.mean() == pytest.approx(expected["probability_matrix_mutated"], abs=0.03)
     counts = changed[touched].sum(-1)
-    assert set(np.unique(counts)) == {expected["weights_per_row"]} == set(np.unique(case.array("changed_weights_per_row")))
-    relative = (after[touched] - weight) / weight
-    spread = np.array(
-        [[r[c].std() for r, c in zip(head, mask, strict=True)] for head, mask in zip(relative, changed[touched], strict=True)]
-    )
+    assert set(np.unique(case.array("changed_weights_per_row"))) == {expected["weights_per_row"]}
+    # noise below half a unit in the last place leaves a float32 weight as it was: rarely one of a row
+    assert counts.max() == expected["weights_per_row"] and counts.min() >= expected["weights_per_row"] - 2
+    assert (counts == expected["weights_per_row"]).mean() > 0.99
+    values, mask = after[touched], changed[touched]
+    relative = (values - weight) / weight
+    n_changed = mask.sum(-1)
+    spread = np.sqrt((relative**2 * mask).sum(-1) / n_changed)
+    level = np.sqrt((values**2 * mask).sum(-1) / n_changed)
     normal = spread < 0.3
-    values = after[touched]
-    reset = np.array(
-        [
-            [abs(v[c].std() - 1) < 0.35 and not m for v, c, m in zip(h, k, s, strict=True)]
-            for h, k, s in zip(values, changed[touched], normal, strict=True)
-        ]
-    )
-    assert normal.mean() == pytest.approx(expected["normal"], abs=0.03)
-    assert reset.mean() == pytest.approx(expected["reset"], abs=0.03)
-    assert (~normal & ~reset).mean() == pytest.approx(expected["super"], abs=0.03)
-    mask = changed[touched]
+    reset = ~normal & (abs(level - 1) < 0.4)  # a super mutation leaves weights below 10 * max|w|, whose level is smaller
+    supers = ~normal & ~reset
+    for kind, name in ((normal, "normal"), (reset, "reset"), (supers, "super")):
+        assert kind.mean() == pytest.approx(expected[name], abs=0.03), name
     assert relative[mask & normal[..., None]].std() == pytest.approx(expected["normal_relative_std"], rel=0.05)
-    assert relative[mask & (~normal & ~reset)[..., None]].std() == pytest.approx(expected["super_relative_std"], rel=0.05)
-    assert values[mask & reset[..., None]].mean() == pytest.approx(expected["reset_mean_std"][0], abs=0.05)
-    assert values[mask & reset[..., None]].std() == pytest.approx(expected["reset_mean_std"][1], rel=0.05)
+    assert relative[mask & supers[..., None]].std() == pytest.approx(expected["super_relative_std"], rel=0.05)
+    resets = values[mask & reset[..., None]]
+    assert resets.mean() == pytest.approx(expected["reset_mean_std"][0], abs=0.05)
+    assert resets.std() == pytest.approx(expected["reset_mean_std"][1], rel=0.05)
 
 
 def check_generation_loop(case: Case) -> None:
-    from tests.parity.generation_loop import replay_generations
-
     replay_generations(case)
 
 
@@ -411,8 +408,6 @@ def check_initialisation(case: Case) -> None:
 
 def check_warmup_drift(case: Case) -> None:
     """Why blind evolution is off by default: with it, heads saturate as the authors' code does."""
-    from tests.parity.warmup import saturation_after
-
     by_generation = {int(k): v for k, v in case["by_generation"].items()}
     for generation in (0, 25, 50):
         share = saturation_after(generation, case["population_size"], case["mutation_fraction"], case["special_probability"])

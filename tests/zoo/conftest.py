@@ -92,7 +92,7 @@ class Playground:
 
     def output(self, code: str, **environment: str) -> str:
         """What ``code`` prints; it must end well and print no warning."""
-        result = self.run(code, **environment)
+        result = self.run(code, True, **environment)
         assert result.returncode == 0 and result.stderr == "", result.stderr
         return result.stdout.strip()
 

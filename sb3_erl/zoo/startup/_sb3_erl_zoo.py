@@ -115,7 +115,7 @@ def install() -> None:
         return
     if any(getattr(finder, "is_sb3_erl_zoo_finder", False) for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, ZooFinder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, ZooFinder())
     for name in (*ZOO_MODULES, HUB_MODULE):
         if name in sys.modules:
             ready(name, sys.modules[name])

@@ -1,0 +1,81 @@
+"""SB3's own test files with our classes in place of TD3; they are fetched when this test runs, nothing is copied here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sb3_erl import ALGOS
+from tests.contract.sb3_suite import source, substitute_path
+from tests.contract.sb3_suite.deselect import deselected
+
+PYTEST_INI = """
+[pytest]
+markers = expensive: marks tests as expensive
+filterwarnings =
+    ignore::DeprecationWarning
+    ignore:Treating image space:UserWarning
+"""
+LEFT_OUT = ("test_utils.py", "test_envs.py")
+"""Files about no algorithm: the first needs ale_py, the second checks SB3's own environments."""
+
+
+@pytest.fixture(scope="session")
+def sb3_tests(pytestconfig: pytest.Config) -> Path:
+    cache = pytestconfig.cache
+    assert cache is not None
+    try:
+        return source.sb3_tests(cache.mkdir("sb3_source"))
+    except source.SourceUnavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the source distribution of Stable-Baselines3 cannot be downloaded: {error}")
+
+
+def run_suite(tests: Path, name: str, folder: Path) -> tuple[int, Counter[str], str]:
+    """
+    :param tests: SB3's tests
+    :param name: key in ALGOS
+    :param folder: where the run takes place
+    :return: exit status, number of test cases by outcome, output
+    """
+    cls = ALGOS[name]
+    copy = folder / "tests"
+    shutil.copytree(tests, copy, ignore=shutil.ignore_patterns(*LEFT_OUT, "__pycache__"))
+    shutil.copy(substitute_path, copy / "conftest.py")
+    (folder / "pytest.ini").write_text(PYTEST_INI)
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST")},
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "SB3_SUITE_CLASS": f"{cls.__module__}:{cls.__qualname__}",
+        "SB3_SUITE_REPLACES": "TD3",
+        "SB3_SUITE_DESELECT": json.dumps(sorted(deselected(name))),
+    }
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "--durations=10", "--junitxml=report.xml", "tests"]
+    with open(folder / "output.txt", "w") as output:  # a file: worker processes may outlive a pipe
+        status = subprocess.run(
+            [sys.executable, "-m", "pytest", *flags], cwd=folder, env=environment, stdout=output, stderr=output, timeout=800
+        ).returncode
+    report = folder / "report.xml"
+    outcomes: Counter[str] = Counter()
+    if report.is_file():
+        for case in ElementTree.parse(report).iter("testcase"):
+            outcomes[next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")] += 1
+    return status, outcomes, (folder / "output.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGOS)
+def test_sb3_own_tests_pass(name: str, sb3_tests: Path, tmp_path: Path) -> None:
+    status, outcomes, output = run_suite(sb3_tests, name, tmp_path)
+    assert status == 0 and set(outcomes) <= {"passed", "skipped"}, output[-12000:]
+    assert outcomes["passed"] >= 45, f"too few cases ran, is the selection right? {dict(outcomes)}"

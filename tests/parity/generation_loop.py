@@ -1,0 +1,138 @@
+"""Replays whole generations of ERL-Re2 on scripted episodes, and its blind warm-up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from sb3_erl import ERLRe2
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.evolution.ga import GA
+from sb3_erl.operators.selection import Epoch
+from tests.parity.cases import Case
+
+
+class ScriptedEpisodes(gym.Env[np.ndarray, np.ndarray]):
+    """
+    Each seeded reset starts the next episode of a script; unseeded (automatic) resets do not count.
+
+    :param script: (length, reward per step) of each episode
+    """
+
+    observation_space = spaces.Box(-1, 1, (3,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
+
+    def __init__(self, script: list[tuple[int, float]]):
+        self.script = list(script)
+        self.n_started = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None:
+            self.length, self.reward = self.script[self.n_started]
+            self.n_started += 1
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.full(3, self.t / 1000, np.float32), self.reward, self.t >= self.length, False, {}
+
+
+class RecordedRe2(ERLRe2):
+    """ERL-Re2 with recorded decisions of evolution and fitness mode; gradient updates are only counted."""
+
+    recorded: dict[str, Any]
+    n_gradient_iterations = 0
+
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        self.n_gradient_iterations += gradient_steps
+
+    def _fitness_draw(self) -> float:
+        return self.recorded["mode_draw"]
+
+    def _fitness(self, candidates: torch.Tensor, episodes: Any) -> np.ndarray | None:
+        self.learner_rule.bootstrap = lambda *_: 0.0  # type: ignore[method-assign, assignment, return-value]
+        self.seen = super()._fitness(candidates, episodes)
+        return self.seen
+
+    def _inject(self, learner: torch.Tensor, fitness: np.ndarray | None) -> None:
+        before = self.evolver.candidates.clone()
+        super()._inject(learner + self.phase, fitness)  # a different vector each time, so that it shows
+        changed = (self.evolver.candidates != before).any(dim=1).nonzero()[:, 0].tolist()
+        self.injected = changed
+
+
+def replay_generations(case: Case) -> None:
+    generations = case["generations"]
+    rollouts = [r for g in generations for r in g["counted_rollouts"]]
+    env = ScriptedEpisodes([(r["episode_length_available"], r["reward_per_step"]) for r in rollouts])
+    model = RecordedRe2(
+        "MlpPolicy",
+        env,
+        learning_starts=case["init_steps"],
+        pop_size=case["population_size"],
+        fitness_horizon=case["horizon"],
+        mc_fitness_prob=case["mc_fitness_probability"],
+        sync_period=case["injection_period"],
+        gamma=case["gamma"],
+        evolve_during_warmup=True,
+        policy_kwargs={"net_arch": [4]},
+    )
+    for expected in generations:
+        model.recorded, model.injected, model.n_gradient_iterations, model.seen = expected, [], 0, None
+
+        def evolve(*_: Any, slot: int = expected["new_elite_slot"]) -> None:
+            model.evolver.epoch = Epoch([[]], [[]], [], [slot], [], [])
+
+        model.evolver.tell = evolve  # type: ignore[method-assign, assignment]
+        before = model.num_timesteps
+        model.learn(expected["frames_this_generation"], reset_num_timesteps=False)
+        assert model.n_generations == expected["generation"]
+        assert model.num_timesteps == expected["total_frames_after"]
+        assert model.num_timesteps - before == sum(r["frames"] for r in expected["counted_rollouts"])
+        assert model.n_learner_steps == expected["rl_frames_after"]
+        assert model.n_gradient_iterations == expected.get("gradient_iterations", 0)
+        if "population_evaluations_done" in expected:
+            assert model.n_evaluations == expected["population_evaluations_done"]
+        if "mode_draw" in expected:
+            check_fitness_of_generation(case, expected, model.seen)
+        injected = expected.get("injected_into_slot")
+        assert model.injected == ([] if injected is None else [injected]), expected["generation"]
+    assert env.n_started == len(rollouts)
+
+
+def check_fitness_of_generation(case: Case, expected: dict[str, Any], seen: np.ndarray | None) -> None:
+    """Exact, but for rollouts cut at the horizon: the official (untrained, near zero) bootstrap values are not recorded."""
+    assert seen is not None
+    for ours, theirs, rollout in zip(seen, expected["fitness"], expected["counted_rollouts"], strict=False):
+        cut = rollout["surrogate"] and rollout["frames"] < rollout["episode_length_available"]
+        if cut:
+            discounted = rollout["reward_per_step"] * (case["gamma"] ** np.arange(case["horizon"])).sum()
+            case.close(ours, discounted)
+            assert abs(ours - theirs) < 0.1 * case["gamma"] ** case["horizon"]
+        else:
+            case.close(ours, theirs)
+
+
+def saturation_after(n_generations: int, pop_size: int, fraction: float, special_prob: float) -> float:
+    """
+    :return: share of saturated head actions on random features after blind evolution, median over a few runs
+    """
+    layout = ParameterLayout(("weight", "bias"), ((6, 300), (6,)))
+    shares = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        start = torch.as_tensor(rng.uniform(-1, 1, (pop_size, layout.n_params)) / np.sqrt(300), dtype=torch.float32)
+        mutation = {"fraction": fraction, "super_prob": special_prob, "reset_prob": special_prob}
+        ga = GA(start, layout, 0.2, crossover="head_rows", mutation="head_rows", mutation_kwargs=mutation)
+        for _ in range(n_generations):
+            ga.tell(ga.ask(rng), np.zeros(pop_size), rng)
+        heads = layout.split(ga.candidates)
+        features = torch.tanh(torch.as_tensor(rng.standard_normal((200, 300)), dtype=torch.float32))
+        actions = torch.tanh(torch.einsum("nad,bd->nba", heads["weight"], features) + heads["bias"][:, None])
+        shares.append(float((actions.abs() > 0.99).float().mean()))
+    return float(np.median(shares))
