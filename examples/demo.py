@@ -26,7 +26,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from sb3_erl import ERLRe2
 
-DEMO_ENV, DEMO_STEPS = "Hopper-v4", 14_000
+DEMO_ENV, DEMO_STEPS = "Hopper-v5", 12_000
 SHORT_RUN = 100_000
 """Below this many steps the demo shortens the random warm-up of 10000 steps, which the published settings ask for."""
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,7 +101,12 @@ def plot(path: Path, env_id: str, population: dict[str, np.ndarray], evaluation:
     axes.plot(steps, population["max"], color="C0", linestyle=":", label="champion of a generation")
     results = np.array(evaluation.evaluations_results)
     axes.errorbar(
-        evaluation.evaluations_timesteps, results.mean(axis=1), results.std(axis=1), color="C1", capsize=3, label="deployed policy"
+        evaluation.evaluations_timesteps,
+        results.mean(axis=1),
+        results.std(axis=1),
+        color="C1",
+        capsize=3,
+        label="deployed policy",
     )
     axes.axhline(random, color="gray", linestyle="--", label="random actions")
     axes.set_title(f"ERL-Re2 on {env_id}")
@@ -119,7 +124,15 @@ def film(env_id: str, model: Path, video: Path) -> bool:
         if backend is None:
             continue
         environment = {**os.environ, "MUJOCO_GL": backend, "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", "examples.record_video", "erl_re2", env_id, str(model.resolve()), str(video.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "examples.record_video",
+            "erl_re2",
+            env_id,
+            str(model.resolve()),
+            str(video.resolve()),
+        ]
         try:
             done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, timeout=300, check=False)
         except subprocess.TimeoutExpired:
@@ -144,11 +157,13 @@ def main(arguments: list[str] | None = None) -> float:
 
     random, random_std = random_return(args.env)
     print(f"ERL-Re2 on {args.env}, {steps} steps; random actions reach {random:.1f} +- {random_std:.1f}", flush=True)
-    warm_up = {"learning_starts": steps // 7} if steps < SHORT_RUN else {}
+    warm_up = {"learning_starts": steps // 6} if steps < SHORT_RUN else {}
     model = ERLRe2(args.env, buffer_size=min(1_000_000, steps), seed=args.seed, **warm_up)
     eval_env = make_vec_env(args.env, n_envs=1, seed=args.seed + 1000)
-    n_evaluations = 7 if steps < SHORT_RUN else 100
-    progress = Progress(eval_env, eval_freq=max(steps // n_evaluations, 1), n_eval_episodes=5, log_path=str(args.out), verbose=0)
+    n_evaluations = 6 if steps < SHORT_RUN else 100
+    progress = Progress(
+        eval_env, eval_freq=max(steps // n_evaluations, 1), n_eval_episodes=5, log_path=str(args.out), verbose=0
+    )
     history = PopulationHistory()
     model.learn(steps, callback=[progress, history])
 

@@ -11,6 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import gymnasium as gym
+
 from sb3_erl import ERL
 
 
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         model.save_replay_buffer(buffer_file)
         print(f"saved after {model.num_timesteps} steps and {model.n_generations} generations")
 
-        model = ERL.load(zip_file, env="Pendulum-v1")
+        model = ERL.load(zip_file, env=gym.make("Pendulum-v1"))
         model.load_replay_buffer(buffer_file)
     model.learn(steps, reset_num_timesteps=False)
     print(f"now at {model.num_timesteps} steps and {model.n_generations} generations")

@@ -225,9 +225,6 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
             row = (step.observation[None], step.next_observation[None], step.action[None])
             buffer.add(*row, np.array([step.reward]), np.array([done]), [info])
 
-    def _after_episodes(self, n_episodes: int) -> None:
-        self._episode_num += n_episodes
-
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""
         if self.n_learner_steps < self.learning_starts:

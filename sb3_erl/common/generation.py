@@ -163,7 +163,8 @@ class GenerationalMixin(BaseAlgorithm):
         return self.num_timesteps < self._total_timesteps
 
     def _after_episodes(self, n_episodes: int) -> None:
-        """Count finished episodes."""
+        """Count finished episodes, as SB3's off-policy classes do."""
+        self._episode_num += n_episodes
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Nothing to store without a replay buffer."""

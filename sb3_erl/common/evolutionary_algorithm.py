@@ -1,0 +1,214 @@
+"""Base of pure evolution: a population and an environment, no gradient learner and no replay buffer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
+from torch import nn
+
+from sb3_erl.common.checks import check_range, check_spaces, resolve_policy_and_env
+from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.common.policies import ERLActor
+from sb3_erl.common.seeding import Stream
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.fitness.returns import episode_return
+
+
+class ActorOnlyPolicy(BasePolicy):
+    """
+    A policy with one network, ``deployed``; the population belongs to the evolver.
+
+    :param net_arch: hidden widths of the actor
+    :param activation_fn: activation after each hidden layer
+    :param layer_norm: see :class:`~sb3_erl.common.policies.ERLActor`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        layer_norm: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.net_arch = [64, 64] if net_arch is None else net_arch
+        self.activation_fn, self.layer_norm = activation_fn, layer_norm
+        self.deployed = self.make_actor()
+        self.deployed.set_training_mode(False)
+
+    def make_actor(self) -> ERLActor:
+        """A fresh actor."""
+        kwargs = self._update_features_extractor(
+            {
+                "observation_space": self.observation_space,
+                "action_space": self.action_space,
+                "net_arch": self.net_arch,
+                "activation_fn": self.activation_fn,
+                "normalize_images": self.normalize_images,
+                "layer_norm": self.layer_norm,
+            }
+        )
+        return ERLActor(**kwargs).to(self.device)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
+        return self._predict(obs, deterministic=deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed(observation)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Nothing is trained by gradients: the network stays in evaluation mode."""
+        self.training = False
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = ("net_arch", "activation_fn", "layer_norm", "features_extractor_class", "features_extractor_kwargs")
+        mine = {name: getattr(self, name) for name in own}
+        return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
+
+
+class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
+    """
+    Evolution alone: ask, evaluate, tell, deploy, log.
+
+    A subclass builds its evolver in :meth:`_make_evolver` and may override how episodes become fitness and which vector is
+    deployed. See ``examples/custom_system.py`` for a whole one.
+
+    :param policy: policy alias or class; or, without ``env``, the environment or its id
+    :param env: environment (vectorised or not), its id, or ``None`` for loading
+    :param learning_rate: step size of evolvers that have one
+    :param pop_size: candidates per generation, at least 2
+    :param n_eval_episodes: episodes per candidate and generation
+    :param policy_kwargs: arguments of the policy
+    :param stats_window_size: episodes in the logged means
+    :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: seed of the run; all random numbers of a run derive from it
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
+    """
+
+    default_policy: ClassVar[str] = "MlpPolicy"
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorOnlyPolicy}
+    evolver: Evolver
+    policy: ActorOnlyPolicy
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 1e-2,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
+        self.pop_size = pop_size
+        self.n_eval_episodes = n_eval_episodes
+        self._init_generational()
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,
+            policy_kwargs,
+            stats_window_size,
+            tensorboard_log,
+            verbose,
+            device,
+            support_multi_env=True,
+            seed=seed,
+        )
+        if getattr(self, "action_space", None) is not None:  # absent while loading
+            check_spaces(type(self).__name__, self.observation_space, self.action_space)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        check_range("pop_size", self.pop_size, 2, integer=True)
+        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        arguments = (self.observation_space, self.action_space, self.lr_schedule)
+        self.policy = self.policy_class(*arguments, **self.policy_kwargs).to(self.device)  # type: ignore[assignment, arg-type]
+        self._setup_generational()
+        actors = [self.policy.make_actor() for _ in range(self.pop_size)]
+        fresh = th.stack([read_parameters(actor) for actor in actors])
+        self.evolver = self._make_evolver(fresh, ParameterLayout.of(self.policy.deployed)).to(self.device)
+        self._pool = NetworkPool(self.policy.make_actor)
+
+    @abstractmethod
+    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
+        """
+        :param candidates: ``(pop_size, n_params)``, freshly initialised actors
+        :param layout: tensors of one actor
+        :return: the evolver; its tensors are loaded afterwards where a model is loaded
+        """
+
+    def _generation(self, callback: BaseCallback) -> bool:
+        rng = self._rng(Stream.EVOLUTION)
+        candidates = self.evolver.ask(rng)
+        jobs = [Job(i, k) for i in range(len(candidates)) for k in range(self.n_eval_episodes)]
+        episodes = self._evaluate(jobs, self._population_actor(candidates), callback)
+        if episodes is None:
+            return False
+        fitness = self._fitness(candidates, episodes)
+        self.evolver.tell(candidates, fitness, rng)
+        write_parameters(self._deployed_vector(candidates, fitness), self.policy.deployed)
+        self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
+        self._log_population(fitness)
+        return True
+
+    def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
+        modules = plain_modules(self.policy.deployed)
+        if modules is None:
+            return ModuleActor(self._pool.filled(candidates))
+        return NumpyActor(modules, stacks_from_vectors(self.policy.deployed, modules, candidates.cpu().numpy()))
+
+    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
+        """:return: ``(pop_size,)``, higher is better, NaN is worst"""
+        return episode_return(episodes, len(candidates))
+
+    def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
+        """:return: ``(n_params,)``, what ``predict`` uses from now on; the best candidate by default"""
+        return candidates[int(np.nanargmax(np.where(np.isnan(fitness), -np.inf, fitness)))]
+
+    def dump_logs(self) -> None:
+        """Write the log table; the same rows as SB3's off-policy classes."""
+        OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "evolver"], []

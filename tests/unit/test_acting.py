@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
+
+from sb3_erl.common.parameters import read_parameters
+from sb3_erl.common.policies import ERLPolicy, ERLRe2Policy
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+
+OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
+ACTIONS = spaces.Box(-2, 2, (3,), dtype=np.float32)
+
+
+@pytest.mark.parametrize("policy_class", [ERLPolicy, ERLRe2Policy, TD3Policy, SACPolicy])
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid])
+def test_numpy_actor_agrees_with_torch(policy_class: type, activation_fn: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    policy = policy_class(OBSERVATIONS, ACTIONS, lambda _: 1e-3, net_arch=[16, 16], activation_fn=activation_fn)
+    networks = [policy.make_actor() for _ in range(4)]
+    vectors = torch.stack([read_parameters(network) for network in networks])
+    modules = plain_modules(policy.actor)
+    assert modules is not None
+    fast = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
+    slow = ModuleActor(NetworkPool(policy.make_actor).filled(vectors))
+    observations = np.random.default_rng(0).normal(size=(6, 5))
+    candidates = [3, 0, 0, 1, 2, 3]
+    np.testing.assert_allclose(fast(observations, candidates), slow(observations, candidates), atol=2e-6)
+
+
+@pytest.mark.parametrize("actor_class", [NumpyActor, ModuleActor])
+def test_a_row_does_not_depend_on_the_others(actor_class: type) -> None:
+    torch.manual_seed(1)
+    policy = ERLPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3)
+    vectors = torch.stack([read_parameters(policy.make_actor()) for _ in range(7)])
+    modules = plain_modules(policy.actor)
+    assert modules is not None
+    if actor_class is NumpyActor:
+        actor = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
+    else:
+        actor = ModuleActor(NetworkPool(policy.make_actor).filled(vectors))
+    observations = np.random.default_rng(0).normal(size=(7, 5))
+    together = actor(observations, range(7))
+    for row in range(7):
+        assert np.array_equal(actor(observations[row : row + 1], [row])[0], together[row])
+    order = [4, 2, 6]
+    assert np.array_equal(actor(observations[order], order), together[order])
+
+
+def test_unknown_layers_fall_back_to_modules() -> None:
+    policy = ERLPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, activation_fn=nn.Softplus)
+    assert plain_modules(policy.actor) is None
+    with pytest.raises(ValueError, match="modules must be linear layers"):
+        NumpyActor([nn.Softplus()], [])
+
+    class OwnExtractor(FlattenExtractor):
+        pass
+
+    images = spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)
+    assert plain_modules(ERLPolicy(images, ACTIONS, lambda _: 1e-3, net_arch=[8]).actor) is None

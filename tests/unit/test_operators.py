@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.evolution.ga import GA
+from sb3_erl.exchange.replace import ReplaceWeakest, weakest_slot
+from sb3_erl.operators import CROSSOVERS, MUTATIONS, GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
+from sb3_erl.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+
+ACTOR = ParameterLayout(("l1.weight", "l1.bias", "out.weight", "out.bias"), ((6, 4), (6,), (2, 6), (2,)))
+HEAD = ParameterLayout(("weight", "bias"), ((3, 10), (3,)))
+
+
+def layout_for(key: str) -> ParameterLayout:
+    return HEAD if key == "head_rows" else ACTOR
+
+
+@pytest.mark.parametrize("key", CROSSOVERS)
+def test_crossover_only_moves_values_between_the_two_parents(key: str) -> None:
+    layout = layout_for(key)
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 50, layout.n_params)).astype(np.float32)
+    kept = first.copy(), second.copy()
+    a, b = CROSSOVERS[key](layout)(first, second, rng)
+    assert np.array_equal(first, kept[0]) and np.array_equal(second, kept[1])
+    for child in (a, b):
+        assert ((child == first) | (child == second)).all()
+    assert not np.array_equal(a, first)
+
+
+@pytest.mark.parametrize("key", MUTATIONS)
+def test_mutation_leaves_parents_and_biases_alone(key: str) -> None:
+    layout = layout_for(key)
+    rng = np.random.default_rng(0)
+    parents = rng.standard_normal((50, layout.n_params)).astype(np.float32)
+    kept = parents.copy()
+    mutants = MUTATIONS[key](layout)(parents, rng)
+    assert np.array_equal(parents, kept) and mutants.dtype == parents.dtype
+    changed = mutants != parents
+    biases = [name for name, shape in zip(layout.names, layout.shapes, strict=True) if len(shape) == 1]
+    assert all(not changed[:, layout.slices[name]].any() for name in biases)
+    assert changed.any(axis=1).mean() > 0.3
+
+
+def test_row_crossover_moves_whole_rows() -> None:
+    rng = np.random.default_rng(1)
+    first, second = np.zeros((30, ACTOR.n_params)), np.ones((30, ACTOR.n_params))
+    a, _ = RowCrossover(ACTOR)(first, second, rng)
+    rows = a[:, ACTOR.slices["l1.weight"]].reshape(30, 6, 4)
+    assert set(np.unique(rows.std(axis=-1))) == {0.0}
+    assert 0.1 < rows.mean() < 0.9
+
+
+def test_head_crossover_moves_the_bias_with_its_row() -> None:
+    rng = np.random.default_rng(1)
+    first, second = np.zeros((30, HEAD.n_params)), np.ones((30, HEAD.n_params))
+    a, b = HeadRowCrossover(HEAD)(first, second, rng)
+    for child in (a, b):
+        rows = child[:, :30].reshape(30, 3, 10)
+        assert np.array_equal(rows.mean(axis=-1), child[:, 30:])
+
+
+def test_gaussian_mutation_compounds_repeated_hits_in_order() -> None:
+    from sb3_erl.operators.mutation import WeightEvents
+
+    operator = GaussianMutation(ACTOR)
+    parents = np.full((1, ACTOR.n_params), 2.0)
+    events = WeightEvents(np.array([3, 3, 5]), np.array([0.5, 0.5, 0.07]), np.array([1.0, -2.0, 0.5]))
+    mutant = operator.apply(parents, events)
+    assert mutant[0, 3] == pytest.approx(2.0 * 1.1 * 0.8)
+    assert mutant[0, 5] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.7, 7), (0.29, 2), (1.0, 10), (0.0, 0)])
+def test_head_mutation_changes_exactly_the_share_of_columns(fraction: float, expected: int) -> None:
+    parents = np.ones((200, HEAD.n_params), dtype=np.float64)
+    mutants = HeadMutation(HEAD, fraction=fraction, matrix_prob=1.0)(parents, np.random.default_rng(0))
+    counts = (mutants[:, :30] != 1.0).reshape(200, 3, 10).sum(-1)
+    assert set(np.unique(counts)) == {expected}
+
+
+def test_ranking_puts_nan_last_and_ties_by_higher_index() -> None:
+    assert rank_best_first(np.array([np.nan, 1.0, 2.0, 1.0, -np.inf])).tolist() == [2, 3, 1, 4, 0]
+
+
+def test_epoch_protects_copies_of_the_elites() -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        fitness = rng.standard_normal(10)
+        draws = GeneratorDraws(rng)
+        ranking = rank_best_first(fitness)
+        winners = sorted(set(tournament_winners(ranking, 8, 3, draws)))
+        epoch = plan_epoch(ranking, winners, draws, n_elites=2, mutation_prob=1.0)
+        assert len(epoch.protected) == 2 and not set(epoch.protected) & set(epoch.mutants)
+        assert epoch.copies[0][0] == (int(ranking[0]), epoch.protected[0])
+
+
+def make_ga(pop_size: int = 6, **kwargs: object) -> GA:
+    torch.manual_seed(0)
+    return GA(torch.randn(pop_size, ACTOR.n_params), ACTOR, **kwargs)  # type: ignore[arg-type]
+
+
+def test_ga_keeps_the_champion_bit_for_bit_and_does_not_write_candidates() -> None:
+    ga = make_ga()
+    rng = np.random.default_rng(0)
+    candidates = ga.ask(rng)
+    kept = candidates.clone()
+    fitness = np.array([0.0, 5.0, 1.0, np.nan, 2.0, 3.0])
+    ga.tell(candidates, fitness, rng)
+    assert torch.equal(candidates, kept)
+    assert ga.epoch is not None
+    assert torch.equal(ga.candidates[ga.epoch.protected[0]], kept[1])
+    assert not torch.equal(ga.candidates, kept)
+
+
+def test_ga_is_a_function_of_its_generator() -> None:
+    first, second = make_ga(), make_ga()
+    for ga in (first, second):
+        ga.tell(ga.ask(np.random.default_rng(3)), np.arange(6.0), np.random.default_rng(3))
+    assert torch.equal(first.candidates, second.candidates)
+
+
+def test_ga_migrants_take_unselected_slots() -> None:
+    ga = make_ga(mutation_prob=0.0)
+    migrants = torch.full((1, ACTOR.n_params), 7.0)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        ga.tell(ga.ask(rng), np.arange(6.0), rng, migrants)
+        assert ga.epoch is not None
+        for slot in ga.epoch.migrants:
+            assert slot not in ga.epoch.winners and torch.equal(ga.candidates[slot], migrants[0])
+
+
+def test_ga_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match=r"fitness must have shape \(6,\).*got \(5,\)"):
+        make_ga().tell(torch.zeros(6, ACTOR.n_params), np.zeros(5), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="elite_fraction=1.0 keeps 6 of pop_size=6"):
+        make_ga(elite_fraction=1.0)
+    with pytest.raises(ValueError, match="crossover must be one of.*got 'blend'"):
+        make_ga(crossover="blend")
+    with pytest.raises(ValueError, match="tournament_size must be at least 2; got 1"):
+        make_ga(tournament_size=1)
+    with pytest.raises(ValueError, match="it holds 6 candidates.*this model 4"):
+        make_ga(4).load_state_dict(make_ga(6).state_dict())
+
+
+def test_learner_replaces_the_weakest_by_a_copy() -> None:
+    ga = make_ga()
+    learner = torch.ones(ACTOR.n_params)
+    exchange = ReplaceWeakest(sync_period=2)
+    fitness = np.array([3.0, 1.0, np.nan, 0.0, 5.0, 4.0])
+    assert exchange.rl_to_ea(learner, ga, fitness, [2], generation=1) is None
+    assert exchange.rl_to_ea(learner, ga, fitness, [2], generation=2) == 3
+    learner.zero_()
+    assert ga.candidates[3].eq(1).all()
+
+
+def test_weakest_slot_rules() -> None:
+    fitness = np.array([1.0, 0.0, 2.0])
+    assert weakest_slot(fitness, []) == 1
+    assert weakest_slot(fitness, [1], "next") == 2
+    assert weakest_slot(fitness, [1], "next_weakest") == 0
+    assert weakest_slot(fitness, [0, 1, 2]) is None
