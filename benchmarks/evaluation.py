@@ -47,7 +47,7 @@ def evaluate(agent: Agent, env: VecEnv, normalization: VecNormalize | None = Non
     :return: undiscounted returns, shape (n_envs,)
     """
     env.seed(EVALUATION_SEED)
-    observation = env.reset()
+    observation: Any = env.reset()
     returns = np.zeros(env.num_envs)
     running = np.ones(env.num_envs, dtype=bool)
     while running.any():
@@ -176,7 +176,7 @@ class LearningCurveCallback(BaseCallback):
         self.checkpoint_freq = checkpoint_freq
         self.report = report
         self.last = LastLogged()
-        self.parent = os.getppid()
+        self._parent_process = os.getppid()
         self._seconds_before = clock["total_seconds"]
         self._pause = clock["total_seconds"] - clock["train_seconds"]
         self._start = time.perf_counter()
@@ -209,7 +209,7 @@ class LearningCurveCallback(BaseCallback):
             self._evaluate(clock)
             self._next_evaluation = self._after(self.num_timesteps, self.eval_freq)
             self._pause += time.perf_counter() - start
-            return os.getppid() == self.parent  # nobody is left who would want the result
+            return os.getppid() == self._parent_process  # nobody is left who would want the result
         return True
 
     def _evaluate(self, clock: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import yaml
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
@@ -189,8 +189,7 @@ def _wrapper(name: Any) -> Callable[[gym.Env], gym.Env] | None:
         return None
     from rl_zoo3.utils import get_wrapper_class  # slow import, rarely needed
 
-    wrapper: Callable[[gym.Env], gym.Env] = get_wrapper_class({"env_wrapper": name})
-    return wrapper
+    return get_wrapper_class({"env_wrapper": name})
 
 
 def _schedule(value: Any) -> Any:

@@ -7,6 +7,7 @@ ERL with a learner from sb3-contrib: any SB3 off-policy class can be the gradien
 import argparse
 
 from sb3_contrib import TQC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_erl import ERL
@@ -21,10 +22,11 @@ def main(arguments: list[str] | None = None) -> float:
     model = ERL("Pendulum-v1", learner=TQC, learner_kwargs={"top_quantiles_to_drop_per_net": 2}, pop_size=5, seed=1)
     model.learn(steps)
 
-    champion, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=5)
-    learner, _ = evaluate_policy(model.learner_agent, model.get_env(), n_eval_episodes=5)
+    eval_env = make_vec_env("Pendulum-v1", seed=100)
+    champion, _ = evaluate_policy(model, eval_env, n_eval_episodes=5)
+    learner, _ = evaluate_policy(model.learner_agent, eval_env, n_eval_episodes=5)
     print(f"champion (what model.predict uses): {champion:.1f}; TQC learner alone: {learner:.1f}")
-    return float(learner)
+    return float(learner)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 A whole new system in one class: the genetic algorithm of ERL without a learner.
 
-    python -m examples.custom_system --steps 20000
+    python -m examples.custom_system [--steps 20000]
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 
 import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
 from sb3_erl.common.parameters import ParameterLayout
@@ -23,16 +25,19 @@ class SimpleGA(EvolutionaryAlgorithm):
         return GA(candidates, layout, elite_fraction=0.2)
 
 
-def main() -> None:
-    """Train on Pendulum and print the champion's return."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> float:
+    """:return: mean return of the champion"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=float, default=20_000)
-    steps = parser.parse_args().steps
-    model = SimpleGA("Pendulum-v1", pop_size=10, seed=1, verbose=1, policy_kwargs={"net_arch": [32]})
+    steps = parser.parse_args(arguments).steps
+
+    model = SimpleGA("Pendulum-v1", pop_size=10, seed=1, policy_kwargs={"net_arch": [32]})
     model.learn(steps)
-    model.save("simple_ga")
-    champion = SimpleGA.load("simple_ga")
-    print(f"{champion.n_generations} generations, one action: {champion.predict(model.observation_space.sample())[0]}")
+
+    eval_env = make_vec_env("Pendulum-v1", seed=100)
+    mean, std = evaluate_policy(model, eval_env, n_eval_episodes=5)
+    print(f"champion after {model.n_generations} generations: {mean:.1f} +- {std:.1f}")
+    return float(mean)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

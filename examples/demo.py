@@ -124,15 +124,8 @@ def film(env_id: str, model: Path, video: Path) -> bool:
         if backend is None:
             continue
         environment = {**os.environ, "MUJOCO_GL": backend, "PYTHONWARNINGS": "ignore"}
-        command = [
-            sys.executable,
-            "-m",
-            "examples.record_video",
-            "erl_re2",
-            env_id,
-            str(model.resolve()),
-            str(video.resolve()),
-        ]
+        command = [sys.executable, "-m", "examples.record_video", "erl_re2", env_id]
+        command += [str(model.resolve()), str(video.resolve()), "--steps", "400"]
         try:
             done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, timeout=300, check=False)
         except subprocess.TimeoutExpired:
@@ -157,8 +150,8 @@ def main(arguments: list[str] | None = None) -> float:
 
     random, random_std = random_return(args.env)
     print(f"ERL-Re2 on {args.env}, {steps} steps; random actions reach {random:.1f} +- {random_std:.1f}", flush=True)
-    warm_up = {"learning_starts": steps // 6} if steps < SHORT_RUN else {}
-    model = ERLRe2(args.env, buffer_size=min(1_000_000, steps), seed=args.seed, **warm_up)
+    warm_up = steps // 6 if steps < SHORT_RUN else 10_000
+    model = ERLRe2(args.env, buffer_size=min(1_000_000, steps), learning_starts=warm_up, seed=args.seed)
     eval_env = make_vec_env(args.env, n_envs=1, seed=args.seed + 1000)
     n_evaluations = 6 if steps < SHORT_RUN else 100
     progress = Progress(
@@ -177,7 +170,7 @@ def main(arguments: list[str] | None = None) -> float:
         print(f"video:           {args.out / 'video.mp4'}")
     else:
         print("video:           no renderer found; `apt install libegl1 libgl1-mesa-dri` (or libosmesa6) and run this again")
-    return float(mean)
+    return float(mean)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_erl import ERLRe2
@@ -22,14 +23,15 @@ def main(arguments: list[str] | None = None) -> float:
     model = ERLRe2("Pendulum-v1", learning_starts=min(1_000, steps // 2), fitness_horizon=100, seed=1, verbose=1)
     model.learn(steps)
 
-    mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=10)
+    eval_env = make_vec_env("Pendulum-v1", seed=100)
+    mean, std = evaluate_policy(model, eval_env, n_eval_episodes=10)
     print(f"deployed policy: {mean:.1f} +- {std:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "erl_re2_pendulum")
         model = ERLRe2.load(Path(folder) / "erl_re2_pendulum")
     action, _ = model.predict(model.observation_space.sample(), deterministic=True)
     print(f"action of the loaded model: {action}")
-    return float(mean)
+    return float(mean)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

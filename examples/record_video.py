@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> float:
     with imageio.get_writer(args.video, fps=env.metadata.get("render_fps", 30), macro_block_size=1) as video:
         for _ in range(args.steps):
             frame = np.asarray(env.render())
-            video.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])  # mp4 needs even sizes
+            even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # mp4 wants even sizes
+            video.append_data(even)  # type: ignore[attr-defined]
             action, _ = model.predict(observation, deterministic=True)
             observation, reward, terminated, truncated, _ = env.step(action)
             total += float(reward)

@@ -15,8 +15,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic import GeneticHybrid
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.common.policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyExtendedCritic
 from sb3_erl.common.seeding import Stream
+from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyExtendedCritic
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_of
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
 from sb3_erl.evolution.ga import GA
@@ -75,7 +75,7 @@ class ERLRe2(GeneticHybrid):
     :param fitness_horizon: steps (H) of a partial rollout
     :param policy_embedding_dim: width of the PeVFA's policy encoder
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
-        :class:`~sb3_erl.common.policies.PolicyExtendedCritic`
+        :class:`~sb3_erl.common.shared_policies.PolicyExtendedCritic`
     :param pevfa_heads_per_step: heads in one PeVFA step, or ``"all"``
     :param n_shared_heads: heads (K) in the encoder's loss
     :param rl_loss_weight: weight of the learner's term in the encoder's loss

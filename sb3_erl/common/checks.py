@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -72,6 +73,21 @@ def check_spaces(name: str, observation_space: spaces.Space, action_space: space
             f"{name} needs an env with array observations; got observation_space={observation_space}. "
             "Wrap it in gymnasium.wrappers.FlattenObservation or SB3's VecExtractDictObs"
         )
+
+
+@contextmanager
+def spaces_checked(model: Any) -> Iterator[None]:
+    """
+    Check a model's spaces around SB3's own constructor, whose messages name classes and policies that we do not have.
+
+    :param model: has its spaces after the block, or after SB3 complained about them; none while it is loaded
+    :raises UnsupportedSpaceError: see :func:`check_spaces`
+    """
+    try:
+        yield
+    finally:
+        if getattr(model, "action_space", None) is not None:
+            check_spaces(type(model).__name__, model.observation_space, model.action_space)
 
 
 def check_range(

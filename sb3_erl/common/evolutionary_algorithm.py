@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.checks import check_range, check_spaces, resolve_policy_and_env
+from sb3_erl.common.checks import check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.policies import ERLActor
@@ -137,20 +137,19 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self.pop_size = pop_size
         self.n_eval_episodes = n_eval_episodes
         self._init_generational()
-        super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]
-            learning_rate,
-            policy_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            verbose,
-            device,
-            support_multi_env=True,
-            seed=seed,
-        )
-        if getattr(self, "action_space", None) is not None:  # absent while loading
-            check_spaces(type(self).__name__, self.observation_space, self.action_space)
+        with spaces_checked(self):
+            super().__init__(
+                policy,
+                env,  # type: ignore[arg-type]
+                learning_rate,
+                policy_kwargs,
+                stats_window_size,
+                tensorboard_log,
+                verbose,
+                device,
+                support_multi_env=True,
+                seed=seed,
+            )
         if _init_setup_model:
             self._setup_model()
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 
-from sb3_erl.common.checks import check_range, check_spaces, resolve_policy_and_env
+from sb3_erl.common.checks import check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin, replacing
 from sb3_erl.common.seeding import Stream, scoped_generators
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
@@ -96,33 +96,32 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
-        super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]
-            learning_rate,  # type: ignore[arg-type]
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
-            seed=seed,
-            support_multi_env=True,
-            sde_support=False,
-        )
-        if getattr(self, "action_space", None) is not None:  # absent while loading
-            check_spaces(type(self).__name__, self.observation_space, self.action_space)
+        with spaces_checked(self):
+            super().__init__(
+                policy,
+                env,  # type: ignore[arg-type]
+                learning_rate,  # type: ignore[arg-type]
+                buffer_size,
+                learning_starts,
+                batch_size,
+                tau,
+                gamma,
+                train_freq,
+                gradient_steps,
+                action_noise=action_noise,
+                replay_buffer_class=replay_buffer_class,
+                replay_buffer_kwargs=replay_buffer_kwargs,
+                optimize_memory_usage=optimize_memory_usage,
+                n_steps=n_steps,
+                policy_kwargs=policy_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                verbose=verbose,
+                device=device,
+                seed=seed,
+                support_multi_env=True,
+                sde_support=False,
+            )
 
     def _known_policies(self) -> list[str]:
         return list(self.policy_aliases)
@@ -131,6 +130,10 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
+        if getattr(self, "observation_space", None) is None:
+            raise ValueError(
+                f"env must be an environment or the id of a registered one to create a {type(self).__name__}; got None"
+            )
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         check_range("batch_size", self.batch_size, 1, integer=True)
@@ -220,8 +223,8 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
             self.n_learner_steps += len(transitions)
         for step in transitions:
             done, info = step.done, step.info
-            if info.get("TimeLimit.truncated", False) and not buffer.handle_timeout_termination:
-                done = done and "terminal_observation" in info  # a cut rollout did not end
+            if not (buffer.handle_timeout_termination or buffer.optimize_memory_usage or "terminal_observation" in info):
+                done = False  # a rollout that was cut did not end
             row = (step.observation[None], step.next_observation[None], step.action[None])
             buffer.add(*row, np.array([step.reward]), np.array([done]), [info])
 

@@ -93,9 +93,7 @@ class GenerationalMixin(BaseAlgorithm):
         """
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        total_timesteps, callback = self._setup_learn(
-            int(total_timesteps), callback, reset_num_timesteps, name, progress_bar
-        )
+        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         self._evaluator = self._make_evaluator()
         while self.num_timesteps < total_timesteps:
@@ -221,5 +219,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-

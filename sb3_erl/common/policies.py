@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_erl.common.networks import StackedLinear, StdNorm, Towers, mlp, scale_parameters
+from sb3_erl.common.networks import StackedLinear, StdNorm, mlp, scale_parameters
 from sb3_erl.common.parameters import copy_module
 
 
@@ -153,7 +153,7 @@ class ERLCritic(BaseModel):
             self.action_layer = StackedLinear(n_critics, action_dim, net_arch[0])
             width = 2 * net_arch[0]
         widths = [width, *net_arch[1:]]
-        self.hidden = nn.ModuleList(StackedLinear(n_critics, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.hidden = nn.ModuleList(StackedLinear(n_critics, a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(StdNorm(w, n_critics) for w in widths[1:]) if layer_norm else None
         self.out = StackedLinear(n_critics, widths[-1], 1)
         scale_parameters(self.out, 0.1)
@@ -249,279 +249,6 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
 class ERLCnnPolicy(ERLPolicy):
     """:class:`ERLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
-
-
-class SharedActor(BasePolicy):
-    """
-    Actor of ERL-Re2: a nonlinear state encoder shared by everybody and one linear head, ``tanh(W z(s) + b)``.
-
-    Hao et al. (2023), https://arxiv.org/abs/2210.17375, section 3 (two-scale representation).
-
-    :param net_arch: widths of the encoder's layers; the last one is the feature dimension
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.Tanh,
-        normalize_images: bool = True,
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-            squash_output=True,
-        )
-        self.net_arch, self.features_dim, self.activation_fn = net_arch, features_dim, activation_fn
-        self.trunk = mlp(features_dim, net_arch, activation_fn, layer_norm=True)
-        self.feature_dim = ([features_dim, *net_arch])[-1]
-        self.head = nn.Linear(self.feature_dim, get_action_dim(action_space))
-
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the shared encoder (feature extractor and trunk)."""
-        return [*self.features_extractor.parameters(), *self.trunk.parameters()]
-
-    def encode(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: state features ``(batch, feature_dim)``"""
-        return self.trunk(self.extract_features(obs, self.features_extractor))
-
-    def forward(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: actions ``(batch, action_dim)`` in [-1, 1]"""
-        return th.tanh(self.head(self.encode(obs)))
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "features_dim", "activation_fn", "features_extractor")
-        return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in own}}
-
-
-class TowerCritic(BaseModel):
-    """
-    Twin critic of ERL-Re2: independent towers ``[linear, norm, leaky relu] * 2, linear`` on (observation, action).
-
-    :param n_critics: number of towers
-    :param net_arch: hidden widths of each tower
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        normalize_images: bool = True,
-        n_critics: int = 2,
-        n_context: int = 0,
-    ):
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
-        )
-        self.n_critics = n_critics
-        in_features = features_dim + get_action_dim(action_space)
-        self.towers = Towers(n_critics, in_features, net_arch, n_context, output_scale=0.1)
-
-    def forward(
-        self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None
-    ) -> th.Tensor:
-        """
-        :param obs: batch of observations
-        :param actions: ``(batch, action_dim)`` in [-1, 1]
-        :param n_towers: evaluate only the first towers
-        :param context: ``(towers, 1, n_context)``, inputs that the whole batch has in common
-        :return: ``(towers, batch, 1)``
-        """
-        features = self.extract_features(obs, self.features_extractor)
-        return self.towers(th.cat([features, actions], dim=1), context, n_towers)
-
-
-class PolicyExtendedCritic(TowerCritic):
-    """
-    Policy-extended value function (PeVFA): a critic that also reads the head of the policy it judges.
-
-    Each tower has its own policy encoder: head rows -> 64 -> 64 -> 64 (leaky relu, last one linear), then the mean
-    over rows. Hao et al. (2023), section 3; rows are encoded once a batch, not once a sample as in the authors' code.
-
-    :param feature_dim: number of state features, the length of a head row without its bias
-    :param policy_embedding_dim: width of the policy encoder
-    :param pevfa_layout: ``"rows"``: row i is (W[i], b[i]), as in the paper; ``"flat"``: all of W then b, cut again into
-        rows, as in the authors' code; ``"rows_onehot"``: ``"rows"`` with the row number as one-hot
-    """
-
-    layouts: ClassVar[tuple[str, ...]] = ("rows", "flat", "rows_onehot")
-
-    def __init__(
-        self, *args: Any, feature_dim: int, policy_embedding_dim: int = 64, pevfa_layout: str = "rows", **kwargs: Any
-    ):
-        super().__init__(*args, n_context=policy_embedding_dim, **kwargs)
-        self.pevfa_layout = pevfa_layout
-        width = feature_dim + 1 + (get_action_dim(self.action_space) if pevfa_layout == "rows_onehot" else 0)
-        sizes = [width] + [policy_embedding_dim] * 3
-        self.policy_encoder = nn.ModuleList(
-            StackedLinear(self.n_critics, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-
-    def head_rows(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-        """
-        :param weight: ``(action_dim, feature_dim)``
-        :param bias: ``(action_dim,)``
-        :return: what the policy encoder reads, one row per action dimension
-        """
-        if self.pevfa_layout == "flat":
-            return th.cat([weight.reshape(-1), bias]).reshape(weight.shape[0], -1)
-        rows = th.cat([weight, bias[:, None]], dim=1)
-        if self.pevfa_layout == "rows_onehot":
-            rows = th.cat([rows, th.eye(len(rows), dtype=rows.dtype, device=rows.device)], dim=1)
-        return rows
-
-    def embed(self, weight: th.Tensor, bias: th.Tensor, n_towers: int | None = None) -> th.Tensor:
-        """
-        :param weight: ``(action_dim, feature_dim)``
-        :param bias: ``(action_dim,)``
-        :param n_towers: embed only for the first towers
-        :return: ``(towers, 1, policy_embedding_dim)``
-        """
-        x = self.head_rows(weight, bias)
-        for index, layer in enumerate(self.policy_encoder):
-            x = layer(x, None, n_towers)
-            if index < len(self.policy_encoder) - 1:
-                x = th.nn.functional.leaky_relu(x)
-        return x.mean(dim=1, keepdim=True)
-
-
-class ERLRe2Policy(BasePolicy):
-    """
-    Networks of ERL-Re2: shared encoder, the learner's head, critics, PeVFA, their targets, and ``deployed``.
-
-    Sizes and initialisation follow the authors' code: output layers of the learner's head, critics and PeVFA start at
-    a tenth of torch's default. The population's heads belong to the evolver.
-
-    :param net_arch: hidden widths: a list for all, or ``dict(pi=..., qf=...)`` for encoder and value networks;
-        default ``[400, 300]``
-    :param activation_fn: activation of the encoder
-    :param n_critics: towers of critic and PeVFA, 2 for TD3, 1 for DDPG
-    :param policy_embedding_dim: see :class:`PolicyExtendedCritic`
-    :param pevfa_layout: see :class:`PolicyExtendedCritic`
-    """
-
-    actor: SharedActor
-    deployed: SharedActor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.Tanh,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
-        n_critics: int = 2,
-        policy_embedding_dim: int = 64,
-        pevfa_layout: str = "rows",
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor_class,
-            features_extractor_kwargs,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-            squash_output=True,
-            normalize_images=normalize_images,
-        )
-        net_arch = [400, 300] if net_arch is None else net_arch
-        archs = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": net_arch}
-        if set(archs) != {"pi", "qf"}:
-            raise ValueError(f"net_arch must be a list or a dict with the keys 'pi' and 'qf'; got {net_arch}")
-        self.net_arch, self.activation_fn, self.n_critics = net_arch, activation_fn, n_critics
-        self.policy_embedding_dim, self.pevfa_layout = policy_embedding_dim, pevfa_layout
-        self.net_args = {"observation_space": observation_space, "action_space": action_space}
-        self.actor_kwargs = {**self.net_args, "net_arch": archs["pi"], "activation_fn": activation_fn}
-        self.critic_kwargs = {**self.net_args, "net_arch": archs["qf"], "n_critics": n_critics}
-        for kwargs in (self.actor_kwargs, self.critic_kwargs):
-            kwargs["normalize_images"] = normalize_images
-        self._build(lr_schedule)
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = self.make_actor()
-        scale_parameters(self.actor.head, 0.1)
-        self.critic, self.pevfa = self.make_critic(), self.make_pevfa()
-        self.actor_target, self.deployed = self.make_actor(), self.make_actor()
-        self.critic_target, self.pevfa_target = self.make_critic(), self.make_pevfa()
-        pairs = ((self.actor, self.actor_target), (self.actor, self.deployed))
-        for source, target in (*pairs, (self.critic, self.critic_target), (self.pevfa, self.pevfa_target)):
-            copy_module(source, target)
-            target.set_training_mode(False)
-        self.actor.encoder_optimizer = self._make_optimizer(self.actor.encoder_parameters(), lr_schedule)  # type: ignore[assignment]
-        self.actor.optimizer = self._make_optimizer(list(self.actor.head.parameters()), lr_schedule)
-        self.critic.optimizer = self._make_optimizer(list(self.critic.parameters()), lr_schedule)
-        self.pevfa.optimizer = self._make_optimizer(list(self.pevfa.parameters()), lr_schedule)
-
-    def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
-        parameters = parameters or [nn.Parameter(th.zeros(0))]  # an empty encoder (net_arch=[]) has nothing to train
-        kwargs = {**fused_adam(self.optimizer_class), **self.optimizer_kwargs}
-        return self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
-
-    def make_actor(self) -> SharedActor:
-        """A fresh encoder with a fresh head."""
-        return SharedActor(**self._update_features_extractor(self.actor_kwargs)).to(self.device)
-
-    def make_critic(self) -> TowerCritic:
-        """Fresh critic towers."""
-        return TowerCritic(**self._update_features_extractor(self.critic_kwargs)).to(self.device)
-
-    def make_pevfa(self) -> PolicyExtendedCritic:
-        """Fresh PeVFA towers."""
-        own = {
-            "feature_dim": self.actor.feature_dim,
-            "policy_embedding_dim": self.policy_embedding_dim,
-            "pevfa_layout": self.pevfa_layout,
-        }
-        return PolicyExtendedCritic(**self._update_features_extractor(self.critic_kwargs), **own).to(self.device)
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed(observation)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy the parameters of ``actor`` into ``deployed``."""
-        copy_module(actor, self.deployed)
-
-    def set_training_mode(self, mode: bool) -> None:
-        for network in (self.actor, self.critic, self.pevfa):
-            network.set_training_mode(mode)
-        self.training = mode
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "activation_fn", "n_critics", "optimizer_class", "optimizer_kwargs", "features_extractor_class")
-        own += ("features_extractor_kwargs", "policy_embedding_dim", "pevfa_layout")
-        mine = {name: copy.copy(getattr(self, name)) for name in own}
-        return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
-
-
-class ERLRe2CnnPolicy(ERLRe2Policy):
-    """:class:`ERLRe2Policy` whose encoder, critic and PeVFA each read images through SB3's ``NatureCNN``."""
 
     def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

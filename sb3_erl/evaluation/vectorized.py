@@ -148,6 +148,9 @@ class VectorizedEvaluator:
         """Store jobs in order as far as they are finished; returns how many are stored."""
         while n_stored < len(queue) and (unfinished or queue[n_stored].episode is not None):
             running = queue[n_stored]
+            if running.episode is None and running.transitions:  # n-step returns must not run into the next job
+                last = running.transitions[-1]
+                running.transitions[-1] = last._replace(done=True, info={**last.info, "TimeLimit.truncated": True})
             recorder.store(running.job, running.transitions)
             running.transitions = []
             n_stored += 1

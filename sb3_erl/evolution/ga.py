@@ -81,9 +81,7 @@ class GA(Evolver):
         """See :meth:`Evolver.ask`; the whole population is evaluated."""
         return self.candidates.clone()
 
-    def tell(
-        self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None
-    ) -> None:
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None) -> None:
         """
         Replace the population by its successors.
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from sb3_erl.common.parameters import soft_update
-from sb3_erl.common.policies import ERLRe2Policy
+from sb3_erl.common.shared_policies import ERLRe2Policy
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 
 EncoderStep = Literal["recompute", "joint", "torch11"]

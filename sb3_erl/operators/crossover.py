@@ -50,7 +50,10 @@ class RowCrossover:
         self._first_row = np.cumsum([0, *n_rows])
         self._is_vector = np.array([len(shape) < 2 for shape in layout.shapes])
         self._limits = np.array(
-            [rows if vector else int(max_matrix_share * rows + 1e-9) for rows, vector in zip(n_rows, self._is_vector, strict=True)]
+            [
+                rows if vector else int(max_matrix_share * rows + 1e-9)
+                for rows, vector in zip(n_rows, self._is_vector, strict=True)
+            ]
         )
         widths = [size // rows for size, rows in zip(layout.sizes, n_rows, strict=True)]
         per_tensor = zip(self._first_row[:-1], n_rows, widths, strict=True)

@@ -1,7 +1,9 @@
 """What README and the other pages show is true."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -23,8 +25,12 @@ def test_first_example_is_short() -> None:
 def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[BaseAlgorithm] = []
 
-    def shortened(learn):
-        return lambda self, total_timesteps, *args, **kwargs: learned.append(self) or learn(self, 250, *args, **kwargs)
+    def shortened(learn: Callable[..., Any]) -> Callable[..., Any]:
+        def short_learn(self: BaseAlgorithm, total_timesteps: float, *args: Any, **kwargs: Any) -> Any:
+            learned.append(self)
+            return learn(self, 250, *args, **kwargs)
+
+        return short_learn
 
     for algorithm in ALGOS.values():  # as written, but for the length of training
         monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))

@@ -17,6 +17,7 @@ RUNS: dict[str, tuple[list[str], float, float]] = {
     "save_and_continue": (["--steps", "400"], 800, 800),
     "contrib_learner": (["--steps", "400"], -2000, 0),
     "custom_operator": (["--steps", "1300"], -2000, 0),
+    "custom_system": (["--steps", "4200"], -2000, 0),
 }
 OTHERS = {"callbacks", "demo", "record_video"}
 

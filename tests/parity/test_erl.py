@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise

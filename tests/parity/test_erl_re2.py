@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from sb3_erl.common.networks import StackedLinear, StdNorm
 from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.common.policies import ERLRe2Policy, SharedActor, TowerCritic
+from sb3_erl.common.shared_policies import ERLRe2Policy, SharedActor, TowerCritic
 from sb3_erl.evaluation.acting import NumpyActor, plain_modules, stacks_of
 from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job
-from sb3_erl.exchange.replace import weakest_slot
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.fitness.surrogate import h_step_value
 from sb3_erl.learners.shared_td3 import Heads, SharedSettings, SharedTD3Learner

@@ -10,7 +10,8 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from sb3_erl.common.parameters import read_parameters
-from sb3_erl.common.policies import ERLPolicy, ERLRe2Policy
+from sb3_erl.common.policies import ERLPolicy
+from sb3_erl.common.shared_policies import ERLRe2Policy
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)

@@ -137,13 +137,13 @@ def test_ga_migrants_take_unselected_slots() -> None:
 def test_ga_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"fitness must have shape \(6,\).*got \(5,\)"):
         make_ga().tell(torch.zeros(6, ACTOR.n_params), np.zeros(5), np.random.default_rng(0))
-    with pytest.raises(ValueError, match="elite_fraction=1.0 keeps 6 of pop_size=6"):
+    with pytest.raises(ValueError, match=r"elite_fraction=1.0 keeps 6 of pop_size=6"):
         make_ga(elite_fraction=1.0)
-    with pytest.raises(ValueError, match="crossover must be one of.*got 'blend'"):
+    with pytest.raises(ValueError, match=r"crossover must be one of.*got 'blend'"):
         make_ga(crossover="blend")
-    with pytest.raises(ValueError, match="tournament_size must be at least 2; got 1"):
+    with pytest.raises(ValueError, match=r"tournament_size must be at least 2; got 1"):
         make_ga(tournament_size=1)
-    with pytest.raises(ValueError, match="it holds 6 candidates.*this model 4"):
+    with pytest.raises(ValueError, match=r"it holds 6 candidates.*this model 4"):
         make_ga(4).load_state_dict(make_ga(6).state_dict())
 
 

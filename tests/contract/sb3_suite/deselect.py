@@ -1,9 +1,48 @@
-"""Which of SB3's tests contradict a class, and why."""
+"""Which of SB3's tests contradict a class, and why; an entry that matches no test fails the run."""
 
 from __future__ import annotations
 
-COMMON: dict[str, str] = {}
-BY_CLASS: dict[str, dict[str, str]] = {}
+from sb3_erl import ALGOS
+
+DICT = "Dict observations are refused at construction, with the way out in the message: test_wrong_input.py"
+PREDICT = "demands policy.predict == actor.predict for random tensors; predict acts with policy.deployed: test_policy_files.py"
+
+HYBRIDS: dict[str, str] = {
+    "test_dict_env.py::test_consistency": DICT,
+    "test_dict_env.py::test_dict_spaces": DICT,
+    "test_dict_env.py::test_dict_vec_framestack": DICT,
+    "test_dict_env.py::test_vec_normalize": DICT,
+    "test_her.py::test_her": DICT + "; HerReplayBuffer needs them",
+    "test_her.py::test_multiprocessing": DICT + "; HerReplayBuffer needs them",
+    "test_her.py::test_save_load": DICT + "; HerReplayBuffer needs them",
+    "test_spaces.py::test_float64_action_space[action_space0-obs_space2-{cls}]": DICT,
+    "test_spaces.py::test_float64_action_space[action_space0-obs_space3-{cls}]": DICT,
+    "test_spaces.py::test_float64_action_space[action_space1-obs_space2-{cls}]": DICT,
+    "test_spaces.py::test_float64_action_space[action_space1-obs_space3-{cls}]": DICT,
+    "test_cnn.py::test_features_extractor_target_net": (
+        "passes TD3's own arguments (policy_delay, share_features_extractor) and calls train() after 100 steps, before the "
+        "first generation is complete: test_images.py"
+    ),
+    "test_identity.py::test_continuous": (
+        "400 steps are four episodes of the identity environment, less than one generation: test_identity_learning.py with a "
+        "budget that fits"
+    ),
+    "test_run.py::test_offpolicy_multi_env": (
+        "its last assertion wants updates after three vector steps of an unfinished episode; updates follow a whole "
+        "generation: test_budget.py"
+    ),
+    "test_save_load.py::test_save_load_policy[False-MlpPolicy-{cls}]": PREDICT,
+    "test_save_load.py::test_save_load_large_model": (
+        "a network of 0.5 GB, of which a population and its acting copies hold a dozen; zip files above 2 GB are SB3's own "
+        "code, which its test checks with one class only"
+    ),
+    "test_tensorboard.py::test_tensorboard": "expects the folder TD3_1, ours is named after our class: test_logging.py",
+    "test_train_eval_mode.py::test_td3_train_with_batch_norm": (
+        "200 steps are one episode, so there is no update that could move the statistics: test_batch_norm.py"
+    ),
+}
+BY_CLASS: dict[str, dict[str, str]] = {"erl": HYBRIDS, "erl_re2": HYBRIDS}
+"""By key in ALGOS; a class that is not listed has to pass everything."""
 
 
 def deselected(name: str) -> dict[str, str]:
@@ -11,4 +50,5 @@ def deselected(name: str) -> dict[str, str]:
     :param name: key in ALGOS
     :return: reason by test name
     """
-    return {**COMMON, **BY_CLASS.get(name, {})}
+    cls = ALGOS[name].__name__
+    return {pattern.replace("{cls}", cls): reason for pattern, reason in BY_CLASS.get(name, {}).items()}

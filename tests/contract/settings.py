@@ -1,0 +1,52 @@
+"""Settings that make every class fast; the only place that knows anything about single classes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_erl import ALGOS
+from tests.envs import toy_vec_env
+
+NAMES = list(ALGOS)
+
+FAST: dict[str, Any] = {
+    "pop_size": 3,
+    "learning_starts": 10,
+    "batch_size": 16,
+    "buffer_size": 2000,
+    "fitness_horizon": 5,
+    "policy_embedding_dim": 8,
+    "policy_kwargs": {"net_arch": [8]},
+    "device": "cpu",
+    "seed": 3,
+}
+"""Handed to every class as far as its constructor knows the arguments."""
+
+BY_CLASS: dict[str, dict[str, Any]] = {"erl": {"sync_period": 2}}
+"""What a class needs beside :data:`FAST`, by key in ALGOS."""
+
+
+def fast(name: str, **overrides: Any) -> dict[str, Any]:
+    """
+    :param name: key in ALGOS
+    :param overrides: arguments that win
+    :return: keyword arguments of the class
+    """
+    known = inspect.signature(ALGOS[name].__init__).parameters
+    settings = {key: value for key, value in FAST.items() if key in known}
+    return {**settings, **BY_CLASS.get(name, {}), **overrides}
+
+
+def make(name: str, env: Any = None, policy: str = "MlpPolicy", **overrides: Any) -> Any:
+    """
+    :param name: key in ALGOS
+    :param env: environment or id, one monitored toy environment by default
+    :param policy: policy alias
+    :param overrides: arguments of the class
+    :return: a model with fast settings
+    """
+    cls: type[BaseAlgorithm] = ALGOS[name]
+    return cls(policy, toy_vec_env() if env is None else env, **fast(name, **overrides))

@@ -1,0 +1,111 @@
+"""Toy environments: deterministic given the seed, cheap, and with episodes whose length is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+Ending = Literal["termination", "truncation"]
+
+
+class ToyEnv(gym.Env):
+    """
+    A contracting system that the action pushes; the reward is highest near the origin with small actions.
+
+    :param length: steps per episode
+    :param ending: how an episode ends
+    :param vary: the seed adds 0 to ``vary`` steps to each episode
+    :param action_shape: shape of the action box, bounds -2 and 2
+    :param interrupt_at: raise ``KeyboardInterrupt`` at this step of the environment's life
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 gymnasium's own annotation
+
+    def __init__(
+        self,
+        length: int = 8,
+        ending: Ending = "truncation",
+        vary: int = 0,
+        action_shape: tuple[int, ...] = (2,),
+        interrupt_at: int | None = None,
+    ):
+        self.length, self.ending, self.vary, self.interrupt_at = length, ending, vary, interrupt_at
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = spaces.Box(-2.0, 2.0, action_shape, np.float32)
+        self.n_steps = 0
+        self.n_resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_resets += 1
+        self.state = self.np_random.uniform(-1, 1, 3)
+        self.time, self.limit = 0, self.length + int(self.np_random.integers(self.vary + 1))
+        return self.state.astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.n_steps += 1
+        if self.n_steps == self.interrupt_at:
+            raise KeyboardInterrupt
+        push = np.resize(np.asarray(action, dtype=np.float64), 3)
+        self.state = 0.8 * self.state + 0.1 * push + 0.05 * self.np_random.standard_normal(3)
+        self.time += 1
+        over = self.time >= self.limit
+        reward = float(1.0 - np.abs(self.state).sum() - 0.01 * np.square(push).sum())
+        ends, stops = over and self.ending == "termination", over and self.ending == "truncation"
+        return self.state.astype(np.float32), reward, ends, stops, {}
+
+
+class ImageEnv(ToyEnv):
+    """:class:`ToyEnv` seen as a small picture with channels last."""
+
+    def __init__(self, length: int = 8, size: int = 36, **kwargs: Any):
+        super().__init__(length, **kwargs)
+        self.observation_space = spaces.Box(0, 255, (size, size, 1), np.uint8)
+
+    def _picture(self, state: np.ndarray) -> np.ndarray:
+        row = np.resize(np.clip(128 + 60 * state, 0, 255), self.observation_space.shape or ())
+        return row.astype(np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        state, info = super().reset(seed=seed)
+        return self._picture(state), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        state, *rest = super().step(action)
+        return self._picture(state), *rest
+
+
+class OddSpaces(ToyEnv):
+    """
+    :class:`ToyEnv` that announces other spaces, to see them refused; it is never stepped.
+
+    :param action_space: what it announces
+    :param observation_space: what it announces
+    """
+
+    def __init__(self, action_space: spaces.Space | None = None, observation_space: spaces.Space | None = None):
+        super().__init__()
+        self.action_space = self.action_space if action_space is None else action_space  # type: ignore[assignment]
+        self.observation_space = self.observation_space if observation_space is None else observation_space  # type: ignore[assignment]
+
+
+def toy_maker(env_class: type[gym.Env] = ToyEnv, **kwargs: Any) -> Callable[[], gym.Env]:
+    """A function that makes one monitored environment."""
+    return lambda: Monitor(env_class(**kwargs))
+
+
+def toy_vec_env(n_envs: int = 1, subprocess: bool = False, env_class: type[gym.Env] = ToyEnv, **kwargs: Any) -> VecEnv:
+    """
+    :param n_envs: number of environments
+    :param subprocess: one process each
+    :param env_class: their class
+    :param kwargs: arguments of the environment
+    """
+    makers = [toy_maker(env_class, **kwargs) for _ in range(n_envs)]
+    return SubprocVecEnv(makers) if subprocess else DummyVecEnv(makers)
