@@ -91,8 +91,8 @@ class OddSpaces(ToyEnv):
 
     def __init__(self, action_space: spaces.Space | None = None, observation_space: spaces.Space | None = None):
         super().__init__()
-        self.action_space = self.action_space if action_space is None else action_space  # type: ignore[assignment]
-        self.observation_space = self.observation_space if observation_space is None else observation_space  # type: ignore[assignment]
+        self.action_space = self.action_space if action_space is None else action_space
+        self.observation_space = self.observation_space if observation_space is None else observation_space
 
 
 def toy_maker(env_class: type[gym.Env] = ToyEnv, **kwargs: Any) -> Callable[[], gym.Env]:

@@ -211,7 +211,7 @@ class ERL(GeneticHybrid):
         if learner_class is None:
             rule = RULES[str(self.learner)]
             settings = LearnerSettings(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
-            self.learner_rule = rule(self.policy, settings)
+            self.learner_rule = rule(self.policy, settings)  # type: ignore[arg-type]
         else:
             if self.learning_rate is not None:
                 kwargs = {"learning_rate": self.learning_rate, **kwargs}
@@ -219,7 +219,8 @@ class ERL(GeneticHybrid):
             spaces = (self.observation_space, self.action_space)
             self.learner_rule = SB3Learner(learner_class, self.policy_class, *spaces, self.device, **kwargs)
             self.policy = self.learner_rule.policy
-        self.actor, self.critic = self.policy.actor, self.policy.critic
+        policy: Any = self.policy
+        self.actor, self.critic = policy.actor, policy.critic
         self.actor_target = getattr(self.policy, "actor_target", None)
         self.critic_target = getattr(self.policy, "critic_target", None)
         fresh = th.stack([read_parameters(self._new_actor()) for _ in range(self.pop_size)])
@@ -280,7 +281,7 @@ class ERL(GeneticHybrid):
             self._inject(read_parameters(self.actor), fitness)
 
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
-        deployed = self.policy.deployed  # type: ignore[union-attr]
+        deployed = self.policy.deployed
         epoch = self.evolver.epoch
         if self.deploy == "learner" or epoch is None:
             self.policy.deploy(self.actor)  # type: ignore[operator]

@@ -140,7 +140,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         with spaces_checked(self):
             super().__init__(
                 policy,
-                env,  # type: ignore[arg-type]
+                env,
                 learning_rate,
                 policy_kwargs,
                 stats_window_size,
@@ -159,7 +159,8 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
-        self.policy = self.policy_class(*arguments, **self.policy_kwargs).to(self.device)  # type: ignore[assignment, arg-type]
+        policy: Any = self.policy_class(*arguments, **self.policy_kwargs)
+        self.policy = policy.to(self.device)
         self._setup_generational()
         actors = [self.policy.make_actor() for _ in range(self.pop_size)]
         fresh = th.stack([read_parameters(actor) for actor in actors])

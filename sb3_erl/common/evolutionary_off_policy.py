@@ -99,7 +99,7 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         with spaces_checked(self):
             super().__init__(
                 policy,
-                env,  # type: ignore[arg-type]
+                env,
                 learning_rate,  # type: ignore[arg-type]
                 buffer_size,
                 learning_starts,

@@ -67,7 +67,7 @@ class GenerationalMixin(BaseAlgorithm):
 
     # ---------------------------------------------------------------- the loop
 
-    def learn(  # type: ignore[override]
+    def learn(
         self: SelfGenerational,
         total_timesteps: float,
         callback: MaybeCallback = None,

@@ -25,7 +25,7 @@ class _StdNormFunction(torch.autograd.Function):
         return torch.addcmul(shift, normed, scale), normed, std
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output) -> None:
         _, scale, shift = inputs
         _, normed, std = output
         ctx.mark_non_differentiable(normed, std)
@@ -34,7 +34,7 @@ class _StdNormFunction(torch.autograd.Function):
         ctx.shift_shape = shift.shape
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         normed, std, scale = ctx.saved_tensors
         grad_x = grad_scale = grad_shift = None
         if grad is None:
@@ -84,7 +84,7 @@ class StdNorm(nn.Module):
         :return: same shape as ``x``
         """
         scale, shift = first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
-        return _StdNormFunction.apply(x, scale, shift)[0]  # type: ignore[no-untyped-call]
+        return _StdNormFunction.apply(x, scale, shift)[0]
 
 
 def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:

@@ -28,7 +28,7 @@ class DeployedMixin:
     """
 
     deployed: BasePolicy
-    actor: BasePolicy
+    actor: Any
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]
@@ -229,7 +229,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         with th.no_grad():
-            scale_parameters(self.actor.output_layer, 0.1)  # type: ignore[operator, arg-type]
+            scale_parameters(self.actor.output_layer, 0.1)
         for copied in (self.actor_target, self.deployed):
             copy_module(self.actor, copied)
 
@@ -251,4 +251,5 @@ class ERLCnnPolicy(ERLPolicy):
     """:class:`ERLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
 
     def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(*args, **kwargs)

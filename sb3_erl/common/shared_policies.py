@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch as th
@@ -131,7 +132,8 @@ class PolicyExtendedCritic(TowerCritic):
     def __init__(
         self, *args: Any, feature_dim: int, policy_embedding_dim: int = 64, pevfa_layout: str = "rows", **kwargs: Any
     ):
-        super().__init__(*args, n_context=policy_embedding_dim, **kwargs)
+        kwargs["n_context"] = policy_embedding_dim
+        super().__init__(*args, **kwargs)
         self.pevfa_layout = pevfa_layout
         width = feature_dim + 1 + (get_action_dim(self.action_space) if pevfa_layout == "rows_onehot" else 0)
         sizes = [width] + [policy_embedding_dim] * 3
@@ -252,7 +254,7 @@ class ERLRe2Policy(BasePolicy):
 
     def make_pevfa(self) -> PolicyExtendedCritic:
         """Fresh PeVFA towers."""
-        own = {
+        own: dict[str, Any] = {
             "feature_dim": self.actor.feature_dim,
             "policy_embedding_dim": self.policy_embedding_dim,
             "pevfa_layout": self.pevfa_layout,
@@ -276,8 +278,8 @@ class ERLRe2Policy(BasePolicy):
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "activation_fn", "n_critics", "optimizer_class", "optimizer_kwargs", "features_extractor_class")
-        own += ("features_extractor_kwargs", "policy_embedding_dim", "pevfa_layout")
+        own: tuple[str, ...] = ("net_arch", "activation_fn", "n_critics", "policy_embedding_dim", "pevfa_layout")
+        own += ("optimizer_class", "optimizer_kwargs", "features_extractor_class", "features_extractor_kwargs")
         mine = {name: copy.copy(getattr(self, name)) for name in own}
         return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
 
@@ -286,4 +288,5 @@ class ERLRe2CnnPolicy(ERLRe2Policy):
     """:class:`ERLRe2Policy` whose encoder, critic and PeVFA each read images through SB3's ``NatureCNN``."""
 
     def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(*args, **kwargs)

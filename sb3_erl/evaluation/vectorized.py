@@ -121,7 +121,7 @@ class VectorizedEvaluator:
             if done and info.get("terminal_observation") is not None:
                 last = last_original = info["terminal_observation"]
                 if normalizer is not None:
-                    last_original = normalizer.unnormalize_obs(last)  # type: ignore[assignment]
+                    last_original = normalizer.unnormalize_obs(last)
             truncated = done and bool(info.get("TimeLimit.truncated", False))
             cut = not done and slot.job.horizon is not None and len(slot.rewards) + 1 >= slot.job.horizon
             if cut:  # the rollout is abandoned here: to the buffer this is a time limit

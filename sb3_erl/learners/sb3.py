@@ -50,7 +50,8 @@ class SB3Learner(Learner):
         model = learner_class(policy=policy_class, env=None, device=device, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
         model.replay_buffer = ReplayBuffer(1, observation_space, action_space, device)  # never filled
-        model.env = SimpleNamespace(action_space=action_space)  # SAC reads its target entropy from there
+        stand_in: Any = SimpleNamespace(action_space=action_space)
+        model.env = stand_in  # SAC reads its target entropy from there
         model._setup_model()
         model.env = None
         self.model = model

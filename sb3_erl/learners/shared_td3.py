@@ -131,11 +131,13 @@ class SharedTD3Learner(Learner):
         for iteration in range(n_updates):  # the delay restarts each generation, as in the authors' code
             batch = sample()
             noise = torch.randn_like(batch.actions) * self.settings.target_policy_noise
-            td_heads = rng.choice(n_heads, size=min(per_step, n_heads), replace=False) if n_heads else []
+            td_heads: Sequence[int] | np.ndarray = (
+                rng.choice(n_heads, size=min(per_step, n_heads), replace=False) if n_heads else []
+            )
             on_policy_step = iteration % self.settings.policy_delay == 0
-            shared: Sequence[int] = []
+            shared: Sequence[int] | np.ndarray = []
             if on_policy_step and n_heads and use_pevfa_term:
-                shared = rng.choice(n_heads, size=self.settings.n_shared_heads, replace=False)  # type: ignore[assignment]
+                shared = rng.choice(n_heads, size=self.settings.n_shared_heads, replace=False)
             metrics.add(**self.iterate(batch, noise, population, td_heads, shared, on_policy_step))
         self.n_updates += n_updates
         return metrics.means()

@@ -28,6 +28,18 @@ FAST: dict[str, Any] = {
 BY_CLASS: dict[str, dict[str, Any]] = {"erl": {"sync_period": 2}}
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
+WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
+"""Fitness from whole episodes only, for classes that can also do with less."""
+
+LEARNERS: dict[str, list[Any]] = {"erl": ["ddpg", "td3", "sac"], "erl_re2": ["td3", "ddpg"]}
+"""Learners that are tried where it matters who learns; the others only with their default."""
+
+
+def known(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the constructor of a class has."""
+    arguments = inspect.signature(ALGOS[name].__init__).parameters
+    return {key: value for key, value in settings.items() if key in arguments}
+
 
 def fast(name: str, **overrides: Any) -> dict[str, Any]:
     """
@@ -35,9 +47,19 @@ def fast(name: str, **overrides: Any) -> dict[str, Any]:
     :param overrides: arguments that win
     :return: keyword arguments of the class
     """
-    known = inspect.signature(ALGOS[name].__init__).parameters
-    settings = {key: value for key, value in FAST.items() if key in known}
-    return {**settings, **BY_CLASS.get(name, {}), **overrides}
+    return {**known(name, FAST), **BY_CLASS.get(name, {}), **overrides}
+
+
+def whole(name: str) -> dict[str, Any]:
+    """Arguments with which every rollout of a class is a whole episode."""
+    return known(name, WHOLE_EPISODES)
+
+
+def variants() -> list[tuple[str, dict[str, Any]]]:
+    """Each class with each of its learners: (key in ALGOS, arguments)."""
+    return [
+        (name, {} if learner is None else {"learner": learner}) for name in NAMES for learner in LEARNERS.get(name, [None])
+    ]
 
 
 def make(name: str, env: Any = None, policy: str = "MlpPolicy", **overrides: Any) -> Any:

@@ -60,10 +60,15 @@ def run_suite(tests: Path, name: str, folder: Path) -> tuple[int, Counter[str], 
         "SB3_SUITE_REPLACES": "TD3",
         "SB3_SUITE_DESELECT": json.dumps(sorted(deselected(name))),
     }
-    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "--durations=10", "--junitxml=report.xml", "tests"]
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "--durations=10", "--junitxml=report.xml"]
     with open(folder / "output.txt", "w") as output:  # a file: worker processes may outlive a pipe
         status = subprocess.run(
-            [sys.executable, "-m", "pytest", *flags], cwd=folder, env=environment, stdout=output, stderr=output, timeout=800
+            [sys.executable, "-m", "pytest", *flags, "tests"],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            timeout=800,
         ).returncode
     report = folder / "report.xml"
     outcomes: Counter[str] = Counter()

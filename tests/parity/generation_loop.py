@@ -55,7 +55,8 @@ class RecordedRe2(ERLRe2):
         return self.recorded["mode_draw"]
 
     def _fitness(self, candidates: torch.Tensor, episodes: Any) -> np.ndarray | None:
-        self.learner_rule.bootstrap = lambda *_: 0.0  # type: ignore[method-assign, assignment, return-value]
+        learner: Any = self.learner_rule
+        learner.bootstrap = lambda *_: 0.0
         self.seen = super()._fitness(candidates, episodes)
         return self.seen
 
@@ -131,7 +132,7 @@ def saturation_after(n_generations: int, pop_size: int, fraction: float, special
         ga = GA(start, layout, 0.2, crossover="head_rows", mutation="head_rows", mutation_kwargs=mutation)
         for _ in range(n_generations):
             ga.tell(ga.ask(rng), np.zeros(pop_size), rng)
-        heads = layout.split(ga.candidates)
+        heads = {name: torch.as_tensor(part) for name, part in layout.split(ga.candidates).items()}
         features = torch.tanh(torch.as_tensor(rng.standard_normal((200, 300)), dtype=torch.float32))
         actions = torch.tanh(torch.einsum("nad,bd->nba", heads["weight"], features) + heads["bias"][:, None])
         shares.append(float((actions.abs() > 0.99).float().mean()))

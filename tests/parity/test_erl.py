@@ -165,7 +165,7 @@ def actor_names(actor: ERLActor) -> dict[str, Tensor]:
 
 
 def expand_names(modules: dict[str, Any]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         if name.startswith("lnorm"):
             tensors |= {f"{name}.gamma": module.scale, f"{name}.beta": module.shift}
@@ -175,7 +175,7 @@ def expand_names(modules: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def critic_names(critic: ERLCritic) -> dict[str, Tensor]:
-    stacked = {
+    stacked: dict[str, Any] = {
         "w_state_l1": critic.observation_layer,
         "w_action_l1": critic.action_layer,
         "w_l2": critic.hidden[0],
@@ -183,14 +183,15 @@ def critic_names(critic: ERLCritic) -> dict[str, Tensor]:
     }
     names: dict[str, Tensor] = {}
     for name, layer in stacked.items():
-        names |= {f"{name}.weight": layer.weight[0].t(), f"{name}.bias": layer.bias[0, 0]}  # type: ignore[union-attr]
-    norm = critic.norms[0]  # type: ignore[index]
+        names |= {f"{name}.weight": layer.weight[0].t(), f"{name}.bias": layer.bias[0, 0]}
+    assert critic.norms is not None
+    norm: Any = critic.norms[0]
     return names | {"lnorm2.gamma": norm.scale[0, 0], "lnorm2.beta": norm.shift[0, 0]}
 
 
 def policy_names(policy: ERLPolicy) -> dict[str, dict[str, Tensor]]:
     return {
-        "actor": actor_names(policy.actor),  # type: ignore[arg-type]
+        "actor": actor_names(policy.actor),
         "actor_target": actor_names(policy.actor_target),  # type: ignore[arg-type]
         "critic": critic_names(policy.critic),  # type: ignore[arg-type]
         "critic_target": critic_names(policy.critic_target),  # type: ignore[arg-type]
@@ -250,7 +251,8 @@ def check_ou_noise(case: Case) -> None:
     n = z.shape[1]
     noise = OrnsteinUhlenbeckActionNoise(np.zeros(n), np.full(n, 0.06), theta=0.15, dt=1.0)
     draws = iter(z)
-    normal, np.random.normal = np.random.normal, lambda size=None: next(draws)
+    normal = np.random.normal
+    np.random.normal = lambda size=None: next(draws)  # type: ignore[assignment]
     try:
         emitted = np.stack([noise() for _ in range(len(z))])
     finally:

@@ -20,7 +20,8 @@ CASES: list[tuple[type[OffPolicyAlgorithm], type[TD3Learner], dict[str, Any]]] =
 
 
 def filled(model_class: type[OffPolicyAlgorithm], n_steps: int) -> OffPolicyAlgorithm:
-    model = model_class("MlpPolicy", "Pendulum-v1", seed=3, n_steps=n_steps, learning_starts=10_000, buffer_size=1000)  # type: ignore[arg-type, call-arg]
+    make: Any = model_class
+    model = make("MlpPolicy", "Pendulum-v1", seed=3, n_steps=n_steps, learning_starts=10_000, buffer_size=1000)
     return model.learn(300)
 
 

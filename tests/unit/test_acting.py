@@ -13,6 +13,7 @@ from sb3_erl.common.parameters import read_parameters
 from sb3_erl.common.policies import ERLPolicy
 from sb3_erl.common.shared_policies import ERLRe2Policy
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.evaluation.base import PopulationActor
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
 ACTIONS = spaces.Box(-2, 2, (3,), dtype=np.float32)
@@ -42,7 +43,7 @@ def test_a_row_does_not_depend_on_the_others(actor_class: type) -> None:
     modules = plain_modules(policy.actor)
     assert modules is not None
     if actor_class is NumpyActor:
-        actor = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
+        actor: PopulationActor = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
     else:
         actor = ModuleActor(NetworkPool(policy.make_actor).filled(vectors))
     observations = np.random.default_rng(0).normal(size=(7, 5))

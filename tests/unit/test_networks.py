@@ -30,6 +30,7 @@ def test_towers_are_independent_and_context_is_a_common_input() -> None:
     assert both.shape == (2, 5, 1)
     assert torch.allclose(towers(x, context[:1], n_towers=1), both[:1], atol=1e-6)
     first = towers.hidden[0]
+    assert isinstance(first, StackedLinear) and first.context_weight is not None
     joined = torch.cat([x.expand(2, 5, 3), context.expand(2, 5, 4)], dim=-1)
     weight = torch.cat([first.weight, first.context_weight], dim=1)
     assert torch.allclose(first(x, context), joined @ weight + first.bias, atol=1e-6)

@@ -1,0 +1,89 @@
+"""Where ``learn`` stops, what it counts, and how many updates follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_erl import ALGOS
+from tests.contract.helpers import Witness
+from tests.contract.settings import NAMES, make, whole
+from tests.envs import toy_vec_env
+
+
+@pytest.mark.parametrize("total", [1, 7, 100])
+@pytest.mark.parametrize("n_envs", [1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_stops_where_sb3_stops(name: str, n_envs: int, total: int) -> None:
+    model = make(name, toy_vec_env(n_envs)).learn(total)
+    assert total <= model.num_timesteps < total + n_envs
+    assert model.replay_buffer.size() == model.num_timesteps, "every counted step is stored and no other"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_on_or_anew(name: str) -> None:
+    model = make(name)
+    model.learn(30)
+    model.learn(25, reset_num_timesteps=False)
+    assert model.num_timesteps == 55 and model.replay_buffer.size() == 55
+    model.learn(20)
+    assert model.num_timesteps == 20 and model.replay_buffer.size() == 75
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_floats_are_budgets_and_nonsense_is_not(name: str) -> None:
+    assert make(name).learn(3e1).num_timesteps == 30
+    for nonsense in (0, -5):
+        with pytest.raises(ValueError, match="total_timesteps"):
+            make(name).learn(nonsense)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("frequency", "per_step"), [({"train_freq": 3}, 1 / 3), ({"gradient_steps": -1}, 1.0), ({"gradient_steps": 2}, 2.0)]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_per_step(name: str, frequency: dict[str, Any], per_step: float, n_envs: int) -> None:
+    """The promise of ``gradient_steps=-1`` (as many updates as transitions) at the end of each generation."""
+    witness = Witness()
+    model = make(name, toy_vec_env(n_envs), learning_starts=0, **frequency).learn(100, witness)
+    assert model._n_updates == int(witness.generation_ends[-1] * per_step + 1e-9) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_per_episode(name: str) -> None:
+    witness = Witness()
+    settings = {"train_freq": (1, "episode"), "gradient_steps": 3, "learning_starts": 0, **whole(name)}
+    model = make(name, **settings).learn(100, witness)
+    assert model._n_updates == 3 * witness.generation_ends[-1] // 8 > 0
+
+
+@pytest.mark.parametrize("frequency", [4, (4, "step"), (1, "episode")])
+@pytest.mark.parametrize("name", NAMES)
+def test_train_freq_survives_a_file(name: str, frequency: Any, tmp_path: Path) -> None:
+    model = make(name, train_freq=frequency)
+    model.learn(40).save(tmp_path / "model")
+    kept = ALGOS[name].load(tmp_path / "model", env=toy_vec_env())
+    given = ALGOS[name].load(tmp_path / "model", env=toy_vec_env(), train_freq=frequency)
+    assert kept.train_freq == given.train_freq == model.train_freq
+    assert kept.learn(40).num_timesteps == given.learn(40).num_timesteps == 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_updates_before_learning_starts(name: str) -> None:
+    model = make(name, learning_starts=1000).learn(120)
+    assert model._n_updates == 0 and model.n_generations > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_rate_schedule_ends_at_zero(name: str) -> None:
+    model = make(name, learning_rate=lambda progress: progress).learn(100)
+    assert model._current_progress_remaining == 0.0
+    used = [group["lr"] for optimizer in _optimizers(model) for group in optimizer.param_groups]
+    assert used and all(type(rate) is float and 0.0 <= rate < 1.0 for rate in used)
+
+
+def _optimizers(model: Any) -> list[Any]:
+    return list(model.learner_rule.optimizers.values())

@@ -1,0 +1,135 @@
+"""One zip holds everything but transitions and comes back whole, here and in another process."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_erl import ALGOS
+from tests.contract.helpers import differences, snapshot, tensors, transitions
+from tests.contract.settings import NAMES, make, variants
+from tests.envs import toy_vec_env
+
+OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
+
+PREDICT = """
+import json, sys
+import numpy as np
+from {module} import {cls}
+model = {cls}.load(sys.argv[1], device="cpu")
+actions, _ = model.predict(np.array(json.loads(sys.argv[2]), dtype=np.float32), deterministic=True)
+print(json.dumps([actions.tolist(), model.num_timesteps, model.n_generations]))
+"""
+
+
+@pytest.mark.parametrize(("name", "extra"), variants())
+def test_every_tensor_and_counter_comes_back(name: str, extra: dict[str, Any], tmp_path: Path) -> None:
+    model = make(name, **extra).learn(120)
+    model.save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env())
+    ours, theirs = snapshot(model), snapshot(loaded)
+    stored = {key for key in ours if key.startswith("replay_buffer.")}
+    assert stored <= set(differences(ours, theirs)), "the buffer has a file of its own"
+    assert set(differences(ours, theirs)) == stored
+    assert np.array_equal(model.predict(OBSERVATIONS)[0], loaded.predict(OBSERVATIONS)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
+    model = make(name).learn(120)
+    model.save(tmp_path / "model.zip")
+    cls = ALGOS[name]
+    code = PREDICT.format(module=cls.__module__, cls=cls.__name__)
+    words = [sys.executable, "-c", code, str(tmp_path / "model.zip"), json.dumps(OBSERVATIONS.tolist())]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    actions, num_timesteps, n_generations = json.loads(result.stdout)
+    assert np.array_equal(np.array(actions, dtype=np.float32), model.predict(OBSERVATIONS, deterministic=True)[0])
+    assert (num_timesteps, n_generations) == (120, model.n_generations)
+
+
+@pytest.mark.parametrize("kind", ["path", "string", "file"])
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_strings_and_open_files(name: str, kind: str, tmp_path: Path) -> None:
+    model = make(name).learn(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target: Any = {"path": tmp_path / "model.zip", "string": str(tmp_path / "model"), "file": io.BytesIO()}[kind]
+        model.save(target)
+        if kind == "file":
+            assert not target.closed
+            target.seek(0)
+        loaded = ALGOS[name].load(target)
+    assert differences(tensors(model), tensors(loaded)) == []
+    assert [p.name for p in tmp_path.iterdir()] == ([] if kind == "file" else ["model.zip"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crash_while_saving_leaves_the_previous_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(name).learn(40)
+    model.save(tmp_path / "model.zip")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(th, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.zip"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replay_buffer_has_its_own_file(name: str, tmp_path: Path) -> None:
+    model = make(name).learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["buffer.pkl", "model.zip"]
+    loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env())
+    assert loaded.replay_buffer.size() == 0
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.size() == 60
+    assert differences(transitions(model), transitions(loaded)) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_load_overrides_arguments_and_refuses_another_pop_size(name: str, tmp_path: Path) -> None:
+    make(name).learn(40).save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", learning_rate=2.0, verbose=0, custom_objects={"gamma": 0.5})
+    assert (loaded.learning_rate, loaded.gamma) == (2.0, 0.5)
+    with pytest.raises(ValueError, match=r"pop_size.*3 .*5 "):
+        ALGOS[name].load(tmp_path / "model", pop_size=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_saved_depends_on_the_number_of_envs(name: str, tmp_path: Path) -> None:
+    make(name, toy_vec_env(2)).learn(60).save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env(3))
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.n_envs == 3 and 120 <= loaded.num_timesteps < 123
+    with pytest.raises(AssertionError):
+        loaded.set_env(toy_vec_env(2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_parameters_are_refused(name: str) -> None:
+    model = make(name)
+    parameters = model.get_parameters()
+    with pytest.raises(ValueError):
+        model.set_parameters({**parameters, "unknown": parameters["policy"]})
+    with pytest.raises(ValueError):
+        model.set_parameters({key: value for key, value in parameters.items() if key != "policy"})
+    incomplete = dict(parameters["policy"])
+    incomplete.popitem()
+    with pytest.raises(RuntimeError):
+        model.set_parameters({**parameters, "policy": incomplete})
