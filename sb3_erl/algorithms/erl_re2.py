@@ -278,6 +278,10 @@ class ERLRe2(GeneticHybrid):
     fitness_mode: str | None = None
     """``"mc"`` or ``"surrogate"``: how the last evaluated generation's fitness was measured."""
 
+    @property
+    def _fitness_is_return(self) -> bool:
+        return self.fitness_mode == "mc"
+
     def _fitness_draw(self) -> float:
         """One draw in [0, 1) decides for the whole population how fitness is measured."""
         return float(self._rng(Stream.FITNESS).random())

@@ -30,6 +30,8 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
     deploy: Literal["champion", "learner"]
     champion_fitness: float | None = None
     """Fitness of the last evaluated champion, ``None`` before the first evaluation."""
+    champion_return: float | None = None
+    """Return of the last champion that was found by whole episodes, ``None`` before."""
     _injected_slot: int | None = None
 
     def _check_arguments(self) -> None:
@@ -59,7 +61,15 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
                 self.logger.record(f"population/injected_{name}", float(outcome == name))
         self._injected_slot = None
         self.champion_fitness = float(fitness[ranking[0]])
-        self.logger.record("population/champion_return", self.champion_fitness)
+        if self._fitness_is_return:
+            self.champion_return = self.champion_fitness
+        if self.champion_return is not None:  # of the last generation that was measured in whole episodes
+            self.logger.record("population/champion_return", self.champion_return)
+
+    @property
+    def _fitness_is_return(self) -> bool:
+        """Whether this generation's fitness is the return of whole episodes."""
+        return True
 
     def _inject(self, learner: th.Tensor, fitness: np.ndarray | None) -> None:
         """Replace the weakest individual by the learner if it is time."""

@@ -1,0 +1,349 @@
+"""The answer of the vectorised back-end depends neither on the number of environments nor on where they live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+
+from sb3_erl.common.seeding import Address
+from sb3_erl.evaluation.base import EpisodeBatch, Job, Transition
+from sb3_erl.evaluation.exploration import UniformExploration
+from sb3_erl.evaluation.vectorized import VectorizedEvaluator
+from tests.contract.helpers import Tables, Witness, differences, snapshot
+from tests.contract.settings import NAMES, make, variants
+from tests.envs import ImageEnv, ToyEnv, toy_vec_env
+
+# ---------------------------------------------------------------- the evaluator alone
+
+
+class Record:
+    """Takes what an evaluator reports; stops it after some vector steps if asked to."""
+
+    def __init__(self, stop_after: int | None = None, budget: int | None = None):
+        self.stop_after, self.budget = stop_after, budget
+        self.running: list[np.ndarray] = []
+        self.variables: list[dict[str, Any]] = []
+        self.stored: list[tuple[Job, list[Transition]]] = []
+
+    @property
+    def n_timesteps(self) -> int:
+        return int(sum(running.sum() for running in self.running))
+
+    @property
+    def has_budget(self) -> bool:
+        return self.budget is None or self.n_timesteps < self.budget
+
+    def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
+        self.running.append(running.copy())
+        self.variables.append({key: np.copy(variables[key]) for key in ("dones", "rewards", "actions", "new_obs")})
+        return len(self.running) != self.stop_after
+
+    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+        self.stored.append((job, list(transitions)))
+
+
+def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+    """A different linear policy for each candidate."""
+    scale = np.array(candidates, dtype=np.float32)[:, None] + 1
+    return np.tanh(observations.reshape(len(observations), -1)[:, :2] * scale).astype(np.float32)
+
+
+def evaluate(env: VecEnv, jobs: Sequence[Job], record: Record | None = None) -> tuple[EpisodeBatch | None, Record]:
+    record = Record() if record is None else record
+    normalizer = env if isinstance(env, VecNormalize) else None
+    evaluator = VectorizedEvaluator(env, normalizer, lambda action: 2 * action, (2,))
+    return evaluator.evaluate(jobs, act, Address(7, 1), record), record
+
+
+def table(record: Record) -> list[tuple[Any, ...]]:
+    """Everything that was stored, in order, as plain values."""
+    return [
+        (job.candidate, job.episode, *(np.asarray(part).tolist() for part in step[:5]), "TimeLimit.truncated" in step.info)
+        for job, steps in record.stored
+        for step in steps
+    ]
+
+
+def varied_jobs() -> list[Job]:
+    whole = [Job(candidate, episode) for candidate in range(3) for episode in range(2)]
+    return [*whole, Job(3, horizon=4), Job(4, horizon=2), Job(5, explorer=UniformExploration()), Job(6, horizon=100)]
+
+
+ENVS: dict[str, Callable[[], VecEnv]] = {
+    "one": lambda: toy_vec_env(1, length=4, vary=6, ending="termination"),
+    "three": lambda: toy_vec_env(3, length=4, vary=6, ending="termination"),
+    "more than jobs": lambda: toy_vec_env(16, length=4, vary=6, ending="termination"),
+    "processes": lambda: toy_vec_env(2, subprocess=True, length=4, vary=6, ending="termination"),
+}
+
+
+@pytest.mark.parametrize("kind", list(ENVS)[1:])
+def test_same_episodes_from_any_env(kind: str) -> None:
+    expected, stored = evaluate(ENVS["one"](), varied_jobs())
+    env = ENVS[kind]()
+    try:
+        batch, record = evaluate(env, varied_jobs())
+    finally:
+        env.close()
+    assert batch is not None and expected is not None
+    assert [e.job.candidate for e in batch.episodes] == [0, 0, 1, 1, 2, 2, 3, 4, 5, 6]
+    for ours, theirs in zip(batch.episodes, expected.episodes, strict=True):
+        assert np.array_equal(ours.rewards, theirs.rewards) and np.array_equal(ours.last_observation, theirs.last_observation)
+        assert (ours.terminated, ours.cut, ours.length) == (theirs.terminated, theirs.cut, theirs.length)
+    assert table(record) == table(stored)
+    assert batch.n_timesteps == record.n_timesteps == stored.n_timesteps == len(table(stored))
+
+
+def test_episodes_of_one_candidate_differ() -> None:
+    batch, _ = evaluate(toy_vec_env(2), [Job(0, 0), Job(0, 1), Job(1, 0)])
+    assert batch is not None
+    first, second, other = (episode.total_reward for episode in batch.episodes)
+    assert len({first, second, other}) == 3
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_cut_rollouts_reset_their_slot(n_envs: int) -> None:
+    env = toy_vec_env(n_envs, length=8)
+    jobs = [Job(0, horizon=3), Job(1, horizon=8), Job(2, horizon=9), Job(3, horizon=1), Job(4)]
+    batch, record = evaluate(env, jobs)
+    assert batch is not None
+    assert [(e.length, e.cut, e.terminated) for e in batch.episodes] == [
+        (3, True, False),
+        (8, False, False),  # the environment's own time limit came at the same step
+        (8, False, False),
+        (1, True, False),
+        (8, False, False),
+    ]
+    starts = [steps[0].observation for _, steps in record.stored]
+    fresh, _ = evaluate(toy_vec_env(1, length=8), jobs[:1])
+    assert fresh is not None and np.array_equal(fresh.episodes[0].rewards, batch.episodes[0].rewards)
+    assert len({start.tobytes() for start in starts}) == len(jobs)
+    for (_, steps), episode in zip(record.stored, batch.episodes, strict=True):
+        assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
+        assert steps[-1].info["TimeLimit.truncated"] is True, "cut or truncated, never a terminal"
+        assert np.array_equal(steps[-1].next_observation, episode.last_observation)
+        for before, after in zip(steps[:-1], steps[1:], strict=True):
+            assert np.array_equal(before.next_observation, after.observation)
+
+
+def test_idle_slots_are_neither_counted_nor_stored_nor_shown() -> None:
+    env = toy_vec_env(4, length=5)
+    batch, record = evaluate(env, [Job(0), Job(1, horizon=12), Job(2, horizon=2)])
+    assert batch is not None and batch.n_timesteps == 5 + 5 + 2
+    assert [running.tolist() for running in record.running] == [[True, True, True, False]] * 2 + [
+        [True, True, False, False]
+    ] * 3
+    assert [variables["dones"].tolist() for variables in record.variables[-1:]] == [[True, True, False, False]]
+    assert sum(len(steps) for _, steps in record.stored) == 12
+    assert env.get_attr("n_steps") == [5, 5, 5, 5], "a VecEnv steps all its environments"
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_stopped_phase_stores_what_was_stepped(n_envs: int) -> None:
+    batch, record = evaluate(toy_vec_env(n_envs), [Job(i) for i in range(4)], Record(stop_after=11))
+    assert batch is None and len(record.running) == 11
+    assert len(table(record)) == record.n_timesteps == 11 * n_envs
+    assert [job.candidate for job, _ in record.stored] == [0, 1, 2, 3]
+
+
+def test_a_budget_that_ends_with_the_last_job_completes_the_phase() -> None:
+    jobs = [Job(0), Job(1)]
+    assert evaluate(toy_vec_env(1), jobs, Record(budget=15))[0] is None
+    complete, record = evaluate(toy_vec_env(1), jobs, Record(budget=16))
+    assert complete is not None and complete.n_timesteps == record.n_timesteps == 16
+    assert evaluate(toy_vec_env(1), jobs, Record(stop_after=16))[0] is None, "unlike a callback's False"
+
+
+# ---------------------------------------------------------------- wrappers
+
+
+class Offset(VecEnvWrapper):
+    """Changes observations (and announces it) without a way to reset one environment."""
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv, gym.spaces.Box(-5, 5, (3,), np.float32))
+
+    def reset(self) -> np.ndarray:
+        return self.venv.reset() + 1  # type: ignore[operator]
+
+    def step_wait(self) -> Any:
+        observations, *rest = self.venv.step_wait()
+        return observations + 1, *rest  # type: ignore[operator]
+
+
+class ResettableOffset(Offset):
+    def reset_slot(self, index: int, observation: np.ndarray) -> np.ndarray:
+        return observation + 1
+
+
+def test_unknown_wrapper_is_refused_unless_it_can_reset_a_slot() -> None:
+    with pytest.raises(ValueError, match=r"Offset.*reset_slot"):
+        evaluate(Offset(toy_vec_env(2)), [Job(0)])
+    plain, _ = evaluate(toy_vec_env(2), [Job(0), Job(1)])
+    shifted, record = evaluate(ResettableOffset(toy_vec_env(2)), [Job(0), Job(1)])
+    _, reference = evaluate(toy_vec_env(2), [Job(0), Job(1)])
+    assert plain is not None and shifted is not None
+    assert np.allclose(record.stored[0][1][0].observation, reference.stored[0][1][0].observation + 1)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_frame_stack(n_envs: int) -> None:
+    """Stacks begin with zeros and never mix two rollouts."""
+    stacked, _ = evaluate_with_record(VecFrameStack(toy_vec_env(n_envs, length=5), 3))
+    for steps in stacked:
+        single = [step.observation[-3:] for step in steps]
+        for t, step in enumerate(steps):
+            past = [single[t - k] if t >= k else np.zeros(3, dtype=np.float32) for k in (2, 1, 0)]
+            assert np.array_equal(step.observation, np.concatenate(past))
+            assert np.array_equal(step.next_observation[:6], step.observation[3:])
+
+
+def evaluate_with_record(env: VecEnv) -> tuple[list[list[Transition]], Record]:
+    _, record = evaluate(env, [Job(0, horizon=3), Job(1), Job(2, horizon=2), Job(3)])
+    return [steps for _, steps in record.stored], record
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_vec_monitor_counts_whole_episodes_only(n_envs: int) -> None:
+    env = VecMonitor(DummyVecEnv([ToyEnv for _ in range(n_envs)]))
+    jobs = [Job(0, horizon=3), Job(1), Job(2, horizon=2), Job(3)]
+    batch, record = evaluate(env, jobs)
+    assert batch is not None
+    reported = [step.info["episode"] for _, steps in record.stored for step in steps if "episode" in step.info]
+    assert [episode["l"] for episode in reported] == [8, 8]
+    expected = [batch.episodes[i].total_reward for i in (1, 3)]
+    assert [float(episode["r"]) for episode in reported] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_frozen_vec_normalize(n_envs: int) -> None:
+    """The policy sees normalised observations; buffer and fitness get the environment's own."""
+
+    def normalized(n: int) -> VecNormalize:
+        env = VecNormalize(toy_vec_env(n), training=False)
+        env.obs_rms.mean, env.obs_rms.var = np.array([0.2, -0.1, 0.0]), np.array([0.5, 2.0, 1.0])
+        env.ret_rms.var = np.array(9.0)
+        return env
+
+    batch, record = evaluate(normalized(n_envs), varied_jobs())
+    expected, reference = evaluate(normalized(1), varied_jobs())
+    assert batch is not None and expected is not None
+    assert table(record) == table(reference)
+    raw = {
+        start.tobytes() for start in (steps[0].observation for _, steps in evaluate(toy_vec_env(1), varied_jobs())[1].stored)
+    }
+    assert {steps[0].observation.tobytes() for _, steps in record.stored} == raw
+    env = normalized(1)
+    first = record.stored[0][1][0]
+    scaled = env.normalize_obs(first.observation[None])
+    assert np.allclose(first.action, act(scaled, [0])[0])
+    for (_, steps), episode in zip(record.stored, batch.episodes, strict=True):
+        assert [step.reward for step in steps] == episode.rewards.tolist()
+    assert np.allclose(
+        [v["rewards"][0] for v in record.variables[:4]], [s.reward / 3 for s in record.stored[0][1][:4]], atol=1e-3
+    )
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def run(name: str, env: VecEnv, total: int, **overrides: Any) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
+    """What a model is after ``total`` steps, and the fitness of each of its generations."""
+    model = make(name, env, **overrides)
+    tables = Tables(model)
+    try:
+        model.learn(total)
+    finally:
+        env.close()
+    return snapshot(model), [tables.column(f"population/fitness_{kind}") for kind in ("max", "mean", "std")]
+
+
+def last_generation(name: str, env: VecEnv, total: int, **overrides: Any) -> int:
+    witness = Witness()
+    make(name, env, **overrides).learn(total, witness)
+    assert len(witness.generation_ends) >= 3
+    return witness.generation_ends[-1]
+
+
+def toy(n_envs: int, subprocess: bool = False) -> VecEnv:
+    return toy_vec_env(n_envs, subprocess, length=4, vary=5, ending="termination")
+
+
+@pytest.mark.parametrize(("name", "extra"), variants())
+def test_same_run_for_any_number_of_envs(name: str, extra: dict[str, Any]) -> None:
+    end = last_generation(name, toy(1), 160, **extra)
+    expected, fitness = run(name, toy(1), end, **extra)
+    assert len(fitness[0]) >= 2 and expected["_n_updates"] > 0
+    for n_envs in (2, 4):
+        result, other = run(name, toy(n_envs), end, **extra)
+        assert differences(expected, result) == [] and other == fitness
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_run_in_processes(name: str) -> None:
+    end = last_generation(name, toy(1), 160)
+    expected, fitness = run(name, toy(1), end)
+    result, other = run(name, toy(3, subprocess=True), end)
+    assert differences(expected, result) == [] and other == fitness
+
+
+def pendulum(n_envs: int) -> VecEnv:
+    return DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1", max_episode_steps=30)) for _ in range(n_envs)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_run_on_pendulum(name: str) -> None:
+    end = last_generation(name, pendulum(1), 400)
+    expected, fitness = run(name, pendulum(1), end)
+    result, other = run(name, pendulum(4), end)
+    assert differences(expected, result) == [] and other == fitness
+
+
+def stacked(n_envs: int) -> VecEnv:
+    return VecFrameStack(toy(n_envs), 2)
+
+
+def monitored(n_envs: int) -> VecEnv:
+    return VecMonitor(DummyVecEnv([lambda: ToyEnv(length=4, vary=5) for _ in range(n_envs)]))
+
+
+@pytest.mark.parametrize("wrap", [stacked, monitored], ids=["frames", "monitor"])
+@pytest.mark.parametrize("name", NAMES)
+def test_same_run_behind_wrappers(name: str, wrap: Callable[[int], VecEnv]) -> None:
+    end = last_generation(name, wrap(1), 160)
+    expected, fitness = run(name, wrap(1), end)
+    result, other = run(name, wrap(3), end)
+    assert differences(expected, result) == [] and other == fitness
+
+
+def pictures(n_envs: int) -> VecEnv:
+    return VecTransposeImage(VecFrameStack(toy_vec_env(n_envs, env_class=ImageEnv, length=3, vary=2), 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_run_on_stacked_images(name: str) -> None:
+    kwargs: dict[str, Any] = {
+        "policy": "CnnPolicy",
+        "buffer_size": 200,
+        "train_freq": 8,
+        "policy_kwargs": {"net_arch": [4], "features_extractor_kwargs": {"features_dim": 4}},
+    }
+    end = last_generation(name, pictures(1), 60, **kwargs)
+    expected, fitness = run(name, pictures(1), end, **kwargs)
+    result, other = run(name, pictures(3), end, **kwargs)
+    assert expected["replay_buffer.observations"].shape[-3:] == (2, 36, 36)
+    assert differences(expected, result) == [] and other == fitness

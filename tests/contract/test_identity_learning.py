@@ -1,0 +1,40 @@
+"""A learning check in seconds: the action has to equal the observation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from stable_baselines3.common.envs import IdentityEnvBox
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_erl import ALGOS
+from tests.contract.settings import NAMES, known
+
+SETTINGS: dict[str, Any] = {
+    "pop_size": 3,
+    "learning_starts": 200,
+    "learning_rate": 1e-3,
+    "batch_size": 64,
+    "tau": 0.02,
+    "gamma": 0.5,
+    "fitness_horizon": 20,
+    "buffer_size": 10_000,
+    "policy_embedding_dim": 16,
+    "policy_kwargs": {"net_arch": [32, 32]},
+    "device": "cpu",
+}
+BUDGET = 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_identity(name: str, seed: int) -> None:
+    env = Monitor(IdentityEnvBox(eps=0.5))
+    model = ALGOS[name]("MlpPolicy", env, seed=seed, **known(name, SETTINGS))
+    before, _ = evaluate_policy(model, env, n_eval_episodes=10)
+    model.learn(BUDGET)
+    after, _ = evaluate_policy(model, env, n_eval_episodes=10)
+    assert before < 75 and after >= 90, f"{before} -> {after} of 100"

@@ -1,0 +1,103 @@
+"""What a run logs: SB3's keys, the population's, plain values; folders and intervals as in SB3."""
+
+from __future__ import annotations
+
+import csv
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3.common.logger import configure
+
+from sb3_erl import ALGOS
+from tests.contract.helpers import Tables, Witness
+from tests.contract.settings import NAMES, make, whole
+from tests.envs import toy_vec_env
+
+ALWAYS = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "time/fps",
+    "time/total_timesteps",
+    "time/episodes",
+    "time/generations",
+    "time/time_elapsed",
+}
+POPULATION = {"population/fitness_max", "population/fitness_mean", "population/fitness_std"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_and_values(name: str) -> None:
+    model = make(name)
+    tables = Tables(model)
+    model.learn(200)
+    assert all(ALWAYS <= set(table) for table in tables.tables)
+    warm = tables.tables[3:]
+    assert len(warm) >= 2
+    for table in warm:
+        assert {*POPULATION, "train/n_updates", "rollout/learner_ep_rew_mean"} <= set(table)
+        assert any(key.startswith("train/") and key.endswith("_loss") for key in table)
+        assert all(isinstance(value, Real | str) for value in table.values())
+    assert tables.column("time/generations") == list(range(1, model.n_generations + 1))
+    assert tables.column("train/n_updates")[-1] == model._n_updates
+    assert all(np.isfinite(tables.column("population/fitness_mean")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_those_of_the_episodes(name: str) -> None:
+    """The last generation's fitness against the returns that Monitor measured; one env runs jobs in order."""
+    model = make(name, learning_starts=0, **whole(name))
+    tables, returns, witness = Tables(model), [], Witness()
+
+    def keep(variables: dict, _: dict) -> bool:
+        returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
+        return True
+
+    model.learn(4 * 8 * 2, [keep, witness])
+    assert witness.generation_ends[-1] == 64 and len(returns) == 8
+    *population, learner = returns[4:]
+    assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)
+    assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
+    assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)
+    assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(learner, abs=1e-5)
+    assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
+    assert set(tables.column("rollout/ep_len_mean")) == {8.0}
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (None, [])])
+@pytest.mark.parametrize("name", NAMES)
+def test_interval_counts_generations(name: str, interval: int | None, expected: list[int]) -> None:
+    model = make(name, learning_starts=0, **whole(name))
+    tables = Tables(model)
+    model.learn(4 * 4 * 8, log_interval=interval)
+    assert tables.column("time/generations") == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_csv_file_is_a_table(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(200)
+    with open(tmp_path / "progress.csv") as file:
+        header, *rows = list(csv.reader(file))
+    assert len(rows) == model.n_generations and {len(row) for row in rows} == {len(header)}
+    assert [int(row[header.index("time/generations")]) for row in rows] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorboard_folders(name: str, tmp_path: Path) -> None:
+    model, cls = make(name, tensorboard_log=str(tmp_path)), ALGOS[name].__name__
+    model.learn(60)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{cls}_1"]
+    model.learn(60, reset_num_timesteps=False)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{cls}_1"]
+    model.learn(60, tb_log_name="other")
+    model.learn(60, tb_log_name="other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"{cls}_1", "other_1", "other_2"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_window_of_the_means(name: str) -> None:
+    model = make(name, toy_vec_env(), stats_window_size=2, **whole(name)).learn(100)
+    assert model.ep_info_buffer.maxlen == 2 and len(model.ep_info_buffer) == 2

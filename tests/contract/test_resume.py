@@ -1,0 +1,54 @@
+"""A run that is split, or saved and loaded, at the end of a generation continues bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_erl import ALGOS
+from tests.contract.helpers import Witness, differences, snapshot
+from tests.contract.settings import make, variants
+from tests.envs import toy_vec_env
+
+
+def generation_ends(name: str, extra: dict[str, Any]) -> tuple[int, int]:
+    """Steps after which an earlier and a later generation of this run are complete."""
+    witness = Witness()
+    make(name, **extra).learn(220, witness)
+    ends = witness.generation_ends
+    return ends[len(ends) // 2 - 1], ends[-1]
+
+
+@pytest.mark.parametrize(("name", "extra"), variants())
+def test_continued_from_files(name: str, extra: dict[str, Any], tmp_path: Path) -> None:
+    middle, end = generation_ends(name, extra)
+    straight = make(name, **extra).learn(end)
+    first = make(name, **extra).learn(middle)
+    first.save(tmp_path / "model")
+    first.save_replay_buffer(tmp_path / "buffer")
+    resumed = ALGOS[name].load(tmp_path / "model", env=toy_vec_env())
+    resumed.load_replay_buffer(tmp_path / "buffer")
+    resumed.learn(end - middle, reset_num_timesteps=False)
+    assert straight.num_timesteps == end and straight._n_updates > first._n_updates > 0
+    assert differences(snapshot(straight), snapshot(resumed)) == []
+
+
+@pytest.mark.parametrize(("name", "extra"), variants())
+def test_two_calls_of_learn_are_one(name: str, extra: dict[str, Any]) -> None:
+    middle, end = generation_ends(name, extra)
+    straight = make(name, **extra).learn(end)
+    split = make(name, **extra)
+    split.learn(middle)
+    split.learn(end - middle, reset_num_timesteps=False)
+    assert differences(snapshot(straight), snapshot(split)) == []
+
+
+@pytest.mark.parametrize(("name", "extra"), variants())
+def test_an_unfinished_generation_is_dropped(name: str, extra: dict[str, Any]) -> None:
+    middle, _ = generation_ends(name, extra)
+    whole, cut = make(name, **extra).learn(middle), make(name, **extra).learn(middle + 3)
+    assert cut.num_timesteps == middle + 3 == cut.replay_buffer.size()
+    changed = set(differences(snapshot(whole), snapshot(cut)))
+    assert all(key == "num_timesteps" or key.startswith("replay_buffer.") for key in changed - {"_episode_num"})

@@ -1,0 +1,70 @@
+"""VecNormalize: raw transitions in the buffer, raw returns as fitness, statistics that follow ``set_env``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from tests.contract.helpers import Tables
+from tests.contract.settings import NAMES, make, whole
+from tests.envs import toy_vec_env
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_buffer_holds_what_the_environment_said(name: str) -> None:
+    env = VecNormalize(toy_vec_env())
+    original: list[tuple[np.ndarray, float]] = []
+
+    def keep(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        done = variables["dones"][0]
+        observation = env.get_original_obs()[0]
+        if done:
+            observation = env.unnormalize_obs(variables["infos"][0]["terminal_observation"])
+        original.append((observation, env.get_original_reward()[0]))
+        return True
+
+    model = make(name, env).learn(100, keep)
+    buffer = model.replay_buffer
+    assert np.array_equal(buffer.rewards[:100, 0], np.array([reward for _, reward in original], dtype=np.float32))
+    assert np.allclose(buffer.next_observations[:100, 0], np.array([o for o, _ in original]), atol=1e-5)
+    assert model.get_vec_normalize_env() is env
+    batch = buffer.sample(32, env=env)
+    assert not np.isin(batch.rewards.numpy().ravel(), buffer.rewards[:100].ravel()).all(), "normalised when sampled"
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_fitness_is_the_raw_return(name: str, n_envs: int) -> None:
+    env = VecNormalize(toy_vec_env(n_envs), clip_reward=0.01)
+    model = make(name, env, learning_starts=0, **whole(name))
+    tables, returns = Tables(model), []
+
+    def keep(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
+        return True
+
+    model.learn(32, keep)
+    fitness, learner = tables.column("population/fitness_mean")[-1], tables.column("rollout/learner_ep_rew_mean")[-1]
+    assert 3 * fitness + learner == pytest.approx(sum(returns), abs=1e-4) and len(returns) == 4
+    assert max(abs(r) for r in returns) > 0.08, "more than eight clipped rewards could give"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statistics_follow_set_env_and_evaluation(name: str) -> None:
+    first, second = VecNormalize(toy_vec_env()), VecNormalize(toy_vec_env())
+    evaluation = VecNormalize(toy_vec_env(), training=False)
+    model = make(name, first)
+    model.learn(40)
+    count = first.obs_rms.count
+    model.set_env(second)
+    assert model.get_vec_normalize_env() is second
+    model.learn(60, EvalCallback(evaluation, eval_freq=60, n_eval_episodes=1, verbose=0))
+    assert first.obs_rms.count == count, "the old env is left alone"
+    assert np.array_equal(evaluation.obs_rms.mean, second.obs_rms.mean)
+    model.set_env(toy_vec_env())
+    assert model.get_vec_normalize_env() is None
+    assert model.learn(40).num_timesteps == 40

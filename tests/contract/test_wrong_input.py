@@ -1,0 +1,134 @@
+"""What cannot work is refused at construction, in a sentence that names argument, value and way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_erl import ALGOS
+from tests.contract.settings import NAMES, fast, known, make
+from tests.envs import OddSpaces
+
+UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32)})
+
+SPACES: dict[str, tuple[dict[str, spaces.Space], list[str]]] = {
+    "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "DQN"]),
+    "multi-discrete": ({"action_space": spaces.MultiDiscrete([2, 2])}, ["action", "MultiDiscrete"]),
+    "unbounded": ({"action_space": UNBOUNDED}, ["action_space", "finite", "RescaleAction"]),
+    "dict": ({"observation_space": DICT}, ["observation", "Dict", "FlattenObservation"]),
+}
+
+VALUES: list[tuple[str, Any]] = [
+    ("pop_size", 1),
+    ("pop_size", 0),
+    ("buffer_size", 0),
+    ("batch_size", 0),
+    ("learning_starts", -1),
+    ("gradient_steps", -2),
+    ("n_steps", 0),
+    ("tau", 1.5),
+    ("gamma", -0.1),
+    ("train_freq", (1, "minute")),
+    ("train_freq", ("one", "step")),
+    ("elite_fraction", 1.5),
+    ("elite_fraction", 1.0),
+    ("tournament_size", 1),
+    ("mutation_prob", 2.0),
+    ("crossover_prob", -1.0),
+    ("sync_period", 0),
+    ("n_migrants", 3),
+    ("n_eval_episodes", 0),
+    ("n_learner_episodes", 0),
+    ("fitness_horizon", 0),
+    ("mc_fitness_prob", 1.1),
+    ("mutation_fraction", -0.5),
+    ("n_shared_heads", 5),
+    ("pevfa_heads_per_step", 0),
+    ("pevfa_layout", "columns"),
+    ("encoder_step", "never"),
+    ("deploy", "best"),
+    ("learner", "dreamer"),
+    ("learner", DQN),
+]
+
+
+def has(name: str, argument: str) -> bool:
+    return bool(known(name, {argument: None}))
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("name", NAMES)
+def test_spaces(name: str, kind: str) -> None:
+    odd, words = SPACES[kind]
+    policies = ["MlpPolicy"] if kind != "dict" else ["MlpPolicy", "MultiInputPolicy"]
+    for policy in policies:
+        with pytest.raises(ValueError) as caught:
+            make(name, DummyVecEnv([lambda: OddSpaces(**odd)]), policy=policy)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+        assert isinstance(caught.value, AssertionError) or policy != "MlpPolicy", "as SB3's own classes"
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), [(n, a, v) for n in NAMES for a, v in VALUES if has(n, a)])
+def test_values(name: str, argument: str, value: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        make(name, **{argument: value})
+    shown = value[1] if value == (1, "minute") else value[0] if isinstance(value, tuple) else value
+    assert argument in str(caught.value)
+    assert str(getattr(shown, "__name__", shown)) in str(caught.value), "says what came"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types(name: str) -> None:
+    with pytest.raises(TypeError, match=r"pop_size.*2\.5"):
+        make(name, pop_size=2.5)
+    with pytest.raises(TypeError, match="batch_size"):
+        make(name, batch_size="many")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_learner_lists_the_known_ones(name: str) -> None:
+    if has(name, "learner"):
+        with pytest.raises(ValueError, match=r"'ddpg'.*'td3'.*'dreamer'"):
+            make(name, learner="dreamer")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_string_that_is_neither_policy_nor_environment(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ALGOS[name]("Pendulm-v1")
+    assert all(word in str(caught.value) for word in ("MlpPolicy", "Pendulm-v1", "Pendulum-v1"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_policy_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make(name, policy="MlpPolcy")
+    assert all(word in str(caught.value) for word in ("MlpPolicy", "CnnPolicy", "MlpPolcy"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_something_else_altogether(name: str) -> None:
+    with pytest.raises(TypeError, match=r"policy.*float"):
+        ALGOS[name](3.5)
+    with pytest.raises(TypeError, match="use_sde"):
+        ALGOS[name]("MlpPolicy", None, **fast(name, use_sde=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_without_an_environment(name: str) -> None:
+    model = ALGOS[name]("MlpPolicy", None, _init_setup_model=False)
+    assert model.get_env() is None
+    with pytest.raises((AssertionError, ValueError), match="env"):
+        model.learn(10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_collect_rollouts_says_what_to_call(name: str) -> None:
+    with pytest.raises(NotImplementedError, match="learn"):
+        make(name).collect_rollouts()
