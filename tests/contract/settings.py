@@ -6,11 +6,14 @@ import inspect
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
 from tests.envs import toy_vec_env
 
 NAMES = list(ALGOS)
+HYBRIDS = [name for name in NAMES if issubclass(ALGOS[name], OffPolicyAlgorithm)]
+"""Classes with a learner and a replay buffer."""
 
 FAST: dict[str, Any] = {
     "pop_size": 3,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.noise import NormalActionNoise
 
 from tests.contract.helpers import differences, snapshot, tensors
 from tests.contract.settings import NAMES, make, variants
@@ -63,8 +64,6 @@ def test_policies_can_be_copied_and_pickled(name: str, extra: dict[str, Any]) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_action_noise_stays_the_users(name: str) -> None:
-    from stable_baselines3.common.noise import NormalActionNoise
-
     noise = NormalActionNoise(np.zeros(2), np.full(2, 0.2))
     first = make(name, toy_vec_env(2), action_noise=noise).learn(60)
     second = make(name, toy_vec_env(2), action_noise=noise).learn(60)

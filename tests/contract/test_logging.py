@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_erl import ALGOS
@@ -54,7 +55,7 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
         returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
         return True
 
-    model.learn(4 * 8 * 2, [keep, witness])
+    model.learn(4 * 8 * 2, [ConvertCallback(keep), witness])
     assert witness.generation_ends[-1] == 64 and len(returns) == 8
     *population, learner = returns[4:]
     assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)

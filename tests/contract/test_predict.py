@@ -24,7 +24,7 @@ def test_before_any_learning(name: str) -> None:
     single, state = model.predict(np.zeros(3, dtype=np.float32), deterministic=True)
     batch, _ = model.predict(np.zeros((4, 3), dtype=np.float32), deterministic=True)
     assert single.shape == (2,) and state is None and model.action_space.contains(single)
-    assert batch.shape == (4, 2) and np.array_equal(batch, np.tile(single, (4, 1)))
+    assert batch.shape == (4, 2) and np.allclose(batch, np.tile(single, (4, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.contract.helpers import Witness
-from tests.contract.settings import NAMES, make, whole
+from tests.contract.settings import HYBRIDS, make, whole
 from tests.envs import toy_vec_env
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_truncations_are_not_terminals(name: str, n_envs: int) -> None:
     buffer = make(name, toy_vec_env(n_envs, ending="truncation")).learn(150).replay_buffer
     size = buffer.size()
@@ -22,7 +22,7 @@ def test_truncations_are_not_terminals(name: str, n_envs: int) -> None:
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_terminals_are_terminals_and_cuts_are_not(name: str, n_envs: int) -> None:
     witness = Witness()
     model = make(name, toy_vec_env(n_envs, ending="termination")).learn(150, witness)
@@ -32,14 +32,14 @@ def test_terminals_are_terminals_and_cuts_are_not(name: str, n_envs: int) -> Non
     assert np.array_equal(buffer.dones[:size].sum() - buffer.timeouts[:size].sum(), terminal)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_whole_episodes_of_a_terminating_task_have_no_timeouts(name: str) -> None:
     buffer = make(name, toy_vec_env(ending="termination"), **whole(name)).learn(150).replay_buffer
     assert buffer.timeouts.sum() == 0 and buffer.dones.sum() == 150 // 8
 
 
 @pytest.mark.parametrize("ending", ["truncation", "termination"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_transitions_are_chained_within_rollouts_only(name: str, ending: str) -> None:
     buffer = make(name, toy_vec_env(ending=ending)).learn(120).replay_buffer
     size = buffer.size()
@@ -49,7 +49,7 @@ def test_transitions_are_chained_within_rollouts_only(name: str, ending: str) ->
     assert np.abs(buffer.next_observations[:size]).max() > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_memory_saving_buffer_without_timeouts(name: str) -> None:
     kwargs = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
     buffer = make(name, toy_vec_env(ending="termination"), **kwargs).learn(150).replay_buffer
