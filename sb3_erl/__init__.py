@@ -1,13 +1,13 @@
 """Evolutionary reinforcement learning for Stable-Baselines3."""
 
-from stable_baselines3.common.base_class import BaseAlgorithm
+from typing import Any
 
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 
 __version__ = "0.1.0"
 
-ALGOS: dict[str, type[BaseAlgorithm]] = {"erl": ERL, "erl_re2": ERLRe2}
-"""The single registry: the Zoo, the tests and the README read it."""
+ALGOS: dict[str, type[Any]] = {"erl": ERL, "erl_re2": ERLRe2}
+"""The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
 __all__ = ["ALGOS", "ERL", "ERLRe2", "__version__"]

@@ -28,14 +28,17 @@ def resolve_policy_and_env(
     :param default_policy: the policy of the short form
     :param policy_aliases: known aliases
     :return: policy and environment
-    :raises ValueError: if a string is neither a policy alias nor a registered id
+    :raises ValueError: if a string is neither a policy alias nor, without ``env``, a registered id
     :raises TypeError: if ``policy`` is something else altogether
     """
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env
     if isinstance(policy, str):
-        if policy in policy_aliases or env is not None:
+        if policy in policy_aliases:
             return policy, env
+        if env is not None:
+            way_out = " (flatten dict observations with gymnasium.wrappers.FlattenObservation)" if "Multi" in policy else ""
+            raise ValueError(f"policy must be one of {sorted(policy_aliases)} or a policy class; got {policy!r}{way_out}")
         if ":" in policy or policy in gym.registry:
             return default_policy, policy
         close = difflib.get_close_matches(policy, list(gym.registry), n=3, cutoff=0.5)

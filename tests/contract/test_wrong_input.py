@@ -21,7 +21,7 @@ SPACES: dict[str, tuple[dict[str, spaces.Space], list[str]]] = {
     "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "DQN"]),
     "multi-discrete": ({"action_space": spaces.MultiDiscrete([2, 2])}, ["action", "MultiDiscrete"]),
     "unbounded": ({"action_space": UNBOUNDED}, ["action_space", "finite", "RescaleAction"]),
-    "dict": ({"observation_space": DICT}, ["observation", "Dict", "FlattenObservation"]),
+    "dict": ({"observation_space": DICT}, ["observation", "FlattenObservation"]),
 }
 
 VALUES: list[tuple[str, Any]] = [
