@@ -126,7 +126,7 @@ class VectorizedEvaluator:
             cut = not done and slot.job.horizon is not None and len(slot.rewards) + 1 >= slot.job.horizon
             if cut:  # the rollout is abandoned here: to the buffer this is a time limit
                 info = {**info, "TimeLimit.truncated": True}
-            slot.rewards.append(float(raw_rewards[index]))
+            slot.rewards.append(float(np.float32(raw_rewards[index])))  # DummyVecEnv rounds so, SubprocVecEnv does not
             slot.transitions.append(
                 Transition(
                     original[index].copy(),

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
+class PopulationSizeError(ValueError, RuntimeError):
+    """A saved population that does not fit (also a RuntimeError, because SB3's ``load`` swallows a mere ValueError)."""
+
+
 class Evolver(nn.Module):
     """
     Base of all evolvers: ``ask`` for candidates, ``tell`` their fitness.
@@ -46,7 +50,7 @@ class Evolver(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "candidates")
         if saved is not None and saved.shape != self.candidates.shape:
-            raise ValueError(
+            raise PopulationSizeError(
                 f"pop_size and network sizes must be those of the saved model: it holds {saved.shape[0]} candidates of "
                 f"{saved.shape[1]} parameters, this model {self.candidates.shape[0]} of {self.candidates.shape[1]}; "
                 "load without changing pop_size, or start a new model"

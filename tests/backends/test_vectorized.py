@@ -65,6 +65,7 @@ def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
 
 def evaluate(env: VecEnv, jobs: Sequence[Job], record: Record | None = None) -> tuple[EpisodeBatch | None, Record]:
     record = Record() if record is None else record
+    env.reset()  # as learn() does: slots without a job are stepped too
     normalizer = env if isinstance(env, VecNormalize) else None
     evaluator = VectorizedEvaluator(env, normalizer, lambda action: 2 * action, (2,))
     return evaluator.evaluate(jobs, act, Address(7, 1), record), record

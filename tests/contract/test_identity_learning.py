@@ -15,17 +15,18 @@ from tests.contract.settings import NAMES, known
 SETTINGS: dict[str, Any] = {
     "pop_size": 3,
     "learning_starts": 200,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "batch_size": 64,
     "tau": 0.02,
     "gamma": 0.5,
+    "sync_period": 1,
     "fitness_horizon": 20,
     "buffer_size": 10_000,
     "policy_embedding_dim": 16,
     "policy_kwargs": {"net_arch": [32, 32]},
     "device": "cpu",
 }
-BUDGET = 3000
+BUDGET = 2000
 
 
 @pytest.mark.slow

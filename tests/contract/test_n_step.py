@@ -31,4 +31,5 @@ def test_buffer_and_targets(name: str, n_envs: int) -> None:
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_memory_saving_n_step_is_refused(name: str) -> None:
     with pytest.raises(NotImplementedError):
-        make(name, n_steps=3, optimize_memory_usage=True)
+        kwargs = {"handle_timeout_termination": False}
+        make(name, n_steps=3, optimize_memory_usage=True, replay_buffer_kwargs=kwargs)

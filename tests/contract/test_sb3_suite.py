@@ -83,4 +83,4 @@ def run_suite(tests: Path, name: str, folder: Path) -> tuple[int, Counter[str], 
 def test_sb3_own_tests_pass(name: str, sb3_tests: Path, tmp_path: Path) -> None:
     status, outcomes, output = run_suite(sb3_tests, name, tmp_path)
     assert status == 0 and set(outcomes) <= {"passed", "skipped"}, output[-12000:]
-    assert outcomes["passed"] >= 45, f"too few cases ran, is the selection right? {dict(outcomes)}"
+    assert outcomes["passed"] >= 40, f"too few cases ran, is the selection right? {dict(outcomes)}"

@@ -34,8 +34,14 @@ def test_terminals_are_terminals_and_cuts_are_not(name: str, n_envs: int) -> Non
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_whole_episodes_of_a_terminating_task_have_no_timeouts(name: str) -> None:
+    buffer = make(name, toy_vec_env(ending="termination"), **whole(name)).learn(152).replay_buffer
+    assert buffer.timeouts.sum() == 0 and buffer.dones.sum() == 152 // 8
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_an_episode_that_the_budget_interrupts_bootstraps(name: str) -> None:
     buffer = make(name, toy_vec_env(ending="termination"), **whole(name)).learn(150).replay_buffer
-    assert buffer.timeouts.sum() == 0 and buffer.dones.sum() == 150 // 8
+    assert np.flatnonzero(buffer.timeouts).tolist() == [149] and buffer.dones[149] == 1
 
 
 @pytest.mark.parametrize("ending", ["truncation", "termination"])
