@@ -30,11 +30,10 @@ BUDGET = 2000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_identity(name: str, seed: int) -> None:
+def test_identity(name: str) -> None:
     env = Monitor(IdentityEnvBox(eps=0.5))
-    model = ALGOS[name]("MlpPolicy", env, seed=seed, **known(name, SETTINGS))
+    model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, SETTINGS))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
     model.learn(BUDGET)
     after, _ = evaluate_policy(model, env, n_eval_episodes=10)
