@@ -192,6 +192,10 @@ class ERL(GeneticHybrid):
         for name in ("mutation_prob", "crossover_prob"):
             check_range(name, getattr(self, name), 0, 1)
 
+    @property
+    def _n_jobs(self) -> int:
+        return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
+
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
             super()._setup_lr_schedule()

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl import ALGOS
 from tests.contract.settings import NAMES, fast, known, make
-from tests.envs import OddSpaces
+from tests.envs import OddSpaces, toy_vec_env
 
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32)})
@@ -132,3 +132,11 @@ def test_learning_without_an_environment(name: str) -> None:
 def test_collect_rollouts_says_what_to_call(name: str) -> None:
     with pytest.raises(NotImplementedError, match="learn"):
         make(name).collect_rollouts()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_environments_than_rollouts(name: str) -> None:
+    if has(name, "learner"):
+        with pytest.raises(ValueError, match=r"n_envs=5, but 4 rollouts with pop_size=3.*lower n_envs or raise pop_size"):
+            make(name, toy_vec_env(5), pop_size=3)
+        assert make(name, toy_vec_env(4), pop_size=3).n_envs == 4
