@@ -43,8 +43,8 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
         if self.env is not None and self.n_envs > self._n_jobs:
             raise ValueError(
                 f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
-                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; lower n_envs "
-                "or raise pop_size"
+                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
+                "lower n_envs or raise pop_size"
             )
 
     @property
