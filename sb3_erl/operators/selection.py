@@ -89,9 +89,9 @@ class Epoch:
     """
     The next population in terms of the current one.
 
-    :param sources: ``(n,)``: whose parameters each slot starts from; ``n + k`` is migrant k
     :param crossings: batches of slot pairs to be crossed; before each batch the copies in ``copies`` are made
-    :param copies: for each batch the (source, slot) copies that precede it; sources are original individuals
+    :param copies: for each batch the (source, slot) copies that precede it; sources are original individuals, ``n + k``
+        being migrant k
     :param mutants: slots to be mutated at the end
     :param protected: slots that hold unchanged copies of the elites, best first
     :param winners: slots of the selected parents
