@@ -161,7 +161,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
         policy: Any = self.policy_class(*arguments, **self.policy_kwargs)
         self.policy = policy.to(self.device)
-        self._setup_generational()
+        self._setup_addresses()
         actors = [self.policy.make_actor() for _ in range(self.pop_size)]
         fresh = th.stack([read_parameters(actor) for actor in actors])
         self.evolver = self._make_evolver(fresh, ParameterLayout.of(self.policy.deployed)).to(self.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pathlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,15 +16,17 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 
 from sb3_erl.common.checks import check_range, resolve_policy_and_env, spaces_checked
-from sb3_erl.common.generation import GenerationalMixin, replacing
-from sb3_erl.common.seeding import Stream, scoped_generators
+from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.saving import SafeBufferMixin
+from sb3_erl.common.seeding import Stream
+from sb3_erl.common.training import LearnerHostMixin
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.learners.base import Learner
 
 
-class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
+class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, GenerationalMixin, OffPolicyAlgorithm):
     """
     Evolution and an off-policy learner that share what they see.
 
@@ -152,7 +152,7 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
-        self._setup_generational()
+        self._setup_addresses()
         self._setup_parts()
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -253,30 +253,6 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         """Whether the learner learns."""
         return self.n_learner_steps >= self.learning_starts
 
-    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
-        """
-        Gradient updates on the replay buffer, with random numbers of the current address.
-
-        :param gradient_steps: number of updates
-        :param batch_size: transitions per update, the model's own by default
-        """
-        buffer, size = self.replay_buffer, self.batch_size if batch_size is None else batch_size
-        assert buffer is not None
-        if gradient_steps <= 0 or buffer.size() == 0:
-            return
-        self.policy.set_training_mode(True)
-        self.learner_rule.follow(self, size)
-        with scoped_generators(self.address.sequence(Stream.LEARNING)):
-            metrics = self._update(lambda: buffer.sample(size, env=self._vec_normalize_env), gradient_steps)
-        self.policy.set_training_mode(False)
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
-
-    def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
-        return self.learner_rule.update(sample, n_updates)
-
     # ---------------------------------------------------------------- agents
 
     @property
@@ -292,20 +268,6 @@ class EvolutionaryOffPolicyAlgorithm(GenerationalMixin, OffPolicyAlgorithm):
         """
 
     # ---------------------------------------------------------------- saving
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer; a crash while saving leaves the previous file whole.
-
-        :param path: file name (``.pkl`` is added) or open file
-        """
-        if not isinstance(path, str | pathlib.Path):
-            return super().save_replay_buffer(path)
-        path = pathlib.Path(path)
-        if path.suffix == "":
-            path = path.with_suffix(".pkl")
-        with replacing(path) as temporary:
-            super().save_replay_buffer(temporary)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool"]

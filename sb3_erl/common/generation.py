@@ -2,68 +2,39 @@
 
 from __future__ import annotations
 
-import io
-import os
-import pathlib
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_range
-from sb3_erl.common.seeding import Address, Stream
+from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
 SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
 
 
-class GenerationalMixin(BaseAlgorithm):
+class GenerationalMixin(AddressedMixin):
     """
-    What both bases share: the loop over generations, evaluation phases with callbacks, addresses, atomic saves.
+    What both bases share: the loop over generations and evaluation phases with callbacks.
 
     Stands before an SB3 base class in the method resolution order.
     """
 
     n_generations: int
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
-    phase: int
-    """Begun generations, finished or not: the part of every random address that moves on."""
-    run_seed: int | None
-
     _callback: BaseCallback | None
     _evaluator: VectorizedEvaluator | None
 
     def _init_generational(self) -> None:
         """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
+        self._init_addresses()
         self.n_generations = 0
-        self.phase = 0
-        self.run_seed = None
         self._callback = None
         self._evaluator = None
-
-    def _setup_generational(self) -> None:
-        """To be called in ``_setup_model``, which also runs in ``load``: keeps what was loaded."""
-        if self.seed is not None:
-            self.run_seed = int(self.seed)
-        elif self.run_seed is None:
-            self.run_seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
-
-    # ---------------------------------------------------------------- randomness
-
-    @property
-    def address(self) -> Address:
-        """Root of all random numbers of the current phase."""
-        assert self.run_seed is not None
-        return Address(self.run_seed, self.phase)
-
-    def _rng(self, stream: Stream) -> np.random.Generator:
-        return self.address.rng(stream)
 
     # ---------------------------------------------------------------- the loop
 
@@ -174,48 +145,3 @@ class GenerationalMixin(BaseAlgorithm):
         for name in ("max", "mean", "std"):
             value = getattr(finite, name)() if len(finite) else np.nan
             self.logger.record(f"population/fitness_{name}", float(value))
-
-    # ---------------------------------------------------------------- saving
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save everything but transitions to an SB3 zip file; a crash while saving leaves the previous file whole.
-
-        :param path: file name (``.zip`` is added) or open file
-        :param exclude: attributes to leave out
-        :param include: attributes to save although they are excluded by default
-        """
-        if isinstance(path, str | pathlib.Path):
-            path = pathlib.Path(path)
-            if path.suffix == "":
-                path = path.with_suffix(".zip")
-            with replacing(path) as temporary:
-                super().save(temporary, exclude, include)
-        else:
-            super().save(path, exclude, include)
-
-
-@contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary file beside ``path`` that takes its name once it is written completely."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}.", dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -198,3 +198,34 @@ def scale_parameters(module: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(factor)
+
+
+class AvgL1Norm(nn.Module):
+    """
+    Divide by the mean absolute value over the last axis, floored at 1e-8 (SALE's normalisation).
+
+    Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, section 4.1.
+
+    >>> AvgL1Norm()(torch.tensor([2.0, -4.0])).tolist()
+    [0.66..., -1.33...]
+    """
+
+    floor = 1e-8
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:return: same shape as ``x``"""
+        return x / x.abs().mean(-1, keepdim=True).clamp(min=self.floor)
+
+
+def constant(module: nn.Module) -> nn.Module:
+    """
+    Turn a module's parameters into buffers: they are saved, moved and copied with it, but no optimizer sees them.
+
+    :param module: changed in place
+    :return: the module
+    """
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            del part._parameters[name]
+            part.register_buffer(name, None if parameter is None else parameter.detach())
+    return module

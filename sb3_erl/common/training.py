@@ -1,0 +1,49 @@
+"""``train``, written once for every algorithm that has a learner and a replay buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sb3_erl.common.saving import AddressedMixin
+from sb3_erl.common.seeding import Stream, scoped_generators
+from sb3_erl.learners.base import Learner
+
+
+class LearnerHostMixin(AddressedMixin):
+    """Runs a learner's updates on the replay buffer; stands before an SB3 off-policy class."""
+
+    learner_rule: Learner
+    replay_buffer: Any
+    batch_size: int
+    _n_updates: int
+
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """
+        Gradient updates on the replay buffer, with random numbers of the current address.
+
+        :param gradient_steps: number of updates
+        :param batch_size: transitions per update, the model's own by default
+        """
+        size = self.batch_size if batch_size is None else batch_size
+        if gradient_steps <= 0 or self.replay_buffer.size() == 0:
+            return
+        self.policy.set_training_mode(True)
+        self.learner_rule.follow(self, size)
+        with scoped_generators(self._learning_sequence()):
+            metrics = self._update(lambda: self._sample(size), gradient_steps)
+        self.policy.set_training_mode(False)
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
+
+    def _learning_sequence(self) -> np.random.SeedSequence:
+        return self.address.sequence(Stream.LEARNING)
+
+    def _sample(self, batch_size: int) -> Any:
+        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+
+    def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
+        return self.learner_rule.update(sample, n_updates)

@@ -1,0 +1,238 @@
+"""The learner of TD7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
+
+from sb3_erl.common.lap import LAPReplayBuffer
+from sb3_erl.common.parameters import copy_module
+from sb3_erl.common.sale_policies import TD7Policy
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+
+
+@dataclass
+class TD7Settings(LearnerSettings):
+    """
+    Constants of TD7's update beside those of TD3.
+
+    :param target_update_interval: updates between two hard copies of all targets
+    :param lap_alpha: exponent of the priorities
+    :param lap_min_priority: floor of the priorities, before the exponent
+    :param bc_coef: weight of the behaviour-cloning term, 0 for none
+    """
+
+    policy_delay: int = 2
+    target_policy_noise: float = 0.2
+    target_update_interval: int = 250
+    lap_alpha: float = 0.4
+    lap_min_priority: float = 1.0
+    bc_coef: float = 0.0
+
+
+class Batch(NamedTuple):
+    """
+    What the steps of one update share.
+
+    :param features: flat observations ``(batch, features_dim)``
+    :param next_features: flat next observations
+    :param actions: ``(batch, action_dim)`` in [-1, 1]
+    :param rewards: ``(batch, 1)``
+    :param discounts: ``(batch, 1)``, 0 at terminal states
+    :param zs: fixed state embeddings of the observations
+    :param next_zs: state embeddings of the next observations by the targets' encoder
+    """
+
+    features: Tensor
+    next_features: Tensor
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    zs: Tensor
+    next_zs: Tensor
+
+
+class Update(NamedTuple):
+    """
+    What one update computed.
+
+    :param losses: by name; ``actor_loss`` only on policy steps
+    :param values: critics' values before their step, ``(towers, batch, 1)``
+    :param next_values: target critics' values before minimum and clipping, ``(towers, batch, 1)``
+    :param targets: ``(batch, 1)``
+    :param priorities: ``(batch,)``
+    """
+
+    losses: dict[str, Tensor]
+    values: Tensor
+    next_values: Tensor
+    targets: Tensor
+    priorities: Tensor
+
+
+class TD7Learner(Learner):
+    """
+    TD7's update: encoder step, critic step, priorities, every second time actor step, every 250th time hard copies.
+
+    Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, appendix A; authors' code: sfujim/TD7,
+    ``TD7.py: Agent.train``. Bootstrapped values are clipped to the range of the targets seen before the last hard copy,
+    which starts at [0, 0]. No gradient is computed that nobody uses.
+
+    :param policy: networks and optimizers
+    :param settings: constants
+    :param owner: whose priorities in the replay buffer are read and written
+    """
+
+    policy: TD7Policy
+    settings: TD7Settings
+    settings_class: ClassVar[type[LearnerSettings]] = TD7Settings
+    settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
+    learning_rates = (3e-4, 3e-4)
+
+    def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
+        super().__init__(policy, settings)
+        self.owner = owner
+        self.buffer: LAPReplayBuffer | None = None
+        self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
+        self._critic = list(policy.critic.parameters())
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        policy = self.policy
+        networks = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
+        return {f"{name}.optimizer": network.optimizer for name, network in networks.items()}
+
+    def follow(self, host: Any, batch_size: int) -> None:
+        super().follow(host, batch_size)
+        buffer = host.replay_buffer
+        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) else None
+
+    def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
+        metrics = Metrics()
+        for _ in range(n_updates):
+            batch = sample()
+            metrics.add(**self.iterate(batch, torch.randn_like(batch.actions)).losses)
+        low, high = self.policy.value_range.tolist()
+        means = {**metrics.means(), "value_min": low, "value_max": high}
+        if self.buffer is not None:
+            means["max_priority"] = self.buffer.trees[self.owner].max_priority
+        return means
+
+    def iterate(self, samples: ReplayBufferSamples, noise: Tensor) -> Update:
+        """
+        One update with all random choices given.
+
+        :param samples: transitions
+        :param noise: standard normal numbers ``(batch, action_dim)``, for the smoothing of the target action
+        :return: losses, and what they came from
+        """
+        self.n_updates += 1
+        batch = self._prepare(samples)
+        losses = {"encoder_loss": self._encoder_step(batch)}
+        losses["critic_loss"], values, next_values, targets = self._critic_step(batch, noise)
+        with torch.no_grad():
+            errors = (values - targets).abs().amax(dim=0)[:, 0]
+            priorities = errors.clamp(min=self.settings.lap_min_priority).pow(self.settings.lap_alpha)
+        if self.buffer is not None:
+            self.buffer.update_priorities(priorities, self.owner)
+        losses |= self._more_steps(batch)
+        if self.n_updates % self.settings.policy_delay == 0:
+            losses["actor_loss"] = self._actor_step(batch)
+        if self.n_updates % self.settings.target_update_interval == 0:
+            self.hard_update()
+        return Update(losses, values, next_values, targets, priorities)
+
+    @torch.no_grad()
+    def _prepare(self, samples: ReplayBufferSamples) -> Batch:
+        actor = self.policy.actor
+        features, next_features = actor.features(samples.observations), actor.features(samples.next_observations)
+        discounts = self.settings.gamma if samples.discounts is None else samples.discounts
+        discounts = (1 - samples.dones) * discounts
+        embeddings = (actor.encoder(features), self.policy.actor_target.encoder(next_features))
+        return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings)
+
+    def _encoder_step(self, batch: Batch) -> Tensor:
+        encoder = self.policy.encoder
+        with torch.no_grad():
+            goal = encoder.state(batch.next_features)
+        guess = encoder.action(torch.cat([encoder.state(batch.features), batch.actions], dim=1))
+        loss = torch.nn.functional.mse_loss(guess, goal)
+        step_optimizer(encoder.optimizer, loss, self._encoder, self.settings.max_grad_norm)
+        return loss
+
+    def _critic_step(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        policy, settings = self.policy, self.settings
+        with torch.no_grad():
+            clip = settings.target_noise_clip
+            smoothing = (noise * settings.target_policy_noise).clamp(-clip, clip)
+            next_actions = (policy.actor_target.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
+            next_values = self._next_values(policy.critic_target, batch, next_actions)
+            targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
+            zsa = policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
+        values = policy.critic(batch.features, batch.actions, zsa, batch.zs)
+        loss = lap_huber(values - targets)
+        step_optimizer(policy.critic.optimizer, loss, self._critic, settings.max_grad_norm)
+        return loss, values.detach(), next_values, targets
+
+    def _next_values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:
+        """Values ``(towers, batch, 1)`` of actions in the next states, with the targets' encoder."""
+        zsa = self.policy.target_action_encoder(torch.cat([batch.next_zs, actions], dim=1))
+        return critic(batch.next_features, actions, zsa, batch.next_zs, context)
+
+    @staticmethod
+    def _targets(batch: Batch, next_values: Tensor, value_range: Tensor, seen_range: Tensor) -> Tensor:
+        """Targets ``(batch, 1)`` with clipped bootstrap; widens the range of targets seen."""
+        smallest = next_values.amin(dim=0).clamp(value_range[0], value_range[1])
+        targets = batch.rewards + batch.discounts * smallest
+        low, high = torch.aminmax(targets)
+        torch.minimum(seen_range[0], low, out=seen_range[0])
+        torch.maximum(seen_range[1], high, out=seen_range[1])
+        return targets
+
+    def _more_steps(self, batch: Batch) -> dict[str, Tensor]:
+        """Steps of a descendant between critic and actor; returns their losses."""
+        return {}
+
+    def _actor_step(self, batch: Batch) -> Tensor:
+        loss = self._actor_loss(batch)
+        step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
+        return loss
+
+    def _actor_loss(self, batch: Batch) -> Tensor:
+        actions = self.policy.actor.act(batch.features, batch.zs)
+        values = self._values(self.policy.critic, batch, actions)
+        loss = -values.mean()
+        if self.settings.bc_coef > 0:
+            weight = self.settings.bc_coef * values.detach().abs().mean()
+            loss = loss + weight * torch.nn.functional.mse_loss(actions, batch.actions)
+        return loss
+
+    def _values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:
+        """Values ``(towers, batch, 1)`` of actions in the batch's states; the gradient also goes through ``zsa``."""
+        zsa = self.policy.fixed_action_encoder(torch.cat([batch.zs, actions], dim=1))
+        return critic(batch.features, actions, zsa, batch.zs, context)
+
+    def hard_update(self) -> None:
+        """Targets become copies, the targets' encoder before the fixed one; value range and highest priority follow."""
+        policy = self.policy
+        for network, target in policy.target_pairs():
+            copy_module(network, target)
+        policy.fix_encoder()
+        policy.value_range.copy_(policy.seen_range)
+        if self.buffer is not None:
+            self.buffer.reset_max_priority(self.owner)
+
+
+def lap_huber(errors: Tensor) -> Tensor:
+    """
+    LAP's loss: ``d^2 / 2`` below 1, else ``d`` (without the offset of Huber's), summed over towers, mean over the batch.
+
+    :param errors: temporal-difference errors ``(towers, batch, 1)``
+    :return: scalar
+    """
+    distance = errors.abs()
+    return torch.where(distance < 1, 0.5 * distance.square(), distance).mean(dim=(1, 2)).sum()
