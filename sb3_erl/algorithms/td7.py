@@ -223,7 +223,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         if self.train_freq != EVERY_STEP:
             raise ValueError(
                 f"train_freq must be 1: {type(self).__name__} trains after an assessment of its policy, or with "
-                f"use_checkpoints=False after each step; got {self.train_freq}. Set gradient_steps for another number of updates"
+                f"use_checkpoints=False after each step; got {self.train_freq}. Set gradient_steps for more or fewer updates"
             )
 
     def _setup_model(self) -> None:
@@ -316,13 +316,22 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             )
             if not rollout.continue_training:
                 break
-            self.train(self._updates_due(), self.batch_size)
-            if self._deployed_is_learner:
-                self.policy.deploy(self.actor)
+            due = self._updates_due()
+            self.train(due, self.batch_size)
+            self._after_training(due, callback)
 
     @property
     def _deployed_is_learner(self) -> bool:
         return self.deploy == "learner" or not self._has_checkpoints
+
+    def _keep_checkpoint(self) -> None:
+        if not self._deployed_is_learner:
+            self.policy.deploy(self.actor)
+
+    def _after_training(self, n_updates: int, callback: BaseCallback) -> None:
+        """After every vector step and the updates that were due."""
+        if n_updates > 0 and self._deployed_is_learner:
+            self.policy.deploy(self.actor)
 
     def _updates_due(self) -> int:
         """Judge the policy; on acceptance it becomes the checkpoint, before any update."""
@@ -333,9 +342,9 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             verdict = assessment.verdict
             if verdict is None:
                 return 0
-            if verdict == "accept" and not self._deployed_is_learner:
-                self.policy.deploy(self.actor)
-            due = assessment.close(verdict, self._n_updates)
+            if verdict == "accept":
+                self._keep_checkpoint()
+            due = assessment.close(verdict, self.learner_updates)
             self._log_assessment(assessment)
         return due if self.gradient_steps < 0 or due == 0 else self.gradient_steps
 
@@ -379,12 +388,14 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             self._last_original_obs[index] = original
         self._uses_policy[index] = self.n_stored > self.learning_starts
         self._returns[index] = 0.0
-        self._explorers[index] = explorer = self._exploration() if self._uses_policy[index] else UniformExploration()
-        explorer.begin(self.address.sequence(Stream.EXPLORATION, self.n_begun))
+        explorer = self._exploration() if self._uses_policy[index] else UniformExploration()
+        self._explorers[index] = explorer
+        if explorer is not None:
+            explorer.begin(self.address.sequence(Stream.EXPLORATION, self.n_begun))
         if self._uses_policy[index]:
             self.assessment.begin(index)
 
-    def _exploration(self) -> NoiseExploration:
+    def _exploration(self) -> Explorer | None:
         n_actions = get_action_dim(self.action_space)
         noise = self.action_noise
         if noise is None:
@@ -403,7 +414,8 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             with th.no_grad():
                 scaled = self.actor(self.policy.obs_to_tensor(observations)[0]).cpu().numpy()  # type: ignore[operator]
         for index, explorer in enumerate(self._explorers):
-            scaled[index] = explorer(observations[index], scaled[index])  # type: ignore[misc]
+            if explorer is not None:
+                scaled[index] = explorer(observations[index], scaled[index])
         scaled = scaled.reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
         return self.policy.unscale_action(scaled), scaled
 
@@ -420,15 +432,29 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         self._returns += reward if normalizer is None else normalizer.get_original_reward()
         self.n_stored += self.n_envs
-        self.assessment.step(int(self._uses_policy.sum()))
+        self._count_policy_steps(int(self._uses_policy.sum()))
         self._ended = [int(index) for index in np.flatnonzero(dones)]
         for index in self._ended:
-            self.assessment.finish(index, self._returns[index])
+            if self.assessment.finish(index, self._returns[index]):
+                self._judge_return(self._returns[index])
+
+    def _count_policy_steps(self, n_steps: int) -> None:
+        self.assessment.step(n_steps)
+
+    def _judge_return(self, total_reward: float) -> None:
+        """A judged episode ended with this undiscounted return."""
+        self.logger.record("rollout/learner_ep_rew_mean", total_reward)
 
     # ---------------------------------------------------------------- learning
 
     def _learning_sequence(self) -> np.random.SeedSequence:
         return self.address.sequence(Stream.LEARNING, self._n_updates)
+
+    def _sample(self, batch_size: int) -> Any:
+        buffer = self.replay_buffer
+        if isinstance(buffer, LAPReplayBuffer):
+            return buffer.sample(batch_size, self._vec_normalize_env, self.learner_rule.owner)
+        return super()._sample(batch_size)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)

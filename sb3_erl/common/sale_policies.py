@@ -348,3 +348,75 @@ def copy_constants(source: nn.Module, target: nn.Module) -> None:
     """Copy a live network into its constant twin (see :func:`~sb3_erl.common.networks.constant`)."""
     for value, place in zip(source.parameters(), target.buffers(), strict=True):
         place.copy_(value)
+
+
+class PopTD7Policy(BasePolicy):
+    """
+    Several complete sets of TD7's networks, and ``deployed``, the checkpoint of the best.
+
+    :param n_members: number of sets
+    :param kwargs: arguments of :class:`TD7Policy`
+    """
+
+    deployed: SALEActor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        n_members: int = 3,
+        **kwargs: Any,
+    ):
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.kwargs = kwargs
+        members = [TD7Policy(observation_space, action_space, lr_schedule, **kwargs) for _ in range(n_members)]
+        self.individuals = nn.ModuleList(members)
+        self.deployed = members[0].make_actor()
+        self.deployed.requires_grad_(False)
+        self.turn = 0
+        self.deploy(members[0].actor)
+        self.set_training_mode(False)
+
+    def give_turn(self, place: int) -> TD7Policy:
+        """Act with this set's live actor where ``deterministic=False``; returns the set."""
+        self.turn = place
+        return self.individuals[place]  # type: ignore[return-value]
+
+    @property
+    def actor(self) -> SALEActor:
+        """Live actor of the individual whose turn it is."""
+        return self.individuals[self.turn].actor  # type: ignore[return-value]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """:return: see :meth:`_predict`"""
+        return self._predict(obs, deterministic=deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Actions of ``deployed``, or with ``deterministic=False`` of the individual whose turn it is, without noise."""
+        return self.deployed(observation) if deterministic else self.actor(observation)
+
+    def deploy(self, actor: nn.Module) -> None:
+        """Copy ``actor`` with its encoder into ``deployed``."""
+        copy_module(actor, self.deployed)
+
+    def copy_member(self, source: int, target: int) -> None:
+        """Overwrite a set's networks and optimizers by another's, but for its checkpoint."""
+        giver, taker = self.individuals[source], self.individuals[target]
+        kept = copy.deepcopy(taker.deployed.state_dict())  # type: ignore[union-attr]
+        taker.load_state_dict(giver.state_dict())
+        taker.deployed.load_state_dict(kept)  # type: ignore[union-attr]
+        for name in ("encoder", "actor", "critic"):
+            state = copy.deepcopy(getattr(giver, name).optimizer.state_dict())
+            getattr(taker, name).optimizer.load_state_dict(state)
+
+    def keep_only(self, place: int) -> None:
+        """Drop all other sets."""
+        self.individuals = nn.ModuleList([self.individuals[place]])
+        self.turn = 0
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {"n_members": len(self.individuals), "lr_schedule": self._dummy_schedule, **self.kwargs}
+        parameters = super()._get_constructor_parameters()
+        del parameters["normalize_images"]
+        return {**parameters, **own}

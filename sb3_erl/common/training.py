@@ -39,6 +39,11 @@ class LearnerHostMixin(AddressedMixin):
         for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
 
+    @property
+    def learner_updates(self) -> int:
+        """Updates that the learner whose turn it is has made."""
+        return self._n_updates
+
     def _learning_sequence(self) -> np.random.SeedSequence:
         return self.address.sequence(Stream.LEARNING)
 

@@ -86,12 +86,19 @@ class Assessment:
         """Environment steps with the frozen policy."""
         self.state["owed"] += n_steps
 
-    def finish(self, env: int, total_reward: float) -> None:
-        """An episode ends with this undiscounted return."""
-        if self._judged[env]:
-            self._judged[env] = False
+    def finish(self, env: int, total_reward: float) -> bool:
+        """
+        An episode ends.
+
+        :param env: in this environment
+        :param total_reward: with this undiscounted return
+        :return: whether it is judged
+        """
+        judged, self._judged[env] = self._judged[env], False
+        if judged:
             self.state["n_finished"] += 1
             self.state["worst"] = min(self.state["worst"], float(total_reward))
+        return judged
 
     @property
     def verdict(self) -> Verdict | None:

@@ -70,11 +70,11 @@ class Learner:
         """
         Take over the current constants and learning rates of the algorithm.
 
-        :param host: an SB3 off-policy algorithm
+        :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
         self.settings.gamma, self.settings.tau = host.gamma, host.tau
-        self.n_updates = host._n_updates
+        self.n_updates = host.learner_updates
         if host.learning_rate is None:
             for name, optimizer in self.optimizers.items():
                 update_learning_rate(optimizer, self.learning_rates[0 if name.startswith("actor") else 1])

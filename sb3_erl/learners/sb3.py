@@ -68,7 +68,7 @@ class SB3Learner(Learner):
         """See :meth:`Learner.follow`; the model keeps its own learning rate schedule."""
         model = self.model
         model.gamma, model.tau = host.gamma, host.tau
-        model._n_updates = host._n_updates
+        model._n_updates = host.learner_updates
         model._current_progress_remaining = host._current_progress_remaining
         model.set_logger(host.logger)
         self._batch_size = batch_size

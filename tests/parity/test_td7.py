@@ -304,11 +304,12 @@ class Recorded(Assessment):
         super().step(n_steps)
         self.length += n_steps
 
-    def finish(self, env: int, total_reward: float) -> None:
-        if self._judged[env]:
+    def finish(self, env: int, total_reward: float) -> bool:
+        judged = super().finish(env, total_reward)
+        if judged:
             self.calls.append((self.length, total_reward))
         self.length = 0
-        super().finish(env, total_reward)
+        return judged
 
 
 def check_gate(case: Case) -> None:
@@ -331,7 +332,9 @@ def check_gate(case: Case) -> None:
         updates: list[tuple[int, int]] = []
         train = model.train
 
-        def record(gradient_steps: int, batch_size: int | None = None, train: Any = train, m: Any = model, u: Any = updates) -> None:
+        def record(
+            gradient_steps: int, batch_size: int | None = None, train: Any = train, m: Any = model, u: Any = updates
+        ) -> None:
             u.append((m.num_timesteps, gradient_steps))
             train(gradient_steps, batch_size)
 
@@ -345,7 +348,9 @@ def check_gate(case: Case) -> None:
         np.testing.assert_array_equal([row[0] for row in rows], arrays["random_action"])
         called = [row[1] for row in rows] + [len(assessment.calls)]
         steps_with_call = np.flatnonzero(np.diff(called))
-        np.testing.assert_array_equal(steps_with_call, np.flatnonzero(arrays["assess_length"]) if mode == "checkpoints" else steps_with_call)
+        np.testing.assert_array_equal(
+            steps_with_call, np.flatnonzero(arrays["assess_length"]) if mode == "checkpoints" else steps_with_call
+        )
         if mode == "checkpoints":
             np.testing.assert_array_equal([call[0] for call in assessment.calls], arrays["assess_length"][steps_with_call])
             case.close([call[1] for call in assessment.calls], arrays["assess_return"][steps_with_call])
@@ -360,7 +365,9 @@ def check_gate(case: Case) -> None:
         stored = (model.replay_buffer.dones * (1 - model.replay_buffer.timeouts))[: c["n_steps"], 0]  # type: ignore[union-attr]
         expected = arrays["stored_done"].copy()
         ends = np.cumsum(np.minimum(lengths, c["time_limit"])) - 1
-        coincident = [end for end, flag in zip(ends, case.array("episode/coincident"), strict=True) if flag and end < c["n_steps"]]
+        coincident = [
+            end for end, flag in zip(ends, case.array("episode/coincident"), strict=True) if flag and end < c["n_steps"]
+        ]
         expected[coincident] = 1.0  # Gymnasium's flags tell a true terminal from the limit
         np.testing.assert_array_equal(stored, expected)
 
