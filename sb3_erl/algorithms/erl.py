@@ -13,23 +13,23 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic import GeneticHybrid
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
 from sb3_erl.common.policies import ERLCnnPolicy, ERLPolicy, deploying
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.common.sale_policies import SALEPolicy
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.fitness.returns import episode_return
-from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
+from sb3_erl.learners.td7 import TD7Learner
 
-RULES: dict[str, type[TD3Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner}
+RULES: dict[str, type[DDPGLearner | TD3Learner | TD7Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner, "td7": TD7Learner}
 SB3_CLASSES: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC}
 
 
@@ -55,13 +55,16 @@ class ERL(GeneticHybrid):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
-        and 5e-4, TD3: 1e-3) or, with an SB3 class, for its default
+        and 5e-4, TD3: 1e-3, TD7: 3e-4) or, with an SB3 class, for its default
     :param learning_starts: stored transitions before the first gradient update
     :param action_noise: exploration of the learner; ``None`` for the learner's own: Ornstein-Uhlenbeck (theta 0.15, sigma
         0.06) for DDPG, N(0, 0.1) for TD3, nothing beside the policy's own randomness for SB3 classes
-    :param learner: ``"ddpg"``, ``"td3"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, CrossQ, ...)
+    :param learner: ``"ddpg"``, ``"td3"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, ...).
+        With TD7 an individual is an actor on the learner's fixed state embedding, which is no part of its genome and
+        changes between generations only; the replay buffer is a :class:`~sb3_erl.common.lap.LAPReplayBuffer`
     :param learner_kwargs: further arguments of the learner: ``policy_delay``, ``target_policy_noise``,
-        ``target_noise_clip`` for DDPG and TD3, constructor arguments for an SB3 class
+        ``target_noise_clip`` for DDPG, TD3 and TD7, see also :class:`~sb3_erl.learners.td7.TD7Settings`; constructor
+        arguments for an SB3 class
     :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
     :param n_eval_episodes: episodes per individual and generation (xi in the paper)
     :param elite_fraction: share of the population that survives unchanged, at least one (psi)
@@ -171,13 +174,14 @@ class ERL(GeneticHybrid):
             raise ValueError(f"learner must be one of {known} or an SB3 off-policy class; got {self.learner!r}")
         return self.learner
 
-    def _known_policies(self) -> list[str]:
+    def _aliases(self) -> dict[str, type[BasePolicy]]:
         learner = self.learner_class
-        return list(self.policy_aliases if learner is None else learner.policy_aliases)
+        if learner is not None:
+            return learner.policy_aliases
+        return {"MlpPolicy": SALEPolicy} if self.learner == "td7" else self.policy_aliases
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        learner = self.learner_class
-        known = self.policy_aliases if learner is None else learner.policy_aliases
+        learner, known = self.learner_class, self._aliases()
         check_choice("policy", policy_name, known)
         if learner is not None and not hasattr(known[policy_name], "make_actor"):
             raise ValueError(f"learner must be a class with an actor, for continuous actions; got {learner.__name__}")
@@ -196,12 +200,8 @@ class ERL(GeneticHybrid):
     def _n_jobs(self) -> int:
         return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
 
-    def _setup_lr_schedule(self) -> None:
-        if self.learning_rate is not None:
-            super()._setup_lr_schedule()
-        else:  # the learner has a pair of its own
-            rule = RULES.get(self.learner, TD3Learner) if isinstance(self.learner, str) else TD3Learner
-            self.lr_schedule = ConstantSchedule(rule.learning_rates[1])
+    def _published_learning_rate(self) -> float:
+        return RULES[self.learner].learning_rates[1] if self.learner in RULES else 1e-3  # an SB3 class brings its own
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}
@@ -214,7 +214,7 @@ class ERL(GeneticHybrid):
         learner_class, kwargs = self.learner_class, self.learner_kwargs or {}
         if learner_class is None:
             rule = RULES[str(self.learner)]
-            settings = LearnerSettings(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
+            settings = rule.settings_class(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
             self.learner_rule = rule(self.policy, settings)  # type: ignore[arg-type]
         else:
             if self.learning_rate is not None:
@@ -224,7 +224,7 @@ class ERL(GeneticHybrid):
             self.learner_rule = SB3Learner(learner_class, self.policy_class, *spaces, self.device, **kwargs)
             self.policy = self.learner_rule.policy
         policy: Any = self.policy
-        self.actor, self.critic = policy.actor, policy.critic
+        self.actor, self.critic, self.encoder = policy.actor, policy.critic, getattr(policy, "encoder", None)
         self.actor_target = getattr(self.policy, "actor_target", None)
         self.critic_target = getattr(self.policy, "critic_target", None)
         fresh = th.stack([read_parameters(self._new_actor()) for _ in range(self.pop_size)])
@@ -239,7 +239,7 @@ class ERL(GeneticHybrid):
         return actor
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor_target", "critic_target"]
+        return [*super()._excluded_save_params(), "actor_target", "critic_target", "encoder"]
 
     # ---------------------------------------------------------------- the parts of a generation
 
@@ -266,10 +266,9 @@ class ERL(GeneticHybrid):
         return jobs, self._population_actor(vectors)
 
     def _population_actor(self, vectors: th.Tensor) -> PopulationActor:
-        modules = plain_modules(self.actor)  # type: ignore[arg-type]
-        if modules is None:
-            return ModuleActor(self._pool.filled(vectors, self.actor))
-        return NumpyActor(modules, stacks_from_vectors(self.actor, modules, vectors.cpu().numpy()))
+        actor: Any = self.actor
+        plain = numpy_population(actor, candidates_stack(actor, vectors.cpu().numpy()))
+        return ModuleActor(self._pool.filled(vectors, actor)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         return episode_return(episodes.of(range(self.pop_size)), self.pop_size)

@@ -16,18 +16,23 @@ from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic import GeneticHybrid
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.seeding import Stream
-from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyExtendedCritic
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_of
+from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder
+from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest
+from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.fitness.surrogate import h_step_value
 from sb3_erl.learners.shared_td3 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
+from sb3_erl.learners.shared_td7 import SharedTD7Learner, SharedTD7Settings
+from sb3_erl.operators.selection import rank_best_first
 
 LEARNERS: dict[str, dict[str, Any]] = {
-    "td3": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2},
-    "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0},
+    "td3": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2, "batch_size": 128, "deploy": "learner"},
+    "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "batch_size": 128, "deploy": "learner"},
+    "td7": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2, "batch_size": 256, "deploy": "checkpoint"},
 }
 """What ``None`` means for each learner; the DDPG form is that of the paper's section 10 with TD3's learning rates."""
 
@@ -52,14 +57,17 @@ class ERLRe2(GeneticHybrid):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
-    :param learning_rate: of all four optimizers, a float or a schedule
+    :param learning_rate: of all optimizers, a float or a schedule; ``None`` for the learner's own (1e-3, TD7: 3e-4)
     :param learning_starts: random steps of the learner before anything is evaluated or learned
     :param action_noise: exploration of the learner, ``None`` for N(0, 0.1) in each dimension
-    :param learner: ``"td3"`` or ``"ddpg"``
+    :param batch_size: transitions per update, ``None`` for the learner's own (128, TD7: 256)
+    :param learner: ``"td3"``, ``"ddpg"`` or ``"td7"`` (TD7's actor without its last layer is the shared encoder, see
+        :class:`~sb3_erl.learners.shared_td7.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
     :param policy_delay: iterations per policy step; ``None`` for the learner's own (2 for TD3, 1 for DDPG)
     :param target_policy_noise: std of target smoothing; ``None`` for the learner's own (0.2 for TD3, 0 for DDPG)
     :param target_noise_clip: bound of target smoothing
-    :param max_grad_norm: clip each network's gradient at this norm, ``None`` for no clipping
+    :param max_grad_norm: clip each network's gradient at this norm (with TD7 that of the PeVFA alone), ``None`` for no
+        clipping
     :param encoder_step: ``"recompute"``, ``"joint"`` or ``"torch11"``, see
         :class:`~sb3_erl.learners.shared_td3.SharedTD3Learner`
     :param pop_size: number of heads in the population
@@ -75,29 +83,31 @@ class ERLRe2(GeneticHybrid):
     :param fitness_horizon: steps (H) of a partial rollout
     :param policy_embedding_dim: width of the PeVFA's policy encoder
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
-        :class:`~sb3_erl.common.shared_policies.PolicyExtendedCritic`
+        :class:`~sb3_erl.common.shared_policies.PolicyEncoder`
     :param pevfa_heads_per_step: heads in one PeVFA step, or ``"all"``
     :param n_shared_heads: heads (K) in the encoder's loss
     :param rl_loss_weight: weight of the learner's term in the encoder's loss
     :param pevfa_loss_weight: weight of the PeVFA terms in the encoder's loss
-    :param deploy: who acts in ``predict``: ``"learner"``, or ``"champion"``: the protected elite head with the current
-        encoder (the learner before the first evaluation)
+    :param deploy: who acts in ``predict``: ``"learner"``; ``"champion"``: the protected elite head with the current encoder
+        (the learner before the first evaluation); ``"checkpoint"``, with TD7 only: the best champion of whole episodes, by
+        its worst return, with the encoders it had. ``None`` for the learner's own (TD7: the checkpoint)
     :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`, for example ``mutation_kwargs``
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLRe2Policy, "CnnPolicy": ERLRe2CnnPolicy}
-    policy: ERLRe2Policy
-    learner_rule: SharedTD3Learner
+    policy: ERLRe2Policy | SharedSALEPolicy
+    learner_rule: SharedTD3Learner | SharedTD7Learner
+    deploy_choices = (None, "learner", "champion", "checkpoint")
 
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int = 10_000,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         tau: float = 0.005,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 1,
@@ -107,7 +117,7 @@ class ERLRe2(GeneticHybrid):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        learner: Literal["td3", "ddpg"] = "td3",
+        learner: Literal["td3", "ddpg", "td7"] = "td3",
         policy_delay: int | None = None,
         target_policy_noise: float | None = None,
         target_noise_clip: float = 0.5,
@@ -130,7 +140,7 @@ class ERLRe2(GeneticHybrid):
         n_shared_heads: int = 1,
         rl_loss_weight: float = 1.0,
         pevfa_loss_weight: float = 1.0,
-        deploy: Literal["learner", "champion"] = "learner",
+        deploy: Literal["learner", "champion", "checkpoint"] | None = None,
         evolver_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -166,13 +176,14 @@ class ERLRe2(GeneticHybrid):
         self.evolver_kwargs = evolver_kwargs
         self.n_evaluations = 0
         """Generations in which the population was evaluated."""
+        self.checkpoint_state: dict[str, Any] = {}
         super().__init__(
             policy,
             env,
             learning_rate,
             buffer_size,
             learning_starts,
-            batch_size,
+            batch_size,  # type: ignore[arg-type]
             tau,
             gamma,
             train_freq,
@@ -196,12 +207,15 @@ class ERLRe2(GeneticHybrid):
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
-        super()._check_arguments()
         check_choice("learner", self.learner, tuple(LEARNERS))
+        super()._check_arguments()
+        if self.deploy == "checkpoint" and self.learner != "td7":
+            raise ValueError(f"deploy must be 'learner' or 'champion' with learner={self.learner!r}; got 'checkpoint'")
         check_choice("encoder_step", self.encoder_step, ("recompute", "joint", "torch11"))
-        check_choice("pevfa_layout", self.pevfa_layout, PolicyExtendedCritic.layouts)
+        check_choice("pevfa_layout", self.pevfa_layout, PolicyEncoder.layouts)
         for name in ("mutation_fraction", "super_mutation_prob", "reset_prob", "mc_fitness_prob"):
             check_range(name, getattr(self, name), 0, 1)
+        check_range("policy_delay", self._or_learners("policy_delay"), 1, integer=True)
         check_range("fitness_horizon", self.fitness_horizon, 1, integer=True)
         check_range("policy_embedding_dim", self.policy_embedding_dim, 1, integer=True)
         check_range("n_shared_heads", self.n_shared_heads, 1, self.pop_size + 1, integer=True)
@@ -212,26 +226,40 @@ class ERLRe2(GeneticHybrid):
         value = getattr(self, name)
         return LEARNERS[self.learner][name] if value is None else value
 
+    @property
+    def _default_batch_size(self) -> int:
+        return LEARNERS[self.learner]["batch_size"]
+
+    def _aliases(self) -> dict[str, type[BasePolicy]]:
+        return {"MlpPolicy": SharedSALEPolicy} if self.learner == "td7" else self.policy_aliases
+
+    def _published_learning_rate(self) -> float:
+        return (SharedTD7Learner if self.learner == "td7" else SharedTD3Learner).learning_rates[0]
+
     def _policy_arguments(self) -> dict[str, Any]:
         own = {"policy_embedding_dim": self.policy_embedding_dim, "pevfa_layout": self.pevfa_layout}
         return {"n_critics": LEARNERS[self.learner]["n_critics"], **own}
 
-    def _setup_parts(self) -> None:
-        policy = self.policy
-        settings = SharedSettings(
-            policy_delay=self._or_learners("policy_delay"),
-            target_policy_noise=self._or_learners("target_policy_noise"),
-            target_noise_clip=self.target_noise_clip,
-            max_grad_norm=self.max_grad_norm,
-            encoder_step=self.encoder_step,
-            n_shared_heads=self.n_shared_heads,
-            pevfa_heads_per_step=self.pevfa_heads_per_step,
-            rl_loss_weight=self.rl_loss_weight,
-            pevfa_loss_weight=self.pevfa_loss_weight,
+    def _make_learner(self) -> SharedTD3Learner | SharedTD7Learner:
+        own = ("n_shared_heads", "pevfa_heads_per_step", "rl_loss_weight", "pevfa_loss_weight", "target_noise_clip")
+        values = {name: getattr(self, name) for name in own}
+        values |= {name: self._or_learners(name) for name in ("policy_delay", "target_policy_noise")}
+        if self.learner == "td7":
+            settings = SharedTD7Settings(pevfa_max_grad_norm=self.max_grad_norm, **values)
+            return SharedTD7Learner(self.policy, settings)  # type: ignore[arg-type]
+        return SharedTD3Learner(
+            self.policy,  # type: ignore[arg-type]
+            SharedSettings(max_grad_norm=self.max_grad_norm, encoder_step=self.encoder_step, **values),
         )
-        self.learner_rule = SharedTD3Learner(policy, settings)
+
+    def _setup_parts(self) -> None:
+        policy: Any = self.policy
+        self.learner_rule = self._make_learner()
         self.actor, self.critic, self.pevfa = policy.actor, policy.critic, policy.pevfa
         self.actor_target, self.critic_target = policy.actor_target, policy.critic_target
+        self.encoder = getattr(policy, "encoder", None)
+        episodes = AssessmentSettings(early_episodes=self.n_eval_episodes, late_episodes=self.n_eval_episodes)
+        self.assessment = Assessment(self.checkpoint_state, episodes)
         self.head_layout = ParameterLayout.of(policy.actor.head)
         fresh = th.stack([read_parameters(policy.make_actor().head) for _ in range(self.pop_size)])
         arguments = self._evolver_arguments()
@@ -247,7 +275,15 @@ class ERLRe2(GeneticHybrid):
         self._pool = NetworkPool(policy.make_actor)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "pevfa", "actor_target", "critic_target", "head_layout"]
+        return [
+            *super()._excluded_save_params(),
+            "pevfa",
+            "actor_target",
+            "critic_target",
+            "head_layout",
+            "encoder",
+            "assessment",
+        ]
 
     # ---------------------------------------------------------------- the parts of a generation
 
@@ -287,22 +323,27 @@ class ERLRe2(GeneticHybrid):
         return float(self._rng(Stream.FITNESS).random())
 
     def _population_actor(self, heads: th.Tensor) -> PopulationActor:
-        actor = self.policy.actor
-        modules = plain_modules(actor)
-        if modules is None:
-            encoder = th.cat([p.detach().reshape(-1) for p in actor.encoder_parameters()])
-            vectors = th.cat([encoder.expand(len(heads), -1), heads], dim=1)
-            return ModuleActor(self._pool.filled(vectors, actor))
-        weight, bias = (t.cpu().numpy() for t in (self.heads(heads).weight, self.heads(heads).bias))
-        return NumpyActor(modules, [*stacks_of(list(actor.trunk)), (weight, bias)])
+        actor: Any = self.policy.actor
+        stack = (self.heads(heads).weight.cpu().numpy(), self.heads(heads).bias.cpu().numpy())
+        plain = numpy_population(actor, lambda layer: stack if layer is actor.head else tensors_of(layer))
+        if plain is not None:
+            return plain
+        encoder = th.cat([p.detach().reshape(-1) for p in actor.encoder_parameters()])
+        vectors = th.cat([encoder.expand(len(heads), -1), heads], dim=1)
+        return ModuleActor(self._pool.filled(vectors, actor))
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray | None:
         population = episodes.of(range(self.pop_size))
         if not population.episodes:
+            if not self.evolution and self._is_warm:
+                self._assess(read_parameters(self.policy.actor.head), episodes)
             return None
         self.logger.record("population/fitness_mode", self.fitness_mode)
         if self.fitness_mode == "mc":
-            return episode_return(population, self.pop_size)
+            returns = episode_return(population, self.pop_size)
+            champion = int(rank_best_first(returns)[0])
+            self._assess(candidates[champion], population.of(range(champion, champion + 1)))
+            return returns
         heads = self.heads(candidates)
 
         def value(candidate: int, observation: np.ndarray) -> float:
@@ -311,6 +352,21 @@ class ERLRe2(GeneticHybrid):
 
         return h_step_value(population, self.pop_size, self.gamma, value)
 
+    @property
+    def _deploys_checkpoint(self) -> bool:
+        return self._or_learners("deploy") == "checkpoint"
+
+    def _assess(self, head: th.Tensor, episodes: EpisodeBatch) -> None:
+        """Keep this head, with the encoders it acted with, if its worst return beats that of the checkpoint."""
+        if not self._deploys_checkpoint:
+            return
+        worst = min(episode.total_reward for episode in episodes.episodes)
+        if worst >= self.assessment.score:
+            self.checkpoint_state["score"] = worst
+            self.policy.deploy(self.policy.actor)
+            write_parameters(head, self.policy.deployed.head)
+        self.logger.record("checkpoint/score", self.assessment.score)
+
     def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
         if fitness is not None:
             self._ga_tell(candidates, fitness, rng)
@@ -318,6 +374,7 @@ class ERLRe2(GeneticHybrid):
             self.evolver.tell(candidates, np.zeros(self.pop_size), rng)
 
     def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
+        self.assessment.pass_updates(self._n_updates, n_updates)
         population = self.heads(self.evolver.candidates) if self.evolution else None
         rng = self._rng(Stream.LEARNING)
         return self.learner_rule.update(sample, n_updates, population, self.n_evaluations > 0, rng)
@@ -328,6 +385,8 @@ class ERLRe2(GeneticHybrid):
 
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
         policy = self.policy
+        if self._deploys_checkpoint:  # written when it was assessed, before the encoders moved on
+            return
         policy.deploy(policy.actor)
         epoch = self.evolver.epoch
         if self.deploy == "champion" and epoch is not None and self.n_evaluations > 0:

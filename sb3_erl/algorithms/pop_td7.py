@@ -128,6 +128,10 @@ class PopTD7(TD7):
         """Steps of anybody at each individual's last training."""
         self.last_returns: list[list[float]] = [[] for _ in self.members]
         self.assessment_states: list[dict[str, Any]] = [{} for _ in self.members]
+        self.n_policy_steps = 0
+        """Steps of all individuals, those of the evaluation that chooses the winner among them."""
+        self.is_choosing = False
+        """Whether phase 1 is over and the evaluation that chooses the winner is not."""
         self.owed_by_winner = 0
         self._noise_free = False
         super().__init__(
@@ -174,6 +178,11 @@ class PopTD7(TD7):
         super()._check_arguments()
         for name in ("pop_size", "selection_window", "n_selection_episodes"):
             check_range(name, getattr(self, name), 1, integer=True)
+        if len(self.members) != self.pop_size and (self.winner is None or len(self.members) > 1):
+            raise ValueError(
+                f"pop_size must stay as it was saved, {len(self.members)} individuals; got {self.pop_size} instead. "
+                "Make a new model for another population size"
+            )
         for name in ("explore_fraction", "catch_up"):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("explore_steps", "copy_interval"):
@@ -186,7 +195,7 @@ class PopTD7(TD7):
     def _setup_model(self) -> None:
         policy_kwargs, buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         self.policy_kwargs = {**policy_kwargs, "n_members": len(self.members)}
-        if self.replay_buffer_class in (None, LAPReplayBuffer) and self.priorities == "individual":
+        if issubclass(self.replay_buffer_class or LAPReplayBuffer, LAPReplayBuffer) and self.priorities == "individual":
             self.replay_buffer_kwargs = {**buffer_kwargs, "n_priorities": len(self.members)}
         try:
             super()._setup_model()
@@ -202,7 +211,6 @@ class PopTD7(TD7):
             member: Any = self.individuals[place]
             self.learners.append(TD7Learner(member, self._learner_settings(), owner))
             self.assessments.append(Assessment(state, settings, self.n_envs))
-        self._forget_episodes()
         self._give_turn(self.turn)
 
     def _give_turn(self, place: int) -> None:
@@ -220,22 +228,30 @@ class PopTD7(TD7):
             self.switch_at = fraction if self.explore_steps is None else self.explore_steps
         super()._learn_online(total_timesteps, callback, log_interval)
 
-    def _after_training(self, n_updates: int, callback: BaseCallback) -> None:
+    def _resume(self, callback: BaseCallback) -> bool:
+        goes_on = not self.is_choosing or self._begin_exploitation(callback)
+        self._deploy_best()
+        return goes_on
+
+    def _after_training(self, callback: BaseCallback) -> bool:
         """After an assessment: whose turn it is, who is deployed, and whether phase 2 begins."""
-        if n_updates == 0:
-            return
+        goes_on = True
         self.n_assessments += 1
         assert self.switch_at is not None
         if self.winner is None:
             if self.copy_interval is not None and self.n_assessments % self.copy_interval == 0:
                 self._copy_best()
             if self.n_stored >= self.switch_at:
-                self._begin_exploitation(callback)
+                goes_on = self._begin_exploitation(callback)
             else:
                 self._give_turn(int(np.argmin(self.own_steps)))
+        self._deploy_best()
+        self._log_members()
+        return goes_on
+
+    def _deploy_best(self) -> None:
         best = self.individuals[self.best]
         self.policy.deploy(best.actor if self._deployed_is_learner else best.deployed)  # type: ignore[arg-type]
-        self._log_members()
 
     @property
     def best(self) -> int:
@@ -245,24 +261,30 @@ class PopTD7(TD7):
     def _scores(self) -> list[float]:
         return [float(np.mean(returns)) if returns else -np.inf for returns in self.last_returns]
 
-    def _begin_exploitation(self, callback: BaseCallback) -> None:
+    def _begin_exploitation(self, callback: BaseCallback) -> bool:
+        """Choose the winner; ``False`` if a callback or the budget came first, then the next ``learn`` begins it anew."""
         place = self.best
         if self.selection == "evaluation":
+            self.is_choosing = True
             scores = self._evaluate_members(callback)
-            if scores is None:  # a callback or the budget came first: the next learn begins the evaluation anew
-                return
+            if scores is None:
+                return False
             place = int(np.argmax(scores))
+        self.is_choosing = False
         self.winner = self.members[place]
         self._give_turn(place)
         self.assessment.step(self.owed_by_winner)
         self.owed_by_winner = 0
-        lag = sum(self.own_steps) - self.own_updates[place]
+        lag = self.n_policy_steps - self.own_updates[place] - self.assessment.owed
         if not self.keep_losers:
             self._free_losers(place)
-        self.train(int(self.catch_up * lag), self.batch_size)
+        n_updates = int(self.catch_up * lag)
+        self.assessment.pass_updates(self.learner_updates, n_updates)
+        self.train(n_updates, self.batch_size)
+        return True
 
     def _evaluate_members(self, callback: BaseCallback) -> list[float] | None:
-        """Mean noise-free returns of all live policies; the steps are counted and stored."""
+        """Mean noise-free returns of all live policies; the steps are counted, stored and owed by the winner."""
         assert self.env is not None and self.replay_buffer is not None
         judge, scores = AssessmentSettings(early_episodes=self.n_selection_episodes), []
         self._noise_free = True
@@ -270,7 +292,7 @@ class PopTD7(TD7):
             for place in range(len(self.members)):
                 self._give_turn(place)
                 self.assessment = Assessment({"score": -np.inf}, judge, self.n_envs)
-                self._forget_episodes()
+                self._cut_episodes()
                 self._trial_returns: list[float] = []
                 while self.assessment.verdict is None:
                     if self.num_timesteps >= self._total_timesteps:
@@ -282,7 +304,7 @@ class PopTD7(TD7):
                 scores.append(float(np.mean(self._trial_returns)))
         finally:
             self._noise_free = False
-            self._forget_episodes()
+            self._cut_episodes()
             self._give_turn(self.turn)
         return scores
 
@@ -318,9 +340,11 @@ class PopTD7(TD7):
     # ---------------------------------------------------------------- accounts
 
     def _count_policy_steps(self, n_steps: int) -> None:
-        self.own_steps[self.turn] += n_steps
+        self.n_policy_steps += n_steps
         if self._noise_free:
             self.owed_by_winner += n_steps
+        else:
+            self.own_steps[self.turn] += n_steps
         super()._count_policy_steps(n_steps)
 
     def _judge_return(self, total_reward: float) -> None:
@@ -330,13 +354,9 @@ class PopTD7(TD7):
         else:
             self.last_returns[self.turn] = [*self.last_returns[self.turn], total_reward][-self.selection_window :]
 
-    def _updates_due(self) -> int:
-        due = super()._updates_due()
-        if due == 0:
-            return 0
-        now, last = sum(self.own_steps), self.paid_until[self.turn]
-        self.paid_until[self.turn] = now
-        return now - last if self.update_budget == "population" and self.gradient_steps < 0 else due
+    def _payment(self, owed: int) -> int:
+        last, self.paid_until[self.turn] = self.paid_until[self.turn], self.n_policy_steps
+        return super()._payment(self.n_policy_steps - last if self.update_budget == "population" else owed)
 
     def _exploration(self) -> Explorer | None:
         return None if self._noise_free else super()._exploration()

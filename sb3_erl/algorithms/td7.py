@@ -44,8 +44,8 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
     1. a true terminal that falls on the time limit's step is stored as terminal;
     2. several environments: an assessment has at least as many episodes as there are environments, counted in the order
        in which they start; episodes that run while the weights change are stored and paid for, but not judged;
-    3. every episode is reset with a seed of its own, and ``learn`` begins with new episodes; so a run that is saved and
-       loaded continues bit for bit;
+    3. every episode is reset with a seed of its own, and ``learn`` begins with new episodes, interrupted ones being
+       stored as truncated; so a run that is saved and loaded continues bit for bit;
     4. updates owed when ``learn`` ends are made when the interrupted assessment is completed by the next ``learn``.
 
     :param policy: ``"MlpPolicy"`` or a policy class; or, without ``env``, the environment or its id
@@ -220,7 +220,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
 
     def _convert_train_freq(self) -> None:
         super()._convert_train_freq()
-        if self.train_freq != EVERY_STEP:
+        if self.train_freq != EVERY_STEP:  # type: ignore[comparison-overlap]
             raise ValueError(
                 f"train_freq must be 1: {type(self).__name__} trains after an assessment of its policy, or with "
                 f"use_checkpoints=False after each step; got {self.train_freq}. Set gradient_steps for more or fewer updates"
@@ -236,13 +236,13 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             self.replay_buffer_class = given
         self._setup_addresses()
         self._setup_parts()
+        self._forget_episodes()
 
     def _setup_parts(self) -> None:
         """Build learner and assessment; also runs in ``load``, before their tensors are loaded."""
         self.learner_rule = TD7Learner(self.policy, self._learner_settings())
         self.encoder, self.actor, self.critic = self.policy.encoder, self.policy.actor, self.policy.critic
         self.assessment = Assessment(self.assessment_state, self._assessment_settings(), self.n_envs)
-        self._forget_episodes()
 
     def _learner_settings(self) -> TD7Settings:
         own = ("policy_delay", "target_update_interval", "target_policy_noise", "target_noise_clip")
@@ -289,6 +289,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         """
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
+        self._warn_about_moving_statistics()
         total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         if self.offline:
@@ -300,25 +301,43 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
         assert self.env is not None and self.replay_buffer is not None
-        if self._has_checkpoints and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            warnings.warn(
-                "use_checkpoints with VecNormalize(norm_obs=True): a checkpoint meets newer statistics than those it was "
-                "scored with; consider norm_obs=False, TD7 normalises its embeddings itself",
-                stacklevel=3,
-            )
         self._resetter = SlotResetter(self.env)
         for index in range(self.n_envs):
             self.assessment.abandon(index)
-        self._forget_episodes()
-        while self.num_timesteps < total_timesteps:
+        self._cut_episodes()
+        goes_on = self._resume(callback)
+        while goes_on and self.num_timesteps < total_timesteps:
             rollout = self.collect_rollouts(
                 self.env, callback, EVERY_STEP, self.replay_buffer, None, int(self.learning_starts), log_interval
             )
             if not rollout.continue_training:
                 break
             due = self._updates_due()
-            self.train(due, self.batch_size)
-            self._after_training(due, callback)
+            if due is not None:
+                self.train(due, self.batch_size)
+                goes_on = self._after_training(callback)
+
+    def _warn_about_moving_statistics(self) -> None:
+        if self._has_checkpoints and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            warnings.warn(
+                "use_checkpoints with VecNormalize(norm_obs=True): a checkpoint meets newer statistics than those it was "
+                "scored with; consider norm_obs=False, TD7 normalises its embeddings itself",
+                stacklevel=3,
+            )
+
+    def _resume(self, callback: BaseCallback) -> bool:
+        """Complete what the previous ``learn`` left undone between two assessments; returns whether training goes on."""
+        return True
+
+    def _cut_episodes(self) -> None:
+        """Begin new episodes everywhere; the transition that was stored last was the end of its episode."""
+        buffer = self.replay_buffer
+        assert buffer is not None
+        if buffer.size() > 0 and buffer.handle_timeout_termination:
+            last = buffer.pos - 1
+            running = buffer.dones[last] == 0
+            buffer.dones[last, running] = buffer.timeouts[last, running] = 1
+        self._forget_episodes()
 
     @property
     def _deployed_is_learner(self) -> bool:
@@ -328,25 +347,30 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         if not self._deployed_is_learner:
             self.policy.deploy(self.actor)
 
-    def _after_training(self, n_updates: int, callback: BaseCallback) -> None:
-        """After every vector step and the updates that were due."""
-        if n_updates > 0 and self._deployed_is_learner:
+    def _after_training(self, callback: BaseCallback) -> bool:
+        """After the updates that were due; returns whether training goes on."""
+        if self._deployed_is_learner:
             self.policy.deploy(self.actor)
+        return True
 
-    def _updates_due(self) -> int:
-        """Judge the policy; on acceptance it becomes the checkpoint, before any update."""
+    def _updates_due(self) -> int | None:
+        """Judge the policy; on acceptance it becomes the checkpoint, before any update. ``None``: nothing to do yet."""
         assessment = self.assessment
         if not self._has_checkpoints:
-            due, assessment.state["owed"] = assessment.owed, 0
-        else:
-            verdict = assessment.verdict
-            if verdict is None:
-                return 0
-            if verdict == "accept":
-                self._keep_checkpoint()
-            due = assessment.close(verdict, self.learner_updates)
-            self._log_assessment(assessment)
-        return due if self.gradient_steps < 0 or due == 0 else self.gradient_steps
+            owed, assessment.state["owed"] = assessment.owed, 0
+            return self._payment(owed) if owed > 0 else None
+        verdict = assessment.verdict
+        if verdict is None:
+            return None
+        if verdict == "accept":
+            self._keep_checkpoint()
+        due = assessment.close(verdict, self.learner_updates, self._payment(assessment.owed))
+        self._log_assessment(assessment)
+        return due
+
+    def _payment(self, owed: int) -> int:
+        """Updates that pay for so many steps."""
+        return owed if self.gradient_steps < 0 else self.gradient_steps
 
     def _log_assessment(self, assessment: Assessment) -> None:
         self.logger.record("checkpoint/score", assessment.score)
@@ -412,7 +436,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         scaled = np.zeros((n_envs, get_action_dim(self.action_space)), dtype=np.float32)
         if self._uses_policy.any():
             with th.no_grad():
-                scaled = self.actor(self.policy.obs_to_tensor(observations)[0]).cpu().numpy()  # type: ignore[operator]
+                scaled = self.actor(self.policy.obs_to_tensor(observations)[0]).cpu().numpy()
         for index, explorer in enumerate(self._explorers):
             if explorer is not None:
                 scaled[index] = explorer(observations[index], scaled[index])

@@ -21,7 +21,7 @@ from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.policies import ERLActor
 from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.fitness.returns import episode_return
@@ -190,10 +190,9 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         return True
 
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
-        modules = plain_modules(self.policy.deployed)
-        if modules is None:
-            return ModuleActor(self._pool.filled(candidates))
-        return NumpyActor(modules, stacks_from_vectors(self.policy.deployed, modules, candidates.cpu().numpy()))
+        deployed = self.policy.deployed
+        plain = numpy_population(deployed, candidates_stack(deployed, candidates.cpu().numpy()))
+        return ModuleActor(self._pool.filled(candidates)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         """:return: ``(pop_size,)``, higher is better, NaN is worst"""

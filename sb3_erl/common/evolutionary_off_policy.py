@@ -14,9 +14,11 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import ConstantSchedule
 
-from sb3_erl.common.checks import check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.common.training import LearnerHostMixin
@@ -62,6 +64,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     default_policy: ClassVar[str] = "MlpPolicy"
     evolver: Evolver
+    learner: Any = None
     learner_rule: Learner
     pop_size: int
 
@@ -123,8 +126,32 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
                 sde_support=False,
             )
 
+    # ---------------------------------------------------------------- what follows from the choice of a learner
+
+    def _aliases(self) -> dict[str, type[BasePolicy]]:
+        """Policy classes by alias for the learner that was chosen."""
+        return self.policy_aliases
+
     def _known_policies(self) -> list[str]:
-        return list(self.policy_aliases)
+        return list(self._aliases())
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        check_choice("policy", policy_name, self._aliases())
+        return self._aliases()[policy_name]
+
+    def _default_buffer_class(self) -> type[ReplayBuffer] | None:
+        """Replay buffer where the user names none; ``None`` leaves the choice to SB3."""
+        return LAPReplayBuffer if self.learner == "td7" and self.n_steps == 1 else None
+
+    def _published_learning_rate(self) -> float:
+        """What ``learning_rate=None`` means."""
+        raise NotImplementedError
+
+    def _setup_lr_schedule(self) -> None:
+        if self.learning_rate is not None:
+            super()._setup_lr_schedule()
+        else:
+            self.lr_schedule = ConstantSchedule(self._published_learning_rate())
 
     # ---------------------------------------------------------------- set-up
 
@@ -136,7 +163,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
             )
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
-        check_range("batch_size", self.batch_size, 1, integer=True)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, integer=True)
         check_range("learning_starts", self.learning_starts, 0)
         check_range("gradient_steps", self.gradient_steps, -1, integer=True)
         check_range("n_steps", self.n_steps, 1, integer=True)
@@ -145,13 +173,14 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
+        n_envs, policy_kwargs, buffer_class = self.n_envs, self.policy_kwargs, self.replay_buffer_class
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
+        self.replay_buffer_class = self._default_buffer_class() if buffer_class is None else buffer_class
         try:
             super()._setup_model()
         finally:
-            self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
+            self.n_envs, self.policy_kwargs, self.replay_buffer_class = n_envs, policy_kwargs, buffer_class
         self._setup_addresses()
         self._setup_parts()
 

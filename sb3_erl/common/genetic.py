@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
@@ -27,7 +27,8 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
     n_eval_episodes: int
     elite_fraction: float
     sync_period: int
-    deploy: Literal["champion", "learner"]
+    deploy: Literal["champion", "learner", "checkpoint"] | None
+    deploy_choices: ClassVar[tuple[str | None, ...]] = ("champion", "learner")
     champion_fitness: float | None = None
     """Fitness of the last evaluated champion, ``None`` before the first evaluation."""
     champion_return: float | None = None
@@ -39,7 +40,7 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
         check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
         check_range("sync_period", self.sync_period, 1, integer=True)
         check_range("elite_fraction", self.elite_fraction, 0, 1)
-        check_choice("deploy", self.deploy, ("champion", "learner"))
+        check_choice("deploy", self.deploy, self.deploy_choices)
         if self.env is not None and self.n_envs > self._n_jobs:
             raise ValueError(
                 f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "

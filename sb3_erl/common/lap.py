@@ -13,6 +13,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 BRANCHES = 16
 """Children per node: a batch of a few hundred draws is then served by some five vectorised steps."""
+MAX_STALE = 1024
+"""Additions whose sums may wait for the next draw."""
 
 
 class PriorityTree:
@@ -48,6 +50,8 @@ class PriorityTree:
         self.priority[slots] = self.max_priority
         self.size = max(self.size, int(slots.max()) + 1)
         self._stale.append(np.array(slots))
+        if len(self._stale) >= MAX_STALE:
+            self._settle()
 
     def write(self, slots: np.ndarray, priorities: np.ndarray) -> None:
         """
@@ -67,9 +71,7 @@ class PriorityTree:
         :param uniform: ``(n,)`` in [0, 1)
         :return: ``(n,)``: for each ``u`` the first slot up to which the priorities add up to ``u`` times their total
         """
-        if self._stale:
-            self._sum_up(np.concatenate(self._stale))
-            self._stale = []
+        self._settle()
         rest = np.asarray(uniform, dtype=np.float64) * self._sums[-1][0]
         node = np.zeros(len(rest), dtype=np.int64)
         for level in (*self._sums[-2::-1], self._leaves):
@@ -78,6 +80,11 @@ class PriorityTree:
             rest = rest - np.where(child > 0, sums[np.arange(len(node)), child - 1], 0.0)
             node = node * BRANCHES + child
         return np.minimum(node, self.size - 1)
+
+    def _settle(self) -> None:
+        if self._stale:
+            self._sum_up(np.concatenate(self._stale))
+            self._stale = []
 
     def _sum_up(self, slots: np.ndarray) -> None:
         self._leaves[slots] = self.priority[slots]
@@ -146,6 +153,11 @@ class LAPReplayBuffer(ReplayBuffer):
         for tree in self.trees:
             tree.append(slots)
 
+    def reset(self) -> None:
+        """Forget all transitions and their priorities."""
+        super().reset()
+        self.trees = [PriorityTree(tree.capacity) for tree in self.trees]
+
     def sample(self, batch_size: int, env: VecNormalize | None = None, owner: int = 0) -> ReplayBufferSamples:
         """
         :param batch_size: number of transitions, drawn with replacement
@@ -167,7 +179,7 @@ class LAPReplayBuffer(ReplayBuffer):
             dones[:, None],
             self._normalize_reward(self.rewards[rows, columns, None], env),
         )
-        return ReplayBufferSamples(*(self.to_torch(part) for part in data))
+        return ReplayBufferSamples(*(self.to_torch(part) for part in data))  # type: ignore[arg-type]
 
     def update_priorities(self, priorities: np.ndarray | th.Tensor, owner: int = 0) -> None:
         """

@@ -59,7 +59,7 @@ def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
     :param policy_class: an SB3 actor-critic policy class with ``make_actor``
     :return: the same class with a ``deployed`` network (see :class:`DeployedMixin`)
     """
-    if issubclass(policy_class, DeployedMixin):
+    if hasattr(policy_class, "deploy"):
         return policy_class
 
     def reduce(self: Any, _protocol: Any) -> tuple[Any, ...]:

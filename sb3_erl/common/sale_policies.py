@@ -337,7 +337,7 @@ class TD7Policy(BasePolicy):
         copy_module(actor, self.deployed)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "zs_dim", "activation_fn", "critic_activation_fn", "encoder_activation_fn")
+        own: tuple[str, ...] = ("net_arch", "zs_dim", "activation_fn", "critic_activation_fn", "encoder_activation_fn")
         own += ("optimizer_class", "optimizer_kwargs", "n_critics")
         mine = {name: copy.copy(getattr(self, name)) for name in own}
         return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
@@ -348,6 +348,13 @@ def copy_constants(source: nn.Module, target: nn.Module) -> None:
     """Copy a live network into its constant twin (see :func:`~sb3_erl.common.networks.constant`)."""
     for value, place in zip(source.parameters(), target.buffers(), strict=True):
         place.copy_(value)
+
+
+class SALEPolicy(TD7Policy):
+    """TD7's networks beside a population: ``predict`` always acts with ``deployed``."""
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed(observation)
 
 
 class PopTD7Policy(BasePolicy):

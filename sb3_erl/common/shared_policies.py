@@ -114,57 +114,91 @@ class TowerCritic(BaseModel):
         return self.towers(th.cat([features, actions], dim=1), context, n_towers)
 
 
+class PolicyEncoder(nn.ModuleList):
+    """
+    Embeds a linear head, row by row, for each tower of a policy-extended value function.
+
+    :param n_towers: number of towers, each with its own encoder
+    :param feature_dim: number of state features, the length of a head row without its bias
+    :param action_dim: number of rows of a head
+    :param embedding_dim: width of the three layers
+    :param layout: ``"rows"``: row i is (W[i], b[i]), as in the paper; ``"flat"``: all of W then b, cut again into rows, as
+        in the authors' code; ``"rows_onehot"``: ``"rows"`` with the row number as one-hot
+    :param activation_fn: between the layers
+    :param squash: read ``sign(w) * log(1 + |w|)`` in place of w, for heads with huge weights
+    """
+
+    layouts: ClassVar[tuple[str, ...]] = ("rows", "flat", "rows_onehot")
+
+    def __init__(
+        self,
+        n_towers: int,
+        feature_dim: int,
+        action_dim: int,
+        embedding_dim: int = 64,
+        layout: str = "rows",
+        activation_fn: type[nn.Module] = nn.LeakyReLU,
+        squash: bool = False,
+    ):
+        width = feature_dim + 1 + (action_dim if layout == "rows_onehot" else 0)
+        sizes = [width] + [embedding_dim] * 3
+        super().__init__(StackedLinear(n_towers, a, b) for a, b in pairwise(sizes))
+        self.layout, self.squash = layout, squash
+        self._activation = [activation_fn()]  # in a list: it is no layer
+
+    def rows(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """
+        :param weight: ``(action_dim, feature_dim)``
+        :param bias: ``(action_dim,)``
+        :return: what the first layer reads, one row per action dimension
+        """
+        if self.layout == "flat":
+            rows = th.cat([weight.reshape(-1), bias]).reshape(weight.shape[0], -1)
+        else:
+            rows = th.cat([weight, bias[:, None]], dim=1)
+        if self.squash:
+            rows = rows.sign() * rows.abs().log1p()
+        if self.layout == "rows_onehot":
+            rows = th.cat([rows, th.eye(len(rows), dtype=rows.dtype, device=rows.device)], dim=1)
+        return rows
+
+    def forward(self, weight: th.Tensor, bias: th.Tensor, n_towers: int | None = None) -> th.Tensor:
+        """
+        :param weight: ``(action_dim, feature_dim)``
+        :param bias: ``(action_dim,)``
+        :param n_towers: embed only for the first towers
+        :return: ``(towers, 1, embedding_dim)``, the mean over rows
+        """
+        x = self.rows(weight, bias)
+        for index, layer in enumerate(self):
+            x = layer(x, None, n_towers)
+            if index < len(self) - 1:
+                x = self._activation[0](x)
+        return x.mean(dim=1, keepdim=True)
+
+
 class PolicyExtendedCritic(TowerCritic):
     """
     Policy-extended value function (PeVFA): a critic that also reads the head of the policy it judges.
 
-    Each tower has its own policy encoder: head rows -> 64 -> 64 -> 64 (leaky relu, last one linear), then the mean
-    over rows. Hao et al. (2023), section 3; rows are encoded once a batch, not once a sample as in the authors' code.
+    Hao et al. (2023), section 3; rows are encoded once a batch, not once a sample as in the authors' code.
 
     :param feature_dim: number of state features, the length of a head row without its bias
     :param policy_embedding_dim: width of the policy encoder
-    :param pevfa_layout: ``"rows"``: row i is (W[i], b[i]), as in the paper; ``"flat"``: all of W then b, cut again into
-        rows, as in the authors' code; ``"rows_onehot"``: ``"rows"`` with the row number as one-hot
+    :param pevfa_layout: see :class:`PolicyEncoder`
     """
-
-    layouts: ClassVar[tuple[str, ...]] = ("rows", "flat", "rows_onehot")
 
     def __init__(
         self, *args: Any, feature_dim: int, policy_embedding_dim: int = 64, pevfa_layout: str = "rows", **kwargs: Any
     ):
         kwargs["n_context"] = policy_embedding_dim
         super().__init__(*args, **kwargs)
-        self.pevfa_layout = pevfa_layout
-        width = feature_dim + 1 + (get_action_dim(self.action_space) if pevfa_layout == "rows_onehot" else 0)
-        sizes = [width] + [policy_embedding_dim] * 3
-        self.policy_encoder = nn.ModuleList(StackedLinear(self.n_critics, a, b) for a, b in pairwise(sizes))
-
-    def head_rows(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-        """
-        :param weight: ``(action_dim, feature_dim)``
-        :param bias: ``(action_dim,)``
-        :return: what the policy encoder reads, one row per action dimension
-        """
-        if self.pevfa_layout == "flat":
-            return th.cat([weight.reshape(-1), bias]).reshape(weight.shape[0], -1)
-        rows = th.cat([weight, bias[:, None]], dim=1)
-        if self.pevfa_layout == "rows_onehot":
-            rows = th.cat([rows, th.eye(len(rows), dtype=rows.dtype, device=rows.device)], dim=1)
-        return rows
+        action_dim = get_action_dim(self.action_space)
+        self.policy_encoder = PolicyEncoder(self.n_critics, feature_dim, action_dim, policy_embedding_dim, pevfa_layout)
 
     def embed(self, weight: th.Tensor, bias: th.Tensor, n_towers: int | None = None) -> th.Tensor:
-        """
-        :param weight: ``(action_dim, feature_dim)``
-        :param bias: ``(action_dim,)``
-        :param n_towers: embed only for the first towers
-        :return: ``(towers, 1, policy_embedding_dim)``
-        """
-        x = self.head_rows(weight, bias)
-        for index, layer in enumerate(self.policy_encoder):
-            x = layer(x, None, n_towers)
-            if index < len(self.policy_encoder) - 1:
-                x = th.nn.functional.leaky_relu(x)
-        return x.mean(dim=1, keepdim=True)
+        """See :meth:`PolicyEncoder.forward`."""
+        return self.policy_encoder(weight, bias, n_towers)
 
 
 class ERLRe2Policy(BasePolicy):

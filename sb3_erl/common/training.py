@@ -16,7 +16,7 @@ class LearnerHostMixin(AddressedMixin):
 
     learner_rule: Learner
     replay_buffer: Any
-    batch_size: int
+    batch_size: Any  # SB3 says int; None stands for the learner's own
     _n_updates: int
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
@@ -26,7 +26,7 @@ class LearnerHostMixin(AddressedMixin):
         :param gradient_steps: number of updates
         :param batch_size: transitions per update, the model's own by default
         """
-        size = self.batch_size if batch_size is None else batch_size
+        size = batch_size or self.batch_size or self._default_batch_size
         if gradient_steps <= 0 or self.replay_buffer.size() == 0:
             return
         self.policy.set_training_mode(True)
@@ -38,6 +38,11 @@ class LearnerHostMixin(AddressedMixin):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
+
+    @property
+    def _default_batch_size(self) -> int:
+        """Transitions per update where neither the call nor the model says."""
+        return 256
 
     @property
     def learner_updates(self) -> int:

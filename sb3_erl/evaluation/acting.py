@@ -18,8 +18,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_erl.common.networks import NORM_EPSILON, StdNorm
+from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, StdNorm
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, write_parameters
+from sb3_erl.evaluation.base import PopulationActor
 
 Stack = tuple[np.ndarray, ...]
 """Arrays with one row per candidate, or one row shared by all."""
@@ -27,6 +28,10 @@ Stack = tuple[np.ndarray, ...]
 
 def _elu(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.abs(x).mean(-1, keepdims=True), np.float32(AvgL1Norm.floor))
 
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
@@ -37,6 +42,7 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
     nn.Sigmoid: lambda x: 1 / (1 + np.exp(-x)),
     nn.SiLU: lambda x: x / (1 + np.exp(-x)),
     nn.Identity: lambda x: x,
+    AvgL1Norm: _unit,
 }
 
 
@@ -96,10 +102,28 @@ class NumpyActor:
         return x
 
 
-def stacks_of(modules: Sequence[nn.Module]) -> list[Stack]:
-    """One row per tensor: the parameters of one network, to be shared or stacked with others."""
-    with_parameters = (m for m in modules if isinstance(m, nn.Linear | StdNorm))
-    return [tuple(p.detach().cpu().numpy()[None] for p in m.parameters()) for m in with_parameters]
+class EmbeddingActor:
+    """
+    Actors of many candidates that read a state embedding after their first layer.
+
+    :param encoder: observation to embedding, shared by all
+    :param first: observation to the output of the first layer
+    :param rest: that output and the embedding to the action
+    """
+
+    def __init__(self, encoder: NumpyActor, first: NumpyActor, rest: NumpyActor):
+        self._encoder, self._first, self._rest = encoder, first, rest
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        parts = [part(observations, candidates) for part in (self._first, self._encoder)]
+        return self._rest(np.concatenate(parts, axis=1), candidates)
+
+
+def tensors_of(module: nn.Module) -> Stack:
+    """Parameters of one layer, or what :func:`~sb3_erl.common.networks.constant` made of them, as a stack of one row."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return tuple(tensor.detach().cpu().numpy()[None] for tensor in tensors)
 
 
 class ModuleActor:
@@ -151,15 +175,35 @@ class NetworkPool:
         return self._networks[: len(vectors)]
 
 
+def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) -> PopulationActor | None:
+    """
+    :param actor: a deterministic actor, or a stochastic one whose mean is squashed by tanh
+    :param stack_of: the candidates' tensors of one layer of the actor, one row each or one row for all
+    :return: acts for all candidates; ``None`` if the actor has parts that NumPy code does not know
+    """
+
+    def network(modules: Sequence[nn.Module], stack_of: Callable[[nn.Module], Stack] = stack_of) -> NumpyActor:
+        return NumpyActor(modules, [stack_of(m) for m in modules if isinstance(m, nn.Linear | StdNorm)])
+
+    space = actor.observation_space
+    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
+    if not flat or is_image_space(space, check_channels=False):
+        return None
+    if hasattr(actor, "zs_dim"):  # SALE: the encoder is the same for everybody
+        encoder, first = list(actor.encoder), list(actor.first)  # type: ignore[arg-type]
+        rest = [*actor.hidden, actor.head, nn.Tanh()]  # type: ignore[misc]
+        if not supported([*encoder, *first, *rest]):
+            return None
+        return EmbeddingActor(network(encoder, tensors_of), network(first), network(rest))
+    modules = plain_modules(actor)
+    return None if modules is None else network(modules)
+
+
 def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
     """
     :param actor: a deterministic actor, or a stochastic one whose mean is squashed by tanh
     :return: its layers from flat observation to action if :class:`NumpyActor` can run them, else ``None``
     """
-    space = actor.observation_space
-    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
-    if not flat or is_image_space(space, check_channels=False):
-        return None
     modules: list[nn.Module] = []
     output = getattr(actor, "mu", None)
     if hasattr(actor, "trunk"):  # shared encoder and head
@@ -171,14 +215,12 @@ def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
     return modules if modules and isinstance(modules[-1], nn.Tanh) and supported(modules) else None
 
 
-def stacks_from_vectors(actor: nn.Module, modules: Sequence[nn.Module], vectors: np.ndarray) -> list[Stack]:
+def candidates_stack(actor: nn.Module, vectors: np.ndarray) -> Callable[[nn.Module], Stack]:
     """
     :param actor: the network whose parameters the vectors hold
-    :param modules: some of its modules
     :param vectors: ``(n, n_params)``
-    :return: one stack per module with parameters, ``n`` rows each
+    :return: gives for a layer of the actor its tensors with ``n`` rows
     """
     name_of = {id(parameter): name for name, parameter in actor.named_parameters()}
     tensors = ParameterLayout.of(actor).split(vectors)
-    with_parameters = (m for m in modules if isinstance(m, nn.Linear | StdNorm))
-    return [tuple(np.ascontiguousarray(tensors[name_of[id(p)]]) for p in m.parameters()) for m in with_parameters]
+    return lambda module: tuple(np.ascontiguousarray(tensors[name_of[id(p)]]) for p in module.parameters())

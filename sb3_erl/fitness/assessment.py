@@ -107,23 +107,29 @@ class Assessment:
             return "reject"
         return "accept" if self.state["n_finished"] >= self._n_needed else None
 
-    def close(self, verdict: Verdict, n_updates: int) -> int:
+    def close(self, verdict: Verdict, n_updates: int, due: int | None = None) -> int:
         """
         End the assessment; the caller stores the policy on ``"accept"`` and runs the updates.
 
         :param verdict: what :attr:`verdict` said
         :param n_updates: gradient updates done so far
+        :param due: updates that follow, by default one per step that is owed
         :return: updates that are due now
         """
-        state, settings = self.state, self.settings
+        state = self.state
         state[f"n_{verdict}ed"] += 1
         if verdict == "accept":
             state["score"] = state["worst"]
-        due = state["owed"]
-        if not state["is_late"] and n_updates <= settings.updates_before_late < n_updates + due:
-            state["is_late"] = True
-            score, weight = state["score"], settings.reset_weight
-            state["score"] = score * weight if settings.reset_rule == "scale" else score - (1 - weight) * abs(score)
+        due = state["owed"] if due is None else due
+        self.pass_updates(n_updates, due)
         state["worst"], state["n_finished"], state["owed"] = EMPTY, 0, 0
         self._n_begun, self._judged = 0, [False] * len(self._judged)
         return due
+
+    def pass_updates(self, n_before: int, n_updates: int) -> None:
+        """The late phase begins, and the score is forgiven a little, at the update that is due for it."""
+        state, settings = self.state, self.settings
+        if not state["is_late"] and n_before <= settings.updates_before_late < n_before + n_updates:
+            state["is_late"] = True
+            score, weight = state["score"], settings.reset_weight
+            state["score"] = score * weight if settings.reset_rule == "scale" else score - (1 - weight) * abs(score)

@@ -46,6 +46,7 @@ class Learner:
     :param settings: constants of the rule
     """
 
+    settings_class: ClassVar[type[LearnerSettings]] = LearnerSettings
     settings_defaults: ClassVar[dict[str, Any]] = {}
     """What ``None`` in an algorithm's constructor means for this learner."""
     learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-3)

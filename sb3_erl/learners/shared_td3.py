@@ -55,6 +55,13 @@ class Heads:
         return self.weight.shape[0]
 
 
+def with_learner(population: Heads | None, weight: Tensor, bias: Tensor) -> Heads:
+    """The population's heads with the learner's, ``(action_dim, feature_dim)`` and ``(action_dim,)``, as last one."""
+    if population is None:
+        return Heads(weight[None], bias[None])
+    return Heads(torch.cat([population.weight, weight[None]]), torch.cat([population.bias, bias[None]]))
+
+
 class SharedTD3Learner(Learner):
     """
     One gradient iteration of ERL-Re2, in the order of the authors' code (``core/ddpg.py: TD3.train``).
@@ -103,10 +110,7 @@ class SharedTD3Learner(Learner):
 
     def heads(self, population: Heads | None) -> Heads:
         """The population's heads with the learner's current head as last one."""
-        weight, bias = (p.detach() for p in self._head)
-        if population is None:
-            return Heads(weight[None], bias[None])
-        return Heads(torch.cat([population.weight, weight[None]]), torch.cat([population.bias, bias[None]]))
+        return with_learner(population, *(p.detach() for p in self._head))
 
     def update(
         self,

@@ -92,6 +92,7 @@ class TD7Learner(Learner):
     settings_class: ClassVar[type[LearnerSettings]] = TD7Settings
     settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
     learning_rates = (3e-4, 3e-4)
+    n_critics: ClassVar[int] = 2
 
     def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
         super().__init__(policy, settings)
@@ -103,7 +104,7 @@ class TD7Learner(Learner):
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         policy = self.policy
-        networks = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
+        networks: dict[str, Any] = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
         return {f"{name}.optimizer": network.optimizer for name, network in networks.items()}
 
     def follow(self, host: Any, batch_size: int) -> None:
@@ -116,11 +117,12 @@ class TD7Learner(Learner):
         for _ in range(n_updates):
             batch = sample()
             metrics.add(**self.iterate(batch, torch.randn_like(batch.actions)).losses)
+        return {**metrics.means(), **self._report()}
+
+    def _report(self) -> dict[str, float]:
         low, high = self.policy.value_range.tolist()
-        means = {**metrics.means(), "value_min": low, "value_max": high}
-        if self.buffer is not None:
-            means["max_priority"] = self.buffer.trees[self.owner].max_priority
-        return means
+        priority = {} if self.buffer is None else {"max_priority": self.buffer.trees[self.owner].max_priority}
+        return {"value_min": low, "value_max": high, **priority}
 
     def iterate(self, samples: ReplayBufferSamples, noise: Tensor) -> Update:
         """
@@ -203,7 +205,10 @@ class TD7Learner(Learner):
         return loss
 
     def _actor_loss(self, batch: Batch) -> Tensor:
-        actions = self.policy.actor.act(batch.features, batch.zs)
+        return self._learner_loss(batch, self.policy.actor.act(batch.features, batch.zs))
+
+    def _learner_loss(self, batch: Batch, actions: Tensor) -> Tensor:
+        """Minus the mean value over both critics, offline with the behaviour-cloning term."""
         values = self._values(self.policy.critic, batch, actions)
         loss = -values.mean()
         if self.settings.bc_coef > 0:

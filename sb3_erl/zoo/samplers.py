@@ -74,6 +74,15 @@ OFF_POLICY: tuple[Knob, ...] = (
     Choice("net_arch", tuple(NET_ARCH)),
 )
 
+# Fujimoto et al. (2023) use one setting for all tasks; tried here is what their ablations and TD3's tuned settings vary.
+# Targets are hard copies, so there is no tau, and the networks keep their published shape.
+TD7: tuple[Knob, ...] = (
+    *(knob for knob in OFF_POLICY if knob.name not in ("tau", "net_arch")),
+    Choice("exploration_noise", (0.05, 0.1, 0.2, 0.3)),
+    Choice("target_update_interval", (100, 250, 500)),
+    Choice("late_assessment_episodes", (5, 10, 20)),
+)
+
 SPACES: dict[str, tuple[Knob, ...]] = {
     # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
     "erl_re2": (
@@ -92,6 +101,8 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("sync_period", (1, 10)),
         Float("mutation_prob", 0.5, 1.0),
     ),
+    "td7": TD7,
+    "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }
 
 

@@ -9,7 +9,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num")
+COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments")
+RECORDS = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns", "members")
+"""Attributes in which some classes keep plain numbers."""
 
 
 def _walk(prefix: str, value: Any, found: dict[str, np.ndarray]) -> None:
@@ -38,12 +40,21 @@ def transitions(model: Any) -> dict[str, np.ndarray]:
     if buffer is None:
         return {}
     size = buffer.size()
-    return {name: array[:size].copy() for name, array in vars(buffer).items() if isinstance(array, np.ndarray)}
+    found = {
+        name: array[:size].copy()
+        for name, array in vars(buffer).items()
+        if isinstance(array, np.ndarray) and not name.startswith("_")
+    }
+    for index, tree in enumerate(getattr(buffer, "trees", [])):
+        found[f"priority.{index}"] = tree.priority[: tree.size].copy()
+        found[f"max_priority.{index}"] = np.array(tree.max_priority)
+    return found
 
 
 def snapshot(model: Any) -> dict[str, np.ndarray]:
     """Everything about a model that two equal runs must have in common."""
-    counters = {name: np.array(getattr(model, name)) for name in COUNTERS}
+    counters = {name: np.array(getattr(model, name)) for name in COUNTERS if hasattr(model, name)}
+    _walk("record", {name: getattr(model, name) for name in RECORDS if hasattr(model, name)}, counters)
     stored = {f"replay_buffer.{name}": array for name, array in transitions(model).items()}
     return {**tensors(model), **stored, **counters}
 
@@ -56,6 +67,11 @@ def differences(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def modules(model: Any) -> list[th.nn.Module]:
+    """Everything that holds networks."""
+    return [module for module in (model.policy, getattr(model, "evolver", None)) if module is not None]
 
 
 class Witness(BaseCallback):
@@ -73,7 +89,7 @@ class Witness(BaseCallback):
         self.counts: list[int] = []
         """``num_timesteps`` at each vector step."""
         self.generation_ends: list[int] = []
-        """``num_timesteps`` at the end of each complete generation."""
+        """``num_timesteps`` at the end of each complete rollout, that is, generation or vector step."""
         self.begun_with: dict[str, Any] = {}
 
     def _on_training_start(self) -> None:
@@ -106,3 +122,33 @@ class Tables(KVWriter):
     def column(self, key: str) -> list[Any]:
         """The values of one key in the tables that have it."""
         return [table[key] for table in self.tables if key in table]
+
+
+class Accountant(BaseCallback):
+    """
+    Counts the steps of TD7's policy by the rule of the warm-up, and asks at every step whether all are paid or owed.
+
+    :param learning_starts: steps of the warm-up, which lasts to the end of each environment's running episode
+    """
+
+    def __init__(self, learning_starts: int = 10):
+        super().__init__()
+        self.learning_starts = learning_starts
+        self.n_policy_steps = 0
+        self.n_stored = 0
+
+    def _on_training_start(self) -> None:
+        self.uses_policy = np.full(self.model.n_envs, self.n_stored > self.learning_starts)
+
+    def _on_step(self) -> bool:
+        self.check()
+        self.n_policy_steps += int(self.uses_policy.sum())
+        self.n_stored += self.model.n_envs
+        self.uses_policy[self.locals["dones"]] = self.n_stored > self.learning_starts
+        return True
+
+    def check(self) -> None:
+        """To be called after the last step too."""
+        model: Any = self.model
+        owed = sum(assessment.owed for assessment in getattr(model, "assessments", [model.assessment]))
+        assert model._n_updates + owed + getattr(model, "owed_by_winner", 0) == self.n_policy_steps

@@ -5,15 +5,24 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
+from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.lap import LAPReplayBuffer
 from tests.envs import toy_vec_env
 
 NAMES = list(ALGOS)
 HYBRIDS = [name for name in NAMES if issubclass(ALGOS[name], OffPolicyAlgorithm)]
 """Classes with a learner and a replay buffer."""
+GENERATIONAL = [name for name in NAMES if issubclass(ALGOS[name], GenerationalMixin)]
+"""Classes whose unit of work is a generation of whole rollouts."""
+STEPWISE = [name for name in HYBRIDS if name not in GENERATIONAL]
+"""Classes that store and learn between any two vector steps, in SB3's own ``collect_rollouts``."""
+IMAGES = [name for name in HYBRIDS if "CnnPolicy" in ALGOS[name].policy_aliases]
+"""Hybrids whose policies have SB3's features extractors."""
 
 FAST: dict[str, Any] = {
     "pop_size": 3,
@@ -23,12 +32,20 @@ FAST: dict[str, Any] = {
     "fitness_horizon": 5,
     "policy_embedding_dim": 8,
     "policy_kwargs": {"net_arch": [8]},
+    "explore_steps": 60,
+    "late_assessment_episodes": 3,
+    "target_update_interval": 20,
     "device": "cpu",
     "seed": 3,
 }
 """Handed to every class as far as its constructor knows the arguments."""
 
-BY_CLASS: dict[str, dict[str, Any]] = {"erl": {"sync_period": 2}}
+SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
+BY_CLASS: dict[str, dict[str, Any]] = {
+    "erl": {"sync_period": 2},
+    "td7": {"policy_kwargs": SALE_KWARGS},
+    "pop_td7": {"policy_kwargs": SALE_KWARGS},
+}
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
 WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
@@ -58,11 +75,28 @@ def whole(name: str) -> dict[str, Any]:
     return known(name, WHOLE_EPISODES)
 
 
-def variants() -> list[tuple[str, dict[str, Any]]]:
+def having(*arguments: str) -> list[str]:
+    """Hybrids whose constructors have all of these arguments."""
+    return [name for name in HYBRIDS if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
+
+
+def variants(names: list[str] = NAMES) -> list[tuple[str, dict[str, Any]]]:
     """Each class with each of its learners: (key in ALGOS, arguments)."""
     return [
-        (name, {} if learner is None else {"learner": learner}) for name in NAMES for learner in LEARNERS.get(name, [None])
+        (name, {} if learner is None else {"learner": learner}) for name in names for learner in LEARNERS.get(name, [None])
     ]
+
+
+def n_stored(model: Any) -> int:
+    """Transitions in the replay buffer, which has a column per environment or a single one."""
+    return model.replay_buffer.size() * model.replay_buffer.n_envs
+
+
+def all_transitions(model: Any) -> np.ndarray:
+    """Indices with which ``_get_samples`` gives every stored transition; a row of a plain buffer has to hold but one."""
+    buffer = model.replay_buffer
+    assert buffer.n_envs == 1 or isinstance(buffer, LAPReplayBuffer)
+    return np.arange(n_stored(model))
 
 
 def make(name: str, env: Any = None, policy: str = "MlpPolicy", **overrides: Any) -> Any:

@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from tests.contract.settings import HYBRIDS, make
+from tests.contract.settings import IMAGES, make
 
 
 class NormExtractor(BaseFeaturesExtractor):
@@ -33,7 +33,7 @@ def norm_model(name: str, **overrides: Any) -> Any:
     return make(name, policy_kwargs={"net_arch": [8], "features_extractor_class": NormExtractor}, **overrides)
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_rollouts_and_predictions_leave_statistics_alone(name: str) -> None:
     model = norm_model(name, gradient_steps=0)
     before = statistics(model.policy)
@@ -43,7 +43,7 @@ def test_rollouts_and_predictions_leave_statistics_alone(name: str) -> None:
     assert all(not layer.training for layer in model.policy.deployed.modules())
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_updates_move_them(name: str) -> None:
     model = norm_model(name)
     before = statistics(model.policy.actor)
@@ -56,7 +56,7 @@ def test_updates_move_them(name: str) -> None:
     assert all(np.array_equal(first, model.predict(observation, deterministic=True)[0]) for _ in range(5))
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_deployed_has_the_learners_statistics(name: str) -> None:
     model = norm_model(name, deploy="learner")
     model.learn(100)

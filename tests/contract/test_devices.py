@@ -10,6 +10,7 @@ import pytest
 import torch as th
 
 from sb3_erl import ALGOS
+from tests.contract.helpers import modules
 from tests.contract.settings import make, variants
 
 OBSERVATIONS = np.random.default_rng(3).uniform(-1, 1, (5, 3)).astype(np.float32)
@@ -17,8 +18,7 @@ needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA
 
 
 def devices(model: Any) -> set[str]:
-    modules = (model.policy, model.evolver)
-    return {tensor.device.type for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    return {tensor.device.type for module in modules(model) for tensor in (*module.parameters(), *module.buffers())}
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

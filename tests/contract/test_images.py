@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrappe
 
 from sb3_erl import ALGOS
 from sb3_erl.common.parameters import read_parameters
-from tests.contract.settings import HYBRIDS, make
+from tests.contract.settings import IMAGES, make
 from tests.envs import ImageEnv, toy_vec_env
 
 
@@ -24,7 +24,7 @@ def image_model(name: str, n_envs: int = 1, **overrides: Any) -> Any:
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_images_are_seen_stored_and_learned_from(name: str, n_envs: int, tmp_path: Path) -> None:
     model = image_model(name, n_envs)
     assert is_vecenv_wrapped(model.get_env(), VecTransposeImage)
@@ -42,7 +42,7 @@ def test_images_are_seen_stored_and_learned_from(name: str, n_envs: int, tmp_pat
 
 
 @pytest.mark.parametrize(("tau", "kept"), [(0.0, True), (0.5, False), (1.0, False)])
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_target_extractors_follow_tau(name: str, tau: float, kept: bool) -> None:
     model = image_model(name, tau=tau)
     first = read_parameters(model.policy.actor_target)

@@ -11,7 +11,7 @@ import pytest
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import differences, tensors
-from tests.contract.settings import NAMES, make
+from tests.contract.settings import NAMES, make, n_stored
 from tests.envs import toy_vec_env
 
 
@@ -21,7 +21,7 @@ def test_interrupt_inside_an_environment(name: str, n_envs: int, tmp_path: Path)
     model = make(name, toy_vec_env(n_envs, interrupt_at=50))
     with pytest.raises(KeyboardInterrupt):
         model.learn(400)
-    assert 0 < model.num_timesteps <= 49 * n_envs and model.replay_buffer.size() == model.num_timesteps
+    assert 0 < model.num_timesteps <= 49 * n_envs and n_stored(model) == model.num_timesteps
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env(n_envs))

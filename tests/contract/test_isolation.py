@@ -11,16 +11,16 @@ import pytest
 import torch as th
 from stable_baselines3.common.noise import NormalActionNoise
 
-from tests.contract.helpers import differences, snapshot, tensors
+from tests.contract.helpers import differences, modules, snapshot, tensors
 from tests.contract.settings import NAMES, make, variants
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(2).uniform(-1, 1, (5, 3)).astype(np.float32)
 
 
-def memory(module: Any) -> set[int]:
-    """Where the tensors of a module lie."""
-    found = [*module.parameters(), *module.buffers()]
+def memory(*owners: Any) -> set[int]:
+    """Where the tensors of modules lie."""
+    found = [tensor for module in owners for tensor in (*module.parameters(), *module.buffers())]
     return {tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()}
 
 
@@ -39,7 +39,7 @@ def test_policy_kwargs_are_only_read(name: str) -> None:
 @pytest.mark.parametrize(("name", "extra"), variants())
 def test_two_models_in_one_process(name: str, extra: dict[str, Any]) -> None:
     first, second = make(name, **extra), make(name, **extra)
-    assert not memory(first.policy) & memory(second.policy) and not memory(first.evolver) & memory(second.evolver)
+    assert not memory(*modules(first)) & memory(*modules(second))
     before = snapshot(second)
     first.learn(80)
     assert differences(before, snapshot(second)) == []
@@ -48,7 +48,7 @@ def test_two_models_in_one_process(name: str, extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "extra"), variants())
 def test_deployed_population_and_learner_are_apart(name: str, extra: dict[str, Any]) -> None:
     model = make(name, **extra).learn(80)
-    parts = [memory(model.policy.deployed), memory(model.policy.actor), memory(model.policy.critic), memory(model.evolver)]
+    parts = [memory(part) for part in (model.policy.deployed, model.actor, model.critic, *modules(model)[1:])]
     assert sum(len(part) for part in parts) == len(set().union(*parts))
 
 

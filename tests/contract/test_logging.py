@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import configure
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import Tables, Witness
-from tests.contract.settings import NAMES, make, whole
+from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, make, whole
 from tests.envs import toy_vec_env
 
 ALWAYS = {
@@ -22,7 +22,6 @@ ALWAYS = {
     "time/fps",
     "time/total_timesteps",
     "time/episodes",
-    "time/generations",
     "time/time_elapsed",
 }
 POPULATION = {"population/fitness_max", "population/fitness_mean", "population/fitness_std"}
@@ -37,15 +36,53 @@ def test_keys_and_values(name: str) -> None:
     warm = tables.tables[3:]
     assert len(warm) >= 2
     for table in warm:
-        assert {*POPULATION, "train/n_updates", "rollout/learner_ep_rew_mean"} <= set(table)
+        assert {"train/n_updates", "rollout/learner_ep_rew_mean"} <= set(table)
         assert any(key.startswith("train/") and key.endswith("_loss") for key in table)
         assert all(isinstance(value, Real | str) for value in table.values())
+    updates = tables.column("train/n_updates")
+    assert updates == sorted(updates) and 0 < updates[-1] <= model._n_updates
+
+
+@pytest.mark.parametrize("name", GENERATIONAL)
+def test_keys_and_values_of_generations(name: str) -> None:
+    model = make(name)
+    tables = Tables(model)
+    model.learn(200)
+    assert all(POPULATION <= set(table) for table in tables.tables[3:])
     assert tables.column("time/generations") == list(range(1, model.n_generations + 1))
     assert tables.column("train/n_updates")[-1] == model._n_updates
     assert all(np.isfinite(tables.column("population/fitness_mean")))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEPWISE)
+def test_keys_and_values_of_assessments(name: str) -> None:
+    model = make(name)
+    tables = Tables(model)
+    model.learn(100, log_interval=1)
+    for table in tables.tables[4:]:
+        assert {"train/encoder_loss", "train/critic_loss", "train/actor_loss", "train/max_priority"} <= set(table)
+        assert {"train/value_min", "train/value_max", "checkpoint/score", "checkpoint/episodes_per_assessment"} <= set(table)
+        assert table["checkpoint/n_accepted"] + table["checkpoint/n_rejected"] > 0
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_numbers_are_those_of_the_last_episode(name: str) -> None:
+    model = make(name)
+    tables, returns = Tables(model), []
+
+    def keep(variables: dict, _: dict) -> bool:
+        returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
+        return True
+
+    model.learn(80, keep, log_interval=1)
+    assert len(returns) == len(tables.tables) == 10
+    learner = tables.column("rollout/learner_ep_rew_mean")
+    assert learner == pytest.approx(returns[2:], abs=1e-5), "after two episodes of warm-up"
+    assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
+    assert set(tables.column("rollout/ep_len_mean")) == {8.0}
+
+
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_numbers_are_those_of_the_episodes(name: str) -> None:
     """The last generation's fitness against the returns that Monitor measured; one env runs jobs in order."""
     model = make(name, learning_starts=0, **whole(name))
@@ -66,8 +103,17 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
     assert set(tables.column("rollout/ep_len_mean")) == {8.0}
 
 
+@pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), (None, [])])
+@pytest.mark.parametrize("name", STEPWISE)
+def test_interval_counts_episodes(name: str, interval: int | None, expected: list[int]) -> None:
+    model = make(name, learning_starts=1000)
+    tables = Tables(model)
+    model.learn(5 * 8, log_interval=interval)
+    assert tables.column("time/episodes") == expected
+
+
 @pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (None, [])])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_interval_counts_generations(name: str, interval: int | None, expected: list[int]) -> None:
     model = make(name, learning_starts=0, **whole(name))
     tables = Tables(model)
@@ -82,8 +128,9 @@ def test_csv_file_is_a_table(name: str, tmp_path: Path) -> None:
     model.learn(200)
     with open(tmp_path / "progress.csv") as file:
         header, *rows = list(csv.reader(file))
-    assert len(rows) == model.n_generations and {len(row) for row in rows} == {len(header)}
-    assert [int(row[header.index("time/generations")]) for row in rows] == list(range(1, len(rows) + 1))
+    assert {len(row) for row in rows} == {len(header)}
+    counted = [int(row[header.index("time/generations" if name in GENERATIONAL else "time/episodes")]) for row in rows]
+    assert counted == (list(range(1, model.n_generations + 1)) if name in GENERATIONAL else list(range(4, 26, 4)))
 
 
 @pytest.mark.parametrize("name", NAMES)

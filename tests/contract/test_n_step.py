@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
-from tests.contract.settings import HYBRIDS, make
+from tests.contract.settings import having, make
 from tests.envs import toy_vec_env
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", having("n_steps"))
 def test_buffer_and_targets(name: str, n_envs: int) -> None:
     model = make(name, toy_vec_env(n_envs), n_steps=3, gamma=0.9).learn(100)
     buffer = model.replay_buffer
@@ -28,7 +28,7 @@ def test_buffer_and_targets(name: str, n_envs: int) -> None:
     assert np.allclose(batch.rewards.numpy()[: size - 2, 0], returns, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", having("n_steps"))
 def test_memory_saving_n_step_is_refused(name: str) -> None:
     with pytest.raises(NotImplementedError):
         kwargs = {"handle_timeout_termination": False}

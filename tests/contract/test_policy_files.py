@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from tests.contract.helpers import differences, tensors
-from tests.contract.settings import NAMES, make, variants
+from tests.contract.settings import GENERATIONAL, NAMES, make, variants
 
 OBSERVATIONS = np.random.default_rng(1).uniform(-1, 1, (6, 3)).astype(np.float32)
 
@@ -50,7 +50,7 @@ def test_predict_acts_with_deployed(name: str) -> None:
     assert np.array_equal(model.predict(OBSERVATIONS, deterministic=True)[0], np.zeros((6, 2), dtype=np.float32))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_agents_at_hand_are_policies_of_their_own(name: str) -> None:
     model = make(name).learn(60)
     before = tensors(model)

@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import NAMES, fast, make
+from tests.contract.settings import GENERATIONAL, NAMES, fast, make, n_stored
 from tests.envs import toy_vec_env
 
 
@@ -44,10 +44,13 @@ def test_every_form_of_construction(name: str) -> None:
     assert all(model.policy_class is models[0].policy_class for model in models)
 
 
-@pytest.mark.parametrize("net_arch", [[], [8]], ids=["linear", "hidden"])
 @pytest.mark.parametrize("action_shape", [(1,), (2, 2)], ids=["1d", "2d"])
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "net_arch"),
+    [(name, arch) for name in NAMES for arch in ([[], [8]] if name in GENERATIONAL else [[8], [8, 4]])],
+    ids=lambda value: "x".join(map(str, value)) or "linear" if isinstance(value, list) else None,
+)
 def test_shapes(name: str, n_envs: int, action_shape: tuple[int, ...], net_arch: list[int]) -> None:
     env = toy_vec_env(n_envs, action_shape=action_shape)
     model = make(name, env, policy_kwargs={"net_arch": net_arch}).learn(64)
@@ -56,6 +59,7 @@ def test_shapes(name: str, n_envs: int, action_shape: tuple[int, ...], net_arch:
     action, _ = model.predict(np.ones(3, dtype=np.float32))
     assert action.shape == action_shape and model.action_space.contains(action)
     stored = model.replay_buffer.actions[: model.replay_buffer.size()]
+    assert n_stored(model) == model.num_timesteps
     assert np.abs(stored).max() <= 1.0 and len(np.unique(stored)) > 30
 
 

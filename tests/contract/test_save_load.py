@@ -16,7 +16,7 @@ import torch as th
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import differences, snapshot, tensors, transitions
-from tests.contract.settings import NAMES, make, variants
+from tests.contract.settings import NAMES, having, make, variants
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
@@ -27,7 +27,7 @@ import numpy as np
 from {module} import {cls}
 model = {cls}.load(sys.argv[1], device="cpu")
 actions, _ = model.predict(np.array(json.loads(sys.argv[2]), dtype=np.float32), deterministic=True)
-print(json.dumps([actions.tolist(), model.num_timesteps, model.n_generations]))
+print(json.dumps([actions.tolist(), model.num_timesteps, model._episode_num]))
 """
 
 
@@ -53,9 +53,9 @@ def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, str(tmp_path / "model.zip"), json.dumps(OBSERVATIONS.tolist())]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    actions, num_timesteps, n_generations = json.loads(result.stdout)
+    actions, num_timesteps, n_episodes = json.loads(result.stdout)
     assert np.array_equal(np.array(actions, dtype=np.float32), model.predict(OBSERVATIONS, deterministic=True)[0])
-    assert (num_timesteps, n_generations) == (120, model.n_generations)
+    assert (num_timesteps, n_episodes) == (120, model._episode_num)
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "file"])
@@ -104,10 +104,15 @@ def test_replay_buffer_has_its_own_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_load_overrides_arguments_and_refuses_another_pop_size(name: str, tmp_path: Path) -> None:
+def test_load_overrides_arguments(name: str, tmp_path: Path) -> None:
     make(name).learn(40).save(tmp_path / "model")
     loaded = ALGOS[name].load(tmp_path / "model", learning_rate=2.0, verbose=0, custom_objects={"gamma": 0.5})
     assert (loaded.learning_rate, loaded.gamma) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize("name", having("pop_size"))
+def test_load_refuses_another_pop_size(name: str, tmp_path: Path) -> None:
+    make(name).learn(40).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"pop_size.*3 .*5 "):
         ALGOS[name].load(tmp_path / "model", pop_size=5)
 

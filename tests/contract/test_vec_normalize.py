@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from tests.contract.helpers import Tables
-from tests.contract.settings import NAMES, make, whole
+from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, make, whole
 from tests.envs import toy_vec_env
 
 
@@ -36,8 +36,23 @@ def test_buffer_holds_what_the_environment_said(name: str) -> None:
     assert not np.isin(batch.rewards.numpy().ravel(), buffer.rewards[:100].ravel()).all(), "normalised when sampled"
 
 
+@pytest.mark.parametrize("name", STEPWISE)
+def test_score_is_the_raw_return(name: str) -> None:
+    env = VecNormalize(toy_vec_env(), norm_obs=False, clip_reward=0.01)
+    model = make(name, env)
+    tables, returns = Tables(model), []
+
+    def keep(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
+        return True
+
+    model.learn(40, keep, log_interval=1)
+    assert tables.column("rollout/learner_ep_rew_mean") == pytest.approx(returns[2:], abs=1e-4)
+    assert max(abs(r) for r in returns) > 0.08, "more than eight clipped rewards could give"
+
+
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_fitness_is_the_raw_return(name: str, n_envs: int) -> None:
     env = VecNormalize(toy_vec_env(n_envs), clip_reward=0.01)
     model = make(name, env, learning_starts=0, **whole(name))

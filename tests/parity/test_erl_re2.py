@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sb3_erl.common.networks import StackedLinear, StdNorm
 from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.common.shared_policies import ERLRe2Policy, SharedActor, TowerCritic
-from sb3_erl.evaluation.acting import NumpyActor, plain_modules, stacks_of
+from sb3_erl.evaluation.acting import numpy_population, tensors_of
 from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.fitness.surrogate import h_step_value
@@ -146,7 +146,7 @@ def check_flat_source(case: Case) -> None:
     weight = torch.arange(rows)[:, None] * 1000.0 + torch.arange(columns)
     bias = torch.arange(rows) * 1000.0 + columns
     source = case.array("layout/flat_source")
-    np.testing.assert_array_equal(policy.pevfa.head_rows(weight, bias), source[..., 0] * 1000 + source[..., 1])
+    np.testing.assert_array_equal(policy.pevfa.policy_encoder.rows(weight, bias), source[..., 0] * 1000 + source[..., 1])
 
 
 def check_rollout(case: Case, weights: dict[str, Tensor], heads: Heads) -> None:
@@ -155,10 +155,9 @@ def check_rollout(case: Case, weights: dict[str, Tensor], heads: Heads) -> None:
     load_official(policy, weights)
     learner = SharedTD3Learner(policy, SharedSettings())
     head, obs, rewards = rollout["head"], case.array("rollout/obs"), case.array("rollout/rewards")
-    modules = plain_modules(policy.actor)
-    assert modules is not None
     head_stack = (heads.weight.numpy(), heads.bias.numpy())
-    act = NumpyActor(modules, [*stacks_of(list(policy.actor.trunk)), head_stack])
+    act = numpy_population(policy.actor, lambda layer: head_stack if layer is policy.actor.head else tensors_of(layer))
+    assert act is not None
     case.close(act(obs[: len(rewards)], [head] * len(rewards)), case.array("rollout/expect_actions"))
     job = Job(0, horizon=rollout["horizon"])
     episode = Episode(job, rewards, obs[len(rewards)], terminated=False, cut=True)

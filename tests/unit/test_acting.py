@@ -11,41 +11,47 @@ from torch import nn
 
 from sb3_erl.common.parameters import read_parameters
 from sb3_erl.common.policies import ERLPolicy
+from sb3_erl.common.sale_policies import SALEPolicy
 from sb3_erl.common.shared_policies import ERLRe2Policy
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, NumpyActor, plain_modules, stacks_from_vectors
+from sb3_erl.evaluation.acting import (
+    ModuleActor,
+    NetworkPool,
+    NumpyActor,
+    candidates_stack,
+    numpy_population,
+    tensors_of,
+)
 from sb3_erl.evaluation.base import PopulationActor
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
 ACTIONS = spaces.Box(-2, 2, (3,), dtype=np.float32)
 
 
-@pytest.mark.parametrize("policy_class", [ERLPolicy, ERLRe2Policy, TD3Policy, SACPolicy])
+@pytest.mark.parametrize("policy_class", [ERLPolicy, ERLRe2Policy, SALEPolicy, TD3Policy, SACPolicy])
 @pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid])
 def test_numpy_actor_agrees_with_torch(policy_class: type, activation_fn: type[nn.Module]) -> None:
     torch.manual_seed(0)
     policy = policy_class(OBSERVATIONS, ACTIONS, lambda _: 1e-3, net_arch=[16, 16], activation_fn=activation_fn)
     networks = [policy.make_actor() for _ in range(4)]
     vectors = torch.stack([read_parameters(network) for network in networks])
-    modules = plain_modules(policy.actor)
-    assert modules is not None
-    fast = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
-    slow = ModuleActor(NetworkPool(policy.make_actor).filled(vectors))
+    fast = numpy_population(policy.actor, candidates_stack(policy.actor, vectors.numpy()))
+    assert fast is not None
+    slow = ModuleActor(NetworkPool(policy.make_actor).filled(vectors, policy.actor))
     observations = np.random.default_rng(0).normal(size=(6, 5))
     candidates = [3, 0, 0, 1, 2, 3]
     np.testing.assert_allclose(fast(observations, candidates), slow(observations, candidates), atol=2e-6)
 
 
-@pytest.mark.parametrize("actor_class", [NumpyActor, ModuleActor])
-def test_a_row_does_not_depend_on_the_others(actor_class: type) -> None:
+@pytest.mark.parametrize("kind", ["numpy", "modules"])
+@pytest.mark.parametrize("policy_class", [ERLPolicy, SALEPolicy])
+def test_a_row_does_not_depend_on_the_others(policy_class: type, kind: str) -> None:
     torch.manual_seed(1)
-    policy = ERLPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3)
+    policy = policy_class(OBSERVATIONS, ACTIONS, lambda _: 1e-3)
     vectors = torch.stack([read_parameters(policy.make_actor()) for _ in range(7)])
-    modules = plain_modules(policy.actor)
-    assert modules is not None
-    if actor_class is NumpyActor:
-        actor: PopulationActor = NumpyActor(modules, stacks_from_vectors(policy.actor, modules, vectors.numpy()))
-    else:
-        actor = ModuleActor(NetworkPool(policy.make_actor).filled(vectors))
+    actor: PopulationActor | None = ModuleActor(NetworkPool(policy.make_actor).filled(vectors, policy.actor))
+    if kind == "numpy":
+        actor = numpy_population(policy.actor, candidates_stack(policy.actor, vectors.numpy()))
+    assert actor is not None
     observations = np.random.default_rng(0).normal(size=(7, 5))
     together = actor(observations, range(7))
     for row in range(7):
@@ -56,7 +62,7 @@ def test_a_row_does_not_depend_on_the_others(actor_class: type) -> None:
 
 def test_unknown_layers_fall_back_to_modules() -> None:
     policy = ERLPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, activation_fn=nn.Softplus)
-    assert plain_modules(policy.actor) is None
+    assert numpy_population(policy.actor, tensors_of) is None
     with pytest.raises(ValueError, match="modules must be linear layers"):
         NumpyActor([nn.Softplus()], [])
 
@@ -64,4 +70,4 @@ def test_unknown_layers_fall_back_to_modules() -> None:
         pass
 
     images = spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)
-    assert plain_modules(ERLPolicy(images, ACTIONS, lambda _: 1e-3, net_arch=[8]).actor) is None
+    assert numpy_population(ERLPolicy(images, ACTIONS, lambda _: 1e-3, net_arch=[8]).actor, tensors_of) is None

@@ -12,7 +12,7 @@ import pytest
 
 from sb3_erl import ALGOS
 from sb3_erl.zoo import module_ready
-from sb3_erl.zoo.samplers import SPACES, convert, sampler, space
+from sb3_erl.zoo.samplers import SPACES, _argument, convert, sampler, space
 
 ADDITIONAL = {"using_her_replay_buffer": False, "her_kwargs": {}}
 
@@ -49,6 +49,18 @@ def test_report_shows_true_values(algo: str) -> None:
         for name, value in trial.user_attrs.items():
             assert arguments[name] == value
         assert {"gamma", "batch_size"} & set(arguments) <= set(trial.user_attrs)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_table_has_an_entry(algo: str) -> None:
+    assert {_argument(knob.name) for knob in SPACES[algo]} >= {"gamma", "learning_rate", "batch_size"}
+
+
+@pytest.mark.parametrize("algo", ["td7", "pop_td7"])
+def test_td7_is_not_tuned_by_what_it_does_not_have(algo: str) -> None:
+    names = {_argument(knob.name) for knob in SPACES[algo]}
+    assert "tau" not in names and {"exploration_noise", "target_update_interval", "late_assessment_episodes"} <= names
+    assert ({"pop_size", "explore_fraction"} <= names) == (algo == "pop_td7")
 
 
 @pytest.mark.parametrize("algo", ALGOS)

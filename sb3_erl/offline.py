@@ -1,0 +1,76 @@
+"""Learning from recorded data: fills a model's replay buffer from a Minari dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+
+def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
+    """
+    Add every transition of a dataset to a model's replay buffer.
+
+    Works with every off-policy class of SB3 and of this package; :class:`~sb3_erl.TD7` with ``offline=True`` then learns
+    from the buffer alone. Time limits are stored as truncations. Needs the extra ``offline`` (``pip install
+    'sb3-erl[offline]'``) where ``dataset`` is an id.
+
+    :param model: a model with a replay buffer of one environment
+    :param dataset: a ``minari.MinariDataset``, the id of one that is on this machine, or an iterable of its episodes
+        (``observations (T + 1, ...)``, ``actions (T, ...)`` in the environment's units, ``rewards``, ``terminations`` and
+        ``truncations (T,)``)
+    :return: number of transitions added
+    :raises ValueError: if the spaces do not match, the buffer has several environments, or it is too small for the data
+    :raises ImportError: if ``dataset`` is an id and Minari is not installed
+    """
+    buffer = model.replay_buffer
+    if buffer is None or buffer.n_envs != 1:
+        raise ValueError(
+            "model must have the replay buffer of a single environment to be filled from a dataset; got "
+            f"{'none' if buffer is None else f'one for n_envs={buffer.n_envs}'}. Create the model with one environment"
+        )
+    episodes = _episodes(dataset)
+    total = getattr(dataset, "total_steps", None)
+    if total is not None and int(total) > buffer.buffer_size:
+        raise ValueError(f"buffer_size must be at least the {int(total)} steps of the dataset; got {buffer.buffer_size}")
+    n_added = 0
+    for episode in episodes:
+        observations, actions = np.asarray(episode.observations), np.asarray(episode.actions)
+        _check_shapes(model, observations, actions)
+        scaled = model.policy.scale_action(actions)
+        for t in range(len(actions)):
+            over, cut = bool(episode.terminations[t]), bool(episode.truncations[t])
+            if n_added == buffer.buffer_size:
+                raise ValueError(f"buffer_size must be at least the number of steps in the dataset; got {buffer.buffer_size}")
+            buffer.add(
+                observations[t][None],
+                observations[t + 1][None],
+                scaled[t][None],
+                np.array([episode.rewards[t]]),
+                np.array([over or cut]),
+                [{"TimeLimit.truncated": cut and not over}],
+            )
+            n_added += 1
+    return n_added
+
+
+def _episodes(dataset: Any) -> Iterable[Any]:
+    if isinstance(dataset, str):
+        try:
+            import minari
+        except ImportError as error:
+            raise ImportError("dataset ids need Minari: pip install 'sb3-erl[offline]'") from error
+        dataset = minari.load_dataset(dataset)
+    return dataset.iterate_episodes() if hasattr(dataset, "iterate_episodes") else dataset
+
+
+def _check_shapes(model: OffPolicyAlgorithm, observations: np.ndarray, actions: np.ndarray) -> None:
+    wanted = (model.observation_space.shape, model.action_space.shape)
+    found = (observations.shape[1:], actions.shape[1:])
+    if wanted != found:
+        raise ValueError(
+            f"dataset must have observations of shape {wanted[0]} and actions of shape {wanted[1]}, as the model's "
+            f"environment has; got {found[0]} and {found[1]}"
+        )
