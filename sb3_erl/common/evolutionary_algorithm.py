@@ -23,7 +23,7 @@ from sb3_erl.common.policies import ERLActor
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
-from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.fitness.returns import episode_return
 
 
@@ -191,7 +191,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
 
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
         deployed = self.policy.deployed
-        plain = numpy_population(deployed, candidates_stack(deployed, candidates.cpu().numpy()))
+        plain = numpy_population(deployed, candidates_stack(deployed, to_numpy(candidates)))
         return ModuleActor(self._pool.filled(candidates)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:

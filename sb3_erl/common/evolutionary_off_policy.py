@@ -226,9 +226,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
         """Let the evolver make the next population."""
 
-    @abstractmethod
     def _exchange(self, fitness: np.ndarray | None) -> None:
-        """Move parameters between learner and population."""
+        """Move parameters between learner and population, after learning; nothing by default."""
 
     @abstractmethod
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:

@@ -87,6 +87,17 @@ class StdNorm(nn.Module):
         return _StdNormFunction.apply(x, scale, shift)[0]
 
 
+class PlainNorm(StdNorm):
+    """``torch.nn.LayerNorm``, also for towers: variance with the divisor ``n``, the epsilon 1e-5 inside the root."""
+
+    epsilon = 1e-5
+
+    def forward(self, x: Tensor, n_towers: int | None = None) -> Tensor:
+        """See :meth:`StdNorm.forward`."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
+        return torch.addcmul(first_towers(self.shift, n_towers), normed, first_towers(self.scale, n_towers))
+
+
 def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:
     """The first towers of a stacked tensor; the tensor itself for all (a slice costs a zero-filled gradient)."""
     return stack if n_towers is None or n_towers == stack.shape[0] else stack[:n_towers]
@@ -137,7 +148,7 @@ class Towers(nn.Module):
     :param in_features: size of the input without the context
     :param net_arch: widths of the hidden layers
     :param n_context: further inputs that a whole batch has in common
-    :param layer_norm: put a :class:`StdNorm` before each activation
+    :param norm_class: put one before each activation, ``None`` for none
     :param output_scale: factor on the initial weights and biases of the last layer
     """
 
@@ -147,7 +158,7 @@ class Towers(nn.Module):
         in_features: int,
         net_arch: Sequence[int],
         n_context: int = 0,
-        layer_norm: bool = True,
+        norm_class: type[StdNorm] | None = StdNorm,
         output_scale: float = 1.0,
     ):
         super().__init__()
@@ -156,7 +167,7 @@ class Towers(nn.Module):
         sizes = zip(widths[:-1], widths[1:], contexts, strict=True)
         layers = [StackedLinear(n_towers, a, b, n_context=c) for a, b, c in sizes]
         self.hidden = nn.ModuleList(layers[:-1])
-        self.norms = nn.ModuleList(StdNorm(width, n_towers) for width in net_arch) if layer_norm else None
+        self.norms = None if norm_class is None else nn.ModuleList(norm_class(width, n_towers) for width in net_arch)
         self.out = layers[-1]
         scale_parameters(self.out, output_scale)
 
@@ -175,19 +186,24 @@ class Towers(nn.Module):
         return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
 
 
-def mlp(in_features: int, net_arch: Sequence[int], activation_fn: type[nn.Module], layer_norm: bool) -> nn.Sequential:
+def mlp(
+    in_features: int,
+    net_arch: Sequence[int],
+    activation_fn: type[nn.Module],
+    norm_class: type[StdNorm] | None = StdNorm,
+) -> nn.Sequential:
     """
     :param in_features: size of the input
     :param net_arch: widths of the layers; empty for the identity
     :param activation_fn: activation after each layer
-    :param layer_norm: put a :class:`StdNorm` before each activation
+    :param norm_class: put one before each activation, ``None`` for none
     :return: ``[linear, norm, activation] * len(net_arch)``
     """
     layers: list[nn.Module] = []
     for width in net_arch:
         layers.append(nn.Linear(in_features, width))
-        if layer_norm:
-            layers.append(StdNorm(width))
+        if norm_class is not None:
+            layers.append(norm_class(width))
         layers.append(activation_fn())
         in_features = width
     return nn.Sequential(*layers)

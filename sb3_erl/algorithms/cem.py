@@ -1,0 +1,81 @@
+"""CEM as a policy search of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_erl.common.checks import check_choice
+from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
+from sb3_erl.common.parameters import ParameterLayout, read_parameters
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.cem import CEM as CEMEvolver
+
+
+class CEM(EvolutionaryAlgorithm):
+    """
+    The cross-entropy method on policy parameters: CEM-RL without its gradients.
+
+    Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
+    :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
+    no gradients. The default network has the sizes of CEM-RL's actor.
+
+    :param learning_rate: not used, the distribution is refitted in closed form
+    :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
+    :param sigma_init: initial variance of every parameter
+    :param antithetic: mirrored sampling, ``None`` for yes if ``pop_size`` is even
+    :param elitism: the last candidate is the best of the last generation
+    :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
+    :param deploy: who acts in ``predict``: the ``"mean"`` of the distribution or the ``"champion"`` of the last generation
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 0.0,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        n_parents: int | None = None,
+        sigma_init: float = 1e-3,
+        antithetic: bool | None = None,
+        elitism: bool = False,
+        evolver_kwargs: dict[str, Any] | None = None,
+        deploy: Literal["mean", "champion"] = "mean",
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        check_choice("deploy", deploy, ("mean", "champion"))
+        self.n_parents, self.sigma_init, self.antithetic, self.elitism = n_parents, sigma_init, antithetic, elitism
+        self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            pop_size,
+            n_eval_episodes,
+            policy_kwargs,
+            stats_window_size,
+            tensorboard_log,
+            verbose,
+            seed,
+            device,
+            _init_setup_model,
+        )
+
+    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
+        own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
+        return CEMEvolver(read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})})
+
+    def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
+        evolver: Any = self.evolver
+        return evolver.elite if self.deploy == "champion" else evolver.mean
