@@ -215,6 +215,8 @@ class ERLRe2(GeneticHybrid):
         check_choice("pevfa_layout", self.pevfa_layout, PolicyEncoder.layouts)
         for name in ("mutation_fraction", "super_mutation_prob", "reset_prob", "mc_fitness_prob"):
             check_range(name, getattr(self, name), 0, 1)
+        for name in ("target_policy_noise", "target_noise_clip"):
+            check_range(name, self._or_learners(name), 0)
         check_range("policy_delay", self._or_learners("policy_delay"), 1, integer=True)
         check_range("fitness_horizon", self.fitness_horizon, 1, integer=True)
         check_range("policy_embedding_dim", self.policy_embedding_dim, 1, integer=True)
@@ -224,7 +226,7 @@ class ERLRe2(GeneticHybrid):
 
     def _or_learners(self, name: str) -> Any:
         value = getattr(self, name)
-        return LEARNERS[self.learner][name] if value is None else value
+        return LEARNERS[self.learner].get(name) if value is None else value
 
     @property
     def _default_batch_size(self) -> int:

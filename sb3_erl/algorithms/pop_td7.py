@@ -339,13 +339,13 @@ class PopTD7(TD7):
 
     # ---------------------------------------------------------------- accounts
 
-    def _count_policy_steps(self, n_steps: int) -> None:
+    def _steps_taken(self, n_steps: int) -> None:
         self.n_policy_steps += n_steps
         if self._noise_free:
             self.owed_by_winner += n_steps
         else:
             self.own_steps[self.turn] += n_steps
-        super()._count_policy_steps(n_steps)
+        super()._steps_taken(n_steps)
 
     def _judge_return(self, total_reward: float) -> None:
         super()._judge_return(total_reward)

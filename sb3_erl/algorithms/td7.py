@@ -10,7 +10,6 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
@@ -19,19 +18,16 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_erl.common.checks import check_choice, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
-from sb3_erl.common.saving import SafeBufferMixin
-from sb3_erl.common.seeding import Stream
-from sb3_erl.common.training import LearnerHostMixin
+from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
 from sb3_erl.evaluation.base import Explorer
-from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
-from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.evaluation.exploration import NoiseExploration
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
 
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
 
 
-class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
+class TD7(StepwiseOffPolicyAlgorithm):
     """
     TD7: TD3 with state-action learned embeddings (SALE), policy checkpoints, LAP replay and, offline, behaviour cloning.
 
@@ -137,7 +133,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, "MlpPolicy", list(self.policy_aliases))
-        self._init_addresses()
+        self._init_stepwise()
         self.policy_delay = policy_delay
         self.target_update_interval = target_update_interval
         self.target_policy_noise = target_policy_noise
@@ -156,11 +152,6 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
         self.encoder_lr, self.critic_lr, self.actor_lr = encoder_lr, critic_lr, actor_lr
         self.deploy = deploy
         self.assessment_state: dict[str, Any] = {}
-        self.n_begun = 0
-        """Episodes begun over the life of the model, each of them an address of random numbers."""
-        self.n_stored = 0
-        """Environment steps stored over the life of the model; ``reset_num_timesteps`` does not reset it."""
-        self._resetter: SlotResetter | None = None
         with spaces_checked(self):
             super().__init__(
                 policy,
@@ -258,12 +249,6 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             self.checkpoint_reset_rule,
         )
 
-    def _forget_episodes(self) -> None:
-        self._ended = list(range(self.n_envs))
-        self._explorers: list[Explorer | None] = [None] * self.n_envs
-        self._uses_policy = np.zeros(self.n_envs, dtype=bool)
-        self._returns = np.zeros(self.n_envs)
-
     # ---------------------------------------------------------------- the loop
 
     def learn(
@@ -301,10 +286,9 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
         assert self.env is not None and self.replay_buffer is not None
-        self._resetter = SlotResetter(self.env)
         for index in range(self.n_envs):
             self.assessment.abandon(index)
-        self._cut_episodes()
+        self._begin_rollouts()
         goes_on = self._resume(callback)
         while goes_on and self.num_timesteps < total_timesteps:
             rollout = self.collect_rollouts(
@@ -328,16 +312,6 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
     def _resume(self, callback: BaseCallback) -> bool:
         """Complete what the previous ``learn`` left undone between two assessments; returns whether training goes on."""
         return True
-
-    def _cut_episodes(self) -> None:
-        """Begin new episodes everywhere; the transition that was stored last was the end of its episode."""
-        buffer = self.replay_buffer
-        assert buffer is not None
-        if buffer.size() > 0 and buffer.handle_timeout_termination:
-            last = buffer.pos - 1
-            running = buffer.dones[last] == 0
-            buffer.dones[last, running] = buffer.timeouts[last, running] = 1
-        self._forget_episodes()
 
     @property
     def _deployed_is_learner(self) -> bool:
@@ -398,26 +372,7 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
                 self.dump_logs()
         callback.on_rollout_end()
 
-    # ---------------------------------------------------------------- rollouts
-
-    def _begin_episode(self, index: int) -> None:
-        """Reset an environment with a seed of its own; from here on it is random or it uses the policy."""
-        assert self._resetter is not None
-        self.n_begun += 1
-        observation, original = self._resetter(index, self.address.seed(Stream.ENVIRONMENT, self.n_begun))
-        self._last_obs = np.array(self._last_obs)
-        self._last_obs[index] = observation
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = np.array(self._last_original_obs)
-            self._last_original_obs[index] = original
-        self._uses_policy[index] = self.n_stored > self.learning_starts
-        self._returns[index] = 0.0
-        explorer = self._exploration() if self._uses_policy[index] else UniformExploration()
-        self._explorers[index] = explorer
-        if explorer is not None:
-            explorer.begin(self.address.sequence(Stream.EXPLORATION, self.n_begun))
-        if self._uses_policy[index]:
-            self.assessment.begin(index)
+    # ---------------------------------------------------------------- what the assessment hears
 
     def _exploration(self) -> Explorer | None:
         n_actions = get_action_dim(self.action_space)
@@ -426,53 +381,21 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
             noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, self.exploration_noise))
         return NoiseExploration(noise)
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        for index in self._ended:
-            self._begin_episode(index)
-        self._ended = []
-        observations = np.asarray(self._last_obs)
-        scaled = np.zeros((n_envs, get_action_dim(self.action_space)), dtype=np.float32)
-        if self._uses_policy.any():
-            with th.no_grad():
-                scaled = self.actor(self.policy.obs_to_tensor(observations)[0]).cpu().numpy()
-        for index, explorer in enumerate(self._explorers):
-            if explorer is not None:
-                scaled[index] = explorer(observations[index], scaled[index])
-        scaled = scaled.reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
-        return self.policy.unscale_action(scaled), scaled
+    def _episode_begins(self, index: int) -> None:
+        self.assessment.begin(index)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: Any,
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        normalizer = self._vec_normalize_env
-        self._returns += reward if normalizer is None else normalizer.get_original_reward()
-        self.n_stored += self.n_envs
-        self._count_policy_steps(int(self._uses_policy.sum()))
-        self._ended = [int(index) for index in np.flatnonzero(dones)]
-        for index in self._ended:
-            if self.assessment.finish(index, self._returns[index]):
-                self._judge_return(self._returns[index])
-
-    def _count_policy_steps(self, n_steps: int) -> None:
+    def _steps_taken(self, n_steps: int) -> None:
         self.assessment.step(n_steps)
+
+    def _episode_ends(self, index: int, total_reward: float) -> None:
+        if self.assessment.finish(index, total_reward):
+            self._judge_return(total_reward)
 
     def _judge_return(self, total_reward: float) -> None:
         """A judged episode ended with this undiscounted return."""
         self.logger.record("rollout/learner_ep_rew_mean", total_reward)
 
     # ---------------------------------------------------------------- learning
-
-    def _learning_sequence(self) -> np.random.SeedSequence:
-        return self.address.sequence(Stream.LEARNING, self._n_updates)
 
     def _sample(self, batch_size: int) -> Any:
         buffer = self.replay_buffer
@@ -495,8 +418,8 @@ class TD7(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["encoder", "actor", "critic", "learner_rule", "assessment", "_resetter", "_explorers", "_ended"]
-        return [*super()._excluded_save_params(), *own, "_uses_policy", "_returns"]
+        own = ["encoder", "actor", "critic", "learner_rule", "assessment"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self.learner_rule.optimizers], []

@@ -211,7 +211,7 @@ class TD7Policy(BasePolicy):
     critic read; ``actor_target.encoder`` and ``target_action_encoder`` are the copy the targets read. ``deployed`` is the
     checkpoint: an actor with the encoder it was scored with.
 
-    :param net_arch: hidden widths: a list for all, or ``dict(pi=..., qf=..., encoder=...)``; default
+    :param net_arch: hidden widths: a list for all, or ``dict(pi=..., qf=...)`` with ``encoder=...`` if wanted; default
         ``dict(pi=[256, 256, 256], qf=[256, 256, 256], encoder=[256, 256])``. The first layers of actor and critic are
         those before the embeddings come in
     :param zs_dim: length of the embeddings
@@ -258,9 +258,10 @@ class TD7Policy(BasePolicy):
         if net_arch is None:
             net_arch = {"pi": [256] * 3, "qf": [256] * 3, "encoder": [256] * 2}
         archs = net_arch if isinstance(net_arch, dict) else dict.fromkeys(("pi", "qf", "encoder"), net_arch)
+        archs = {"encoder": [256] * 2, **archs}
         if set(archs) != {"pi", "qf", "encoder"} or not archs["pi"] or not archs["qf"]:
             raise ValueError(
-                "net_arch must be a list of widths or a dict with the keys 'pi', 'qf' and 'encoder', with at least one "
+                "net_arch must be a list of widths or a dict with the keys 'pi' and 'qf' (and 'encoder'), with at least one "
                 f"layer in 'pi' and 'qf'; got {net_arch}"
             )
         self.zs_dim, self.n_critics = zs_dim, n_critics

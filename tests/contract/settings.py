@@ -51,7 +51,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
 WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
 """Fitness from whole episodes only, for classes that can also do with less."""
 
-LEARNERS: dict[str, list[Any]] = {"erl": ["ddpg", "td3", "sac"], "erl_re2": ["td3", "ddpg"]}
+LEARNERS: dict[str, list[Any]] = {"erl": ["ddpg", "td3", "td7", "sac"], "erl_re2": ["td3", "ddpg", "td7"]}
 """Learners that are tried where it matters who learns; the others only with their default."""
 
 

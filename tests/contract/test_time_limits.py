@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.contract.helpers import Witness
-from tests.contract.settings import GENERATIONAL, HYBRIDS, all_transitions, having, make, whole
+from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, all_transitions, having, make, whole
 from tests.envs import toy_vec_env
 
 
@@ -44,7 +44,7 @@ def test_an_episode_that_the_budget_interrupts_bootstraps(name: str) -> None:
     assert np.flatnonzero(buffer.timeouts).tolist() == [149] and buffer.dones[149] == 1
 
 
-@pytest.mark.parametrize("name", [name for name in HYBRIDS if name not in GENERATIONAL])
+@pytest.mark.parametrize("name", STEPWISE)
 def test_an_episode_that_learn_interrupts_bootstraps(name: str) -> None:
     """SB3's own loop stores it as it is; the next ``learn``, which begins a new one, closes it."""
     model = make(name, toy_vec_env(2, ending="termination")).learn(60)

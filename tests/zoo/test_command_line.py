@@ -99,7 +99,7 @@ def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: 
 def test_parameters_reach_the_class(algo: str, command: Command, tmp_path: Path) -> None:
     command(*train(algo, steps=200), "learning_rate:'lin_0.001'", cwd=tmp_path)
     config = (tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
-    assert "lin_0.001" in config and "- 3" in config
+    assert "lin_0.001" in config and f"- buffer_size\n    - {SMALL['buffer_size']}" in config
 
 
 def test_wrong_parameter_names_the_argument(algo: str, command: Command, tmp_path: Path) -> None:

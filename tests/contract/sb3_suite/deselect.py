@@ -60,7 +60,6 @@ SALE: dict[str, str] = {
     "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": IMAGES,
     "test_train_eval_mode.py::test_td3_train_with_batch_norm": IMAGES,
     "test_custom_policy.py::test_custom_offpolicy[{cls}-net_arch0]": "needs a first layer: the embeddings come in behind it",
-    "test_custom_policy.py::test_custom_offpolicy[{cls}-net_arch3]": "a dict of widths needs the key 'encoder' too",
     "test_identity.py::test_continuous": (
         "400 steps with the default learning_starts, 25000 here, are random: test_identity_learning.py less of them"
     ),
