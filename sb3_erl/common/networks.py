@@ -50,8 +50,7 @@ class _StdNormFunction(torch.autograd.Function):
             # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
             along = (product @ column) * ((std + NORM_EPSILON) / (std * (width - 1)))
             mean = (grad @ column) / width
-            grad_x = torch.mul(grad, scale, out=product)  # the largest tensors here: no new memory
-            grad_x.sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
+            grad_x = torch.addcmul(grad * scale - mean, normed, along, value=-1.0) / (std + NORM_EPSILON)
         return grad_x, grad_scale, grad_shift
 
 
