@@ -145,6 +145,7 @@ def plan_epoch(
     crossover_prob: float = 0.0,
     mutation_prob: float = 0.9,
     repeat: Literal["random"] | int = "random",
+    cross_each: bool = False,
 ) -> Epoch:
     """
     One epoch of the ERL family's genetic algorithm (``SSNE.epoch`` of the authors' code), draw by draw.
@@ -160,6 +161,7 @@ def plan_epoch(
     :param crossover_prob: probability of crossing two selected parents in place
     :param mutation_prob: probability of mutating an unprotected slot
     :param repeat: who is repeated if the number of parents is odd: a random one, or this index (the last winner)
+    :param cross_each: decide about each selected parent, with a random mate (PDERL), not about consecutive pairs
     :return: the plan
     """
     n = len(ranking)
@@ -184,8 +186,8 @@ def plan_epoch(
         plan.copy(draws.choice(protected), first)
         plan.copy(draws.choice(winners), second)
         plan.cross(first, second)
-    for first, second in zip(winners[::2], winners[1::2], strict=False):
+    for index, first in enumerate(winners if cross_each else winners[: len(winners) // 2 * 2 : 2]):
         if draws.uniform() < crossover_prob:
-            plan.cross(first, second)
+            plan.cross(first, draws.choice(winners) if cross_each else winners[2 * index + 1])
     mutants = [i for i in range(n) if i not in protected and draws.uniform() < mutation_prob]
     return Epoch(plan.crossings, plan.copies, mutants, protected, sorted(set(offspring)), migrants)

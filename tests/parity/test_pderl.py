@@ -12,11 +12,14 @@ from torch import Tensor
 from sb3_erl.common.genetic_memory import GeneticMemories
 from sb3_erl.common.parameters import ParameterLayout, read_parameters
 from sb3_erl.common.policies import ERLPolicy
+from sb3_erl.evolution.ga import count_elites
 from sb3_erl.operators.distillation import DistillationCrossover
+from sb3_erl.operators.distilled_epoch import plan_distilled_epoch
 from sb3_erl.operators.matching import behaviour_distance, pairs_by_distance, pairs_by_fitness
 from sb3_erl.operators.proximal import ProximalMutation, sensitivity
+from sb3_erl.operators.selection import rank_best_first, tournament_winners
 from tests.parity.cases import Case, dispatch
-from tests.parity.test_erl import actor_names, check_ddpg_update, critic_names
+from tests.parity.test_erl import actor_names, check_ddpg_update, check_epoch, critic_names, recorded
 
 SYSTEM = "pderl"
 
@@ -180,7 +183,38 @@ def symmetric(case: Case, n: int, policy: ERLPolicy) -> np.ndarray:
     return one_way + one_way.T
 
 
+# ------------------------------------------------------------------ epochs
+
+
+def check_any_epoch(case: Case) -> None:
+    if not case["config"]["distil"]:
+        check_epoch(case)
+        return
+    c, fitness = case["config"], case.array("fitness")
+    ranking = rank_best_first(fitness)
+    n_elites, n_tournaments = count_elites(c["elite_fraction"], c["pop_size"]), len(case.array("tournament_draws"))
+    draws = recorded(case["draws"], n_tournaments)
+    winners = tournament_winners(ranking, n_tournaments, c["tournament_size"], draws)
+    epoch = plan_distilled_epoch(
+        ranking,
+        fitness,
+        list(set(winners)),  # the official order of distinct winners is that of a Python set
+        draws,
+        n_elites=n_elites,
+        crossover_prob=c["crossover_prob"],
+        mutation_prob=c["mutation_prob"],
+        official_pairing=True,
+    )
+    assert draws.is_used_up
+    events = [["copy", *copy] for copy in epoch.copies]
+    events += [["copy", ["distil", first, second], slot] for first, second, slot in epoch.children]
+    events += [["mutate", slot] for slot in epoch.mutants]
+    assert not epoch.crossings and events == case["events"]
+    assert epoch.protected[0] == case["returned_elite_slot"]
+
+
 CHECKS = {
+    "epoch": check_any_epoch,
     "Actor.forward": check_forward,
     "DDPG.update_parameters": check_ddpg_update,
     "SSNE.proximal_mutate": check_mutation,
