@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from sb3_erl.common.networks import plain_norms
 from sb3_erl.common.parameters import ParameterLayout
 
 
@@ -25,7 +26,8 @@ def sensitivity(actor: nn.Module, layout: ParameterLayout, candidates: Tensor, o
         return functional_call(actor, parameters, (batch,)).sum(dim=0)  # (action_dim,)
 
     parts = {name: part.detach() for name, part in layout.split(candidates).items()}  # type: ignore[union-attr]
-    jacobians = vmap(jacrev(summed_actions))(parts, observations)  # name -> (n, action_dim, *shape)
+    with plain_norms():
+        jacobians = vmap(jacrev(summed_actions))(parts, observations)  # name -> (n, action_dim, *shape)
     flat = [jacobians[name].square().sum(dim=1).reshape(len(candidates), -1) for name in layout.names]
     return torch.cat(flat, dim=1).sqrt()
 
