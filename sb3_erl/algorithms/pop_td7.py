@@ -388,6 +388,24 @@ class PopTD7(TD7):
 
     # ---------------------------------------------------------------- saving
 
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """
+        See ``OffPolicyAlgorithm.load_replay_buffer``.
+
+        :param path: file name or open file
+        :param truncate_last_traj: for HER buffers only
+        :raises ValueError: if the file holds another number of priority sets; the model then keeps its buffer
+        """
+        kept = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        wanted, found = (len(getattr(buffer, "trees", ())) for buffer in (kept, self.replay_buffer))
+        if wanted != found:
+            self.replay_buffer = kept
+            raise ValueError(
+                f"path must hold a replay buffer with {wanted} sets of priorities, one per individual; got one with {found}. "
+                "Load a buffer of a PopTD7 with the same pop_size, priorities and keep_losers"
+            )
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "individuals", "learners", "assessments"]
 

@@ -123,7 +123,8 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
     ) -> None:
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         normalizer = self._vec_normalize_env
-        self._returns += reward if normalizer is None else normalizer.get_original_reward()
+        raw = reward if normalizer is None else normalizer.get_original_reward()
+        self._returns += np.asarray(raw, dtype=np.float32)  # DummyVecEnv rounds so, SubprocVecEnv does not
         self.n_stored += self.n_envs
         self._steps_taken(int(self._uses_policy.sum()))
         self._ended = [int(index) for index in np.flatnonzero(dones)]

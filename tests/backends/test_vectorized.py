@@ -25,7 +25,7 @@ from sb3_erl.evaluation.base import EpisodeBatch, Job, Transition
 from sb3_erl.evaluation.exploration import UniformExploration
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from tests.contract.helpers import Tables, Witness, differences, snapshot
-from tests.contract.settings import NAMES, make, variants
+from tests.contract.settings import GENERATIONAL, STEPWISE, make, variants
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 # ---------------------------------------------------------------- the evaluator alone
@@ -285,7 +285,7 @@ def toy(n_envs: int, subprocess: bool = False) -> VecEnv:
     return toy_vec_env(n_envs, subprocess, length=4, vary=5, ending="termination")
 
 
-@pytest.mark.parametrize(("name", "extra"), variants())
+@pytest.mark.parametrize(("name", "extra"), variants(GENERATIONAL))
 def test_same_run_for_any_number_of_envs(name: str, extra: dict[str, Any]) -> None:
     end = last_generation(name, toy(1), 160, **extra)
     expected, fitness = run(name, toy(1), end, **extra)
@@ -295,7 +295,7 @@ def test_same_run_for_any_number_of_envs(name: str, extra: dict[str, Any]) -> No
         assert differences(expected, result) == [] and other == fitness
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_in_processes(name: str) -> None:
     end = last_generation(name, toy(1), 160)
     expected, fitness = run(name, toy(1), end)
@@ -303,11 +303,19 @@ def test_same_run_in_processes(name: str) -> None:
     assert differences(expected, result) == [] and other == fitness
 
 
+@pytest.mark.parametrize("name", STEPWISE)
+def test_step_by_step_in_processes(name: str) -> None:
+    """A learner that goes step by step depends on the number of environments, but not on where they live."""
+    expected, _ = run(name, toy(2), 100)
+    result, _ = run(name, toy(2, subprocess=True), 100)
+    assert expected["_n_updates"] > 0 and differences(expected, result) == []
+
+
 def pendulum(n_envs: int) -> VecEnv:
     return DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1", max_episode_steps=30)) for _ in range(n_envs)])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_on_pendulum(name: str) -> None:
     end = last_generation(name, pendulum(1), 400)
     expected, fitness = run(name, pendulum(1), end)
@@ -324,7 +332,7 @@ def monitored(n_envs: int) -> VecEnv:
 
 
 @pytest.mark.parametrize("wrap", [stacked, monitored], ids=["frames", "monitor"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_behind_wrappers(name: str, wrap: Callable[[int], VecEnv]) -> None:
     end = last_generation(name, wrap(1), 160)
     expected, fitness = run(name, wrap(1), end)
@@ -336,7 +344,7 @@ def pictures(n_envs: int) -> VecEnv:
     return VecTransposeImage(VecFrameStack(toy_vec_env(n_envs, env_class=ImageEnv, length=3, vary=2), 2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_on_stacked_images(name: str) -> None:
     kwargs: dict[str, Any] = {
         "policy": "CnnPolicy",

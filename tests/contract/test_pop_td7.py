@@ -10,10 +10,10 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_erl import PopTD7
+from sb3_erl import TD7, PopTD7
 from sb3_erl.common.parameters import read_parameters
 from tests.contract.helpers import Accountant, Tables, differences, snapshot, transitions
-from tests.contract.settings import make
+from tests.contract.settings import fast, make
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(6).uniform(-1, 1, (4, 3)).astype(np.float32)
@@ -361,3 +361,12 @@ def test_late_phase_is_reached_by_every_way_of_updating() -> None:
         model = pop(updates_before_late_phase=29, **settings).learn(64)
         late = [states["is_late"] for states in model.assessment_states]
         assert late == [n > 29 for n in model.own_updates] and any(late)
+
+
+def test_a_buffer_with_other_priorities_is_refused(tmp_path: Path) -> None:
+    TD7(toy_vec_env(), **fast("td7")).learn(20).save_replay_buffer(tmp_path / "buffer")
+    model = make("pop_td7").learn(20)
+    kept = model.replay_buffer
+    with pytest.raises(ValueError, match="sets of priorities"):
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer is kept

@@ -20,7 +20,7 @@ from sb3_erl.learners.td7 import TD7Learner, TD7Settings
 from tests.parity.cases import Case, dispatch
 
 SYSTEM = "td7"
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -321,7 +321,7 @@ def check_gate(case: Case) -> None:
             learning_starts=c["learning_starts"],
             use_checkpoints=mode == "checkpoints",
             batch_size=4,
-            buffer_size=200,
+            buffer_size=c["n_steps"],
             policy_kwargs={"net_arch": [4, 4], "zs_dim": 4},
             device="cpu",
             seed=0,
