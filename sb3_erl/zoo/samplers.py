@@ -101,6 +101,19 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("sync_period", (1, 10)),
         Float("mutation_prob", 0.5, 1.0),
     ),
+    # Pourchot & Sigaud (2019), and the second public implementation (larger populations, more damping).
+    "cem_rl": (
+        *OFF_POLICY,
+        Choice("pop_size", (8, 10, 16, 32)),
+        Float("sigma_init", 1e-4, 1e-2, log=True),
+        Choice("elitism", (False, True)),
+    ),
+    "cem": (
+        Choice("net_arch", tuple(NET_ARCH)),
+        Choice("pop_size", (8, 10, 16, 32)),
+        Float("sigma_init", 1e-4, 1e-1, log=True),
+        Choice("elitism", (False, True)),
+    ),
     "td7": TD7,
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }
