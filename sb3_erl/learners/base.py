@@ -28,6 +28,7 @@ class LearnerSettings:
     :param target_policy_noise: standard deviation of the target smoothing noise, 0 for none
     :param target_noise_clip: bound of that noise
     :param max_grad_norm: clip gradients at this norm, ``None`` for no clipping
+    :param delay_critic_target: the critic's target moves with the actor (TD3); otherwise after every critic step (CERL)
     """
 
     gamma: float = 0.99
@@ -36,6 +37,7 @@ class LearnerSettings:
     target_policy_noise: float = 0.0
     target_noise_clip: float = 0.5
     max_grad_norm: float | None = None
+    delay_critic_target: bool = True
 
 
 class Learner:

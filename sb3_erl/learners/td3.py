@@ -33,10 +33,12 @@ class TD3Learner(Learner):
         super().__init__(policy, settings)
         self._actor = list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
-        pairs = ((policy.actor, policy.actor_target), (policy.critic, policy.critic_target))
-        self._online = [p for online, _ in pairs for p in online.parameters()]
-        self._target = [p for _, target in pairs for p in target.parameters()]
-        self._buffers = [pair for a, b in pairs for pair in zip(a.buffers(), b.buffers(), strict=True)]
+        self._pairs = [
+            (list(policy.actor.parameters()), list(policy.actor_target.parameters())),
+            (list(policy.critic.parameters()), list(policy.critic_target.parameters())),
+        ]
+        networks = ((policy.actor, policy.actor_target), (policy.critic, policy.critic_target))
+        self._buffers = [pair for a, b in networks for pair in zip(a.buffers(), b.buffers(), strict=True)]
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -51,6 +53,8 @@ class TD3Learner(Learner):
             if self.n_updates % self.settings.policy_delay == 0:
                 metrics.add(actor_loss=self.actor_step(batch))
                 self.target_step()
+            if not self.settings.delay_critic_target:
+                soft_update(*self._pairs[1], self.settings.tau)
         return metrics.means()
 
     def _smoothing_noise(self, actions: Tensor) -> Tensor:
@@ -125,9 +129,11 @@ class TD3Learner(Learner):
 
     def target_step(self) -> None:
         """Soft updates of the targets; running statistics are copied, as SB3 does."""
-        soft_update(self._online, self._target, self.settings.tau)
-        for online, target in self._buffers:
-            target.copy_(online)
+        moving = self._pairs if self.settings.delay_critic_target else self._pairs[:1]
+        online, target = ([p for pair in moving for p in pair[side]] for side in (0, 1))
+        soft_update(online, target, self.settings.tau)
+        for value, place in self._buffers:
+            place.copy_(value)
 
 
 class DDPGLearner(TD3Learner):
