@@ -25,6 +25,7 @@ from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.fitness.returns import episode_return
+from sb3_erl.learners.base import Learner
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
@@ -200,8 +201,8 @@ class ERL(GeneticHybrid):
     def _n_jobs(self) -> int:
         return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
 
-    def _published_learning_rate(self) -> float:
-        return RULES[self.learner].learning_rates[1] if self.learner in RULES else 1e-3  # an SB3 class brings its own
+    def _rule_class(self) -> type[Learner]:
+        return SB3Learner if self.learner_class is not None else RULES[str(self.learner)]
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}

@@ -25,6 +25,7 @@ from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.fitness.surrogate import h_step_value
+from sb3_erl.learners.base import Learner
 from sb3_erl.learners.shared_td3 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
 from sb3_erl.learners.shared_td7 import SharedTD7Learner, SharedTD7Settings
 from sb3_erl.operators.selection import rank_best_first
@@ -235,8 +236,8 @@ class ERLRe2(GeneticHybrid):
     def _aliases(self) -> dict[str, type[BasePolicy]]:
         return {"MlpPolicy": SharedSALEPolicy} if self.learner == "td7" else self.policy_aliases
 
-    def _published_learning_rate(self) -> float:
-        return (SharedTD7Learner if self.learner == "td7" else SharedTD3Learner).learning_rates[0]
+    def _rule_class(self) -> type[Learner]:
+        return SharedTD7Learner if self.learner == "td7" else SharedTD3Learner
 
     def _policy_arguments(self) -> dict[str, Any]:
         own = {"policy_embedding_dim": self.policy_embedding_dim, "pevfa_layout": self.pevfa_layout}

@@ -398,7 +398,8 @@ class PopTD7(TD7):
         """
         kept = self.replay_buffer
         super().load_replay_buffer(path, truncate_last_traj)
-        wanted, found = (len(getattr(buffer, "trees", ())) for buffer in (kept, self.replay_buffer))
+        wanted = len(self.members) if self.priorities == "individual" else 1
+        found = len(getattr(self.replay_buffer, "trees", range(wanted)))  # a buffer without priorities fits as well
         if wanted != found:
             self.replay_buffer = kept
             raise ValueError(

@@ -15,7 +15,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_erl.common.checks import check_choice, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
@@ -182,10 +182,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        if getattr(self, "observation_space", None) is None:
-            raise ValueError(
-                f"env must be an environment or the id of a registered one to create a {type(self).__name__}; got None"
-            )
+        check_env(self)
         counts = ("buffer_size", "batch_size", "policy_delay", "target_update_interval")
         for name in (*counts, "early_assessment_episodes", "late_assessment_episodes"):
             check_range(name, getattr(self, name), 1, integer=True)

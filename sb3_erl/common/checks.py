@@ -78,6 +78,14 @@ def check_spaces(name: str, observation_space: spaces.Space, action_space: space
         )
 
 
+def check_env(model: Any) -> None:
+    """:raises ValueError: if a model was made without an environment, so that it has no spaces"""
+    if getattr(model, "observation_space", None) is None:
+        raise ValueError(
+            f"env must be an environment or the id of a registered one to create a {type(model).__name__}; got None"
+        )
+
+
 @contextmanager
 def spaces_checked(model: Any) -> Iterator[None]:
     """

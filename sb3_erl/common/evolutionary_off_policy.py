@@ -16,9 +16,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
 
-from sb3_erl.common.checks import check_choice, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
-from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.common.training import LearnerHostMixin
@@ -64,7 +63,6 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     default_policy: ClassVar[str] = "MlpPolicy"
     evolver: Evolver
-    learner: Any = None
     learner_rule: Learner
     pop_size: int
 
@@ -139,28 +137,21 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         check_choice("policy", policy_name, self._aliases())
         return self._aliases()[policy_name]
 
-    def _default_buffer_class(self) -> type[ReplayBuffer] | None:
-        """Replay buffer where the user names none; ``None`` leaves the choice to SB3."""
-        return LAPReplayBuffer if self.learner == "td7" and self.n_steps == 1 else None
-
-    def _published_learning_rate(self) -> float:
-        """What ``learning_rate=None`` means."""
-        raise NotImplementedError
+    @abstractmethod
+    def _rule_class(self) -> type[Learner]:
+        """The rule that was chosen; it knows the published replay buffer and learning rates."""
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
             super()._setup_lr_schedule()
         else:
-            self.lr_schedule = ConstantSchedule(self._published_learning_rate())
+            self.lr_schedule = ConstantSchedule(self._rule_class().learning_rates[1])
 
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        if getattr(self, "observation_space", None) is None:
-            raise ValueError(
-                f"env must be an environment or the id of a registered one to create a {type(self).__name__}; got None"
-            )
+        check_env(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         if self.batch_size is not None:
@@ -176,7 +167,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         n_envs, policy_kwargs, buffer_class = self.n_envs, self.policy_kwargs, self.replay_buffer_class
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
-        self.replay_buffer_class = self._default_buffer_class() if buffer_class is None else buffer_class
+        if buffer_class is None and self.n_steps == 1:
+            self.replay_buffer_class = self._rule_class().buffer_class
         try:
             super()._setup_model()
         finally:

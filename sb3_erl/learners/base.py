@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
@@ -51,6 +52,8 @@ class Learner:
     settings_class: ClassVar[type[LearnerSettings]] = LearnerSettings
     settings_defaults: ClassVar[dict[str, Any]] = {}
     """What ``None`` in an algorithm's constructor means for this learner."""
+    buffer_class: ClassVar[type[ReplayBuffer] | None] = None
+    """Replay buffer that the published learner samples from; ``None`` for SB3's own choice."""
     learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-3)
     """Published learning rates of actor and critic, used where the user gives none."""
 

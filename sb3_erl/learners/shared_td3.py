@@ -16,6 +16,7 @@ from sb3_erl.common.shared_policies import ERLRe2Policy
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
+NO_HEADS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass
@@ -60,6 +61,16 @@ def with_learner(population: Heads | None, weight: Tensor, bias: Tensor) -> Head
     if population is None:
         return Heads(weight[None], bias[None])
     return Heads(torch.cat([population.weight, weight[None]]), torch.cat([population.bias, bias[None]]))
+
+
+def draw_heads(rng: np.random.Generator, n_heads: int, count: int | Literal["all"]) -> np.ndarray:
+    """
+    :param rng: generator
+    :param n_heads: number of heads, 0 for none
+    :param count: how many of them, at most
+    :return: distinct numbers of heads
+    """
+    return rng.choice(n_heads, size=n_heads if count == "all" else min(count, n_heads), replace=False) if n_heads else NO_HEADS
 
 
 class SharedTD3Learner(Learner):
@@ -130,18 +141,14 @@ class SharedTD3Learner(Learner):
         """
         rng = np.random.default_rng() if rng is None else rng
         n_heads = 0 if population is None else population.weight.shape[0] + 1
-        per_step = n_heads if self.settings.pevfa_heads_per_step == "all" else self.settings.pevfa_heads_per_step
         metrics = Metrics()
         for iteration in range(n_updates):  # the delay restarts each generation, as in the authors' code
             batch = sample()
             noise = torch.randn_like(batch.actions) * self.settings.target_policy_noise
-            td_heads: Sequence[int] | np.ndarray = (
-                rng.choice(n_heads, size=min(per_step, n_heads), replace=False) if n_heads else []
-            )
+            td_heads = draw_heads(rng, n_heads, self.settings.pevfa_heads_per_step)
             on_policy_step = iteration % self.settings.policy_delay == 0
-            shared: Sequence[int] | np.ndarray = []
-            if on_policy_step and n_heads and use_pevfa_term:
-                shared = rng.choice(n_heads, size=self.settings.n_shared_heads, replace=False)
+            in_loss = on_policy_step and use_pevfa_term
+            shared = draw_heads(rng, n_heads, self.settings.n_shared_heads) if in_loss else NO_HEADS
             metrics.add(**self.iterate(batch, noise, population, td_heads, shared, on_policy_step))
         self.n_updates += n_updates
         return metrics.means()

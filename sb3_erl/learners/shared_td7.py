@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
 from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, step_optimizer
-from sb3_erl.learners.shared_td3 import Heads, with_learner
+from sb3_erl.learners.shared_td3 import NO_HEADS, Heads, draw_heads, with_learner
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings, lap_huber
 
 
@@ -81,15 +81,13 @@ class SharedTD7Learner(TD7Learner):
         """See :meth:`~sb3_erl.learners.shared_td3.SharedTD3Learner.update`."""
         rng = np.random.default_rng() if rng is None else rng
         n_heads = 0 if population is None else population.n_heads + 1
-        per_step = n_heads if self.settings.pevfa_heads_per_step == "all" else self.settings.pevfa_heads_per_step
         metrics = Metrics()
         for _ in range(n_updates):
             batch = sample()
             noise = torch.randn_like(batch.actions)
-            if n_heads:
-                td_heads = rng.choice(n_heads, size=min(per_step, n_heads), replace=False)
-                n_shared = self.settings.n_shared_heads if use_pevfa_term else 0
-                self.use_heads(population, td_heads, rng.choice(n_heads, size=n_shared, replace=False))
+            td_heads = draw_heads(rng, n_heads, self.settings.pevfa_heads_per_step)
+            shared = draw_heads(rng, n_heads, self.settings.n_shared_heads) if use_pevfa_term else NO_HEADS
+            self.use_heads(population, td_heads, shared)
             metrics.add(**self.iterate(batch, noise).losses)
         self.use_heads(None, [], [])
         return {**metrics.means(), **self._report()}

@@ -92,6 +92,7 @@ class TD7Learner(Learner):
     settings: TD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = TD7Settings
     settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
+    buffer_class = LAPReplayBuffer
     learning_rates = (3e-4, 3e-4)
     n_critics: ClassVar[int] = 2
 
