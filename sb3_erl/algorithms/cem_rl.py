@@ -29,6 +29,7 @@ from sb3_erl.evolution.cem import CEM
 from sb3_erl.exchange.gradient_steps import GradientSteps
 from sb3_erl.exchange.reuse import ReusedEpisodes
 from sb3_erl.fitness.returns import episode_return
+from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 
@@ -134,7 +135,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate,
+            learning_rate if learning_rate is not None else 3e-4 if learner == "td7" else 1e-3,
             buffer_size,
             learning_starts,
             batch_size,  # type: ignore[arg-type]
@@ -176,8 +177,8 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     def _aliases(self) -> dict[str, type[BasePolicy]]:
         return {"MlpPolicy": SALEPolicy} if self.learner == "td7" else self.policy_aliases
 
-    def _published_learning_rate(self) -> float:
-        return 3e-4 if self.learner == "td7" else 1e-3
+    def _rule_class(self) -> type[Learner]:
+        return RULES[self.learner]
 
     @property
     def _default_batch_size(self) -> int:

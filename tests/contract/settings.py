@@ -45,13 +45,18 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "erl": {"sync_period": 2},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
+    "cem_rl": {"importance_mixing": True, "pop_size": 4},
 }
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
 WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
 """Fitness from whole episodes only, for classes that can also do with less."""
 
-LEARNERS: dict[str, list[Any]] = {"erl": ["ddpg", "td3", "td7", "sac"], "erl_re2": ["td3", "ddpg", "td7"]}
+LEARNERS: dict[str, list[Any]] = {
+    "cem_rl": ["td3", "td7"],
+    "erl": ["ddpg", "td3", "td7", "sac"],
+    "erl_re2": ["td3", "ddpg", "td7"],
+}
 """Learners that are tried where it matters who learns; the others only with their default."""
 
 
