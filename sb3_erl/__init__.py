@@ -6,6 +6,7 @@ from sb3_erl.algorithms.cem import CEM
 from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
 
@@ -16,9 +17,10 @@ ALGOS: dict[str, type[Any]] = {
     "cem_rl": CEMRL,
     "erl": ERL,
     "erl_re2": ERLRe2,
+    "pderl": PDERL,
     "pop_td7": PopTD7,
     "td7": TD7,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
-__all__ = ["ALGOS", "CEM", "CEMRL", "ERL", "TD7", "ERLRe2", "PopTD7", "__version__"]
+__all__ = ["ALGOS", "CEM", "CEMRL", "ERL", "PDERL", "TD7", "ERLRe2", "PopTD7", "__version__"]

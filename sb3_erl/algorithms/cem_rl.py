@@ -33,7 +33,14 @@ from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 
-RULES: dict[str, type[Any]] = {"td3": TD3Learner, "ddpg": DDPGLearner, "td7": TD7Learner}
+
+class CommonDDPG(DDPGLearner):
+    """DDPG with the rates of CEM-RL's authors instead of those of ERL's."""
+
+    learning_rates = (1e-3, 1e-3)
+
+
+RULES: dict[str, type[Any]] = {"td3": TD3Learner, "ddpg": CommonDDPG, "td7": TD7Learner}
 
 
 class CEMRL(EvolutionaryOffPolicyAlgorithm):
@@ -135,7 +142,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate if learning_rate is not None else 3e-4 if learner == "td7" else 1e-3,
+            learning_rate,
             buffer_size,
             learning_starts,
             batch_size,  # type: ignore[arg-type]

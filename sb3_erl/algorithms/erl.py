@@ -229,10 +229,12 @@ class ERL(GeneticHybrid):
         self.actor_target = getattr(self.policy, "actor_target", None)
         self.critic_target = getattr(self.policy, "critic_target", None)
         fresh = th.stack([read_parameters(self._new_actor()) for _ in range(self.pop_size)])
-        layout = ParameterLayout.of(self.actor)
-        self.evolver = GA(fresh, layout, **self._evolver_arguments()).to(self.device)
+        self.evolver = self._make_evolver(fresh).to(self.device)
         self.exchange = ReplaceWeakest(self.sync_period)
         self._pool = NetworkPool(self._new_actor)
+
+    def _make_evolver(self, candidates: th.Tensor) -> GA:
+        return GA(candidates, ParameterLayout.of(self.actor), **self._evolver_arguments())
 
     def _new_actor(self) -> Any:
         actor = self.policy.make_actor()  # type: ignore[operator]

@@ -95,6 +95,30 @@ class Learner:
         """
         raise NotImplementedError
 
+    def greedy_actor(self) -> nn.Module:
+        """
+        The learner's actor as a network whose output is the deterministic action.
+
+        :return: its parameters are those of ``policy.actor`` in the same order, perhaps under other names
+        """
+        return self.policy.actor  # type: ignore[return-value]
+
+    def value(self, observations: Any, actions: torch.Tensor, pessimistic: bool = True) -> torch.Tensor:
+        """
+        What the critic thinks of actions.
+
+        :param observations: batch of observations
+        :param actions: ``(batch, action_dim)`` in [-1, 1]
+        :param pessimistic: the smallest value of all critics, otherwise the first critic's
+        :return: ``(batch,)``
+        """
+        values = self.all_values(observations, actions)[..., 0]
+        return values.amin(dim=0) if pessimistic else values[0]
+
+    def all_values(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
+        """:return: values by each critic, ``(critics, batch, 1)``; see :meth:`value`"""
+        raise NotImplementedError
+
 
 @dataclass
 class Metrics:

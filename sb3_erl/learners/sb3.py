@@ -11,6 +11,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import nn
 
 from sb3_erl.learners.base import Learner, LearnerSettings, Sampler
 
@@ -24,6 +25,21 @@ class _Batches:
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
         """The next batch of the common buffer; its size is the algorithm's ``batch_size``."""
         return self._sample()
+
+
+class _SquashedMean(nn.Module):
+    """
+    Deterministic actions of SB3's actors with a squashed Gaussian, without its distribution objects.
+
+    :param actor: actor of SAC, TQC or CrossQ
+    """
+
+    def __init__(self, actor: Any):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, observations: Any) -> torch.Tensor:
+        return torch.tanh(self.actor.get_action_dist_params(observations)[0])
 
 
 class SB3Learner(Learner):
@@ -56,6 +72,17 @@ class SB3Learner(Learner):
         model.env = None
         self.model = model
         super().__init__(model.policy, LearnerSettings())
+
+    def greedy_actor(self) -> nn.Module:
+        """See :meth:`Learner.greedy_actor`; of a squashed Gaussian the action of highest density before squashing."""
+        actor: Any = self.policy.actor
+        return _SquashedMean(actor) if hasattr(actor, "get_action_dist_params") else actor
+
+    def all_values(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Learner.all_values`; of a critic with quantiles their mean."""
+        critic: Any = self.policy.critic
+        values = critic(observations, actions)
+        return torch.stack(values) if isinstance(values, tuple) else values.mean(dim=-1, keepdim=True).transpose(0, 1)
 
     @property
     def save_params(self) -> tuple[list[str], list[str]]:

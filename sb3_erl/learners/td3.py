@@ -97,6 +97,10 @@ class TD3Learner(Learner):
             return critic.q1_forward(observations, actions)
         return critic(observations, actions, n_towers=1)[0]
 
+    def all_values(self, observations: Any, actions: Tensor) -> Tensor:
+        """See :meth:`Learner.all_values`."""
+        return _towers(self.policy.critic(observations, actions))
+
     # ---------------------------------------------------------------- one critic for many actors
 
     def critic_update(self, batch: ReplayBufferSamples, actor: nn.Module) -> Tensor:

@@ -230,6 +230,13 @@ class TD7Learner(Learner):
         zsa = self.policy.fixed_action_encoder(torch.cat([batch.zs, actions], dim=1))
         return critic(batch.features, actions, zsa, batch.zs, context)
 
+    def all_values(self, observations: Any, actions: Tensor) -> Tensor:
+        """See :meth:`Learner.all_values`; with the fixed encoder, which the actors act with."""
+        policy = self.policy
+        features = policy.actor.features(observations)
+        zs = policy.actor.encoder(features)
+        return policy.critic(features, actions, policy.fixed_action_encoder(torch.cat([zs, actions], dim=1)), zs)
+
     # ---------------------------------------------------------------- one critic for many actors
 
     def critic_update(self, samples: ReplayBufferSamples, actor: SALEActor) -> Tensor:
@@ -255,12 +262,8 @@ class TD7Learner(Learner):
 
     def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
         """See :meth:`~sb3_erl.learners.td3.TD3Learner.individual_loss`; the mean over both critics."""
-        policy = self.policy
-        actions = functional_call(policy.actor, parameters, (observations,))
-        features = policy.actor.features(observations)
-        zs = policy.actor.encoder(features)
-        zsa = policy.fixed_action_encoder(torch.cat([zs, actions], dim=1))
-        return -policy.critic(features, actions, zsa, zs).mean()
+        actions = functional_call(self.policy.actor, parameters, (observations,))
+        return -self.all_values(observations, actions).mean()
 
     def hard_update(self) -> None:
         """Targets become copies, the targets' encoder before the fixed one; value range and highest priority follow."""

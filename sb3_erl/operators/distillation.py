@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sb3_erl.common.networks import plain_norms
 from sb3_erl.common.parameters import ParameterLayout
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Value ``(batch,)`` of actions ``(batch, action_dim)`` in states ``(batch, *obs_shape)``."""
+
+
+def act_together(actor: nn.Module, parts: dict[str, Tensor], states: Tensor) -> Tensor:
+    """
+    :param actor: a network of the individuals' shape
+    :param parts: stacked tensors of n individuals by name
+    :param states: each individual's own ``(n, batch, *obs_shape)``
+    :return: actions ``(n, batch, action_dim)``
+    """
+    with plain_norms():  # the others have no fast rule for stacks
+        return vmap(lambda p, s: functional_call(actor, p, (s,)))(parts, states)
 
 
 @dataclass
@@ -40,8 +52,7 @@ class DistillationCrossover:
     action_reg: float = 1.0
 
     def _act(self, parts: dict[str, Tensor], states: Tensor) -> Tensor:
-        """Actions ``(n, batch, action_dim)`` of n individuals in their own states ``(n, batch, *obs_shape)``."""
-        return vmap(lambda p, s: functional_call(self.actor, p, (s,)))(parts, states)
+        return act_together(self.actor, parts, states)
 
     @torch.no_grad()
     def targets(self, first: Tensor, second: Tensor, states: Tensor, value: Value) -> tuple[Tensor, Tensor]:
@@ -73,26 +84,28 @@ class DistillationCrossover:
         return {name: part.detach() for name, part in self.layout.split(candidates).items()}  # type: ignore[union-attr]
 
     def __call__(
-        self, first: Tensor, second: Tensor, draw: Callable[[], Tensor], n_steps: int, value: Value
+        self, first: Tensor, second: Tensor, draw: Callable[[], Tensor], n_steps: Sequence[int], value: Value
     ) -> tuple[Tensor, list[Tensor]]:
         """
         :param first: ``(n, n_params)``, the fitter parents; not written
         :param second: ``(n, n_params)``, not written
         :param draw: states ``(n, batch, *obs_shape)`` of the children's memories for one step
-        :param n_steps: number of steps
+        :param n_steps: number of steps of each child
         :param value: the learner's critic
         :return: children ``(n, n_params)``, and each step's mean squared errors ``(n,)``
         """
         parts = {name: part.clone().requires_grad_() for name, part in self._parts(second).items()}
         tensors = list(parts.values())
         optimizer = torch.optim.Adam(tensors, lr=self.learning_rate)
-        errors = []
-        for _ in range(n_steps):
+        children, errors = second.clone(), []
+        for step in range(1, 1 + max(n_steps)):
             states = draw()
             targets, _ = self.targets(first, second, states, value)
             losses, error = self.loss(parts, states, targets)
-            for tensor, grad in zip(tensors, torch.autograd.grad(losses.sum(), tensors), strict=True):
+            for tensor, grad in zip(tensors, torch.autograd.grad(losses.sum(), tensors, allow_unused=True), strict=True):
                 tensor.grad = grad
             optimizer.step()
             errors.append(error.detach())
-        return torch.cat([tensor.detach().reshape(len(second), -1) for tensor in tensors], dim=1), errors
+            for child in [i for i, n in enumerate(n_steps) if n == step]:  # the others go on
+                children[child] = torch.cat([tensor.detach()[child].reshape(-1) for tensor in tensors])
+        return children, errors

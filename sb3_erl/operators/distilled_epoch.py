@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_erl.operators.matching import pairs_by_fitness
+from sb3_erl.operators.matching import Matching, pairs_by_fitness
 from sb3_erl.operators.selection import Draws
-
-Matching = Callable[[Sequence[int], np.ndarray], list[tuple[int, int]]]
-"""From candidates for parenthood and the population's fitness to pairs, best first."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
+
+Matching = Callable[[Sequence[int], np.ndarray], list[tuple[int, int]]]
+"""From candidates for parenthood and the population's fitness to pairs, best first."""
 
 
 def pairs_by_fitness(individuals: Sequence[int], fitness: np.ndarray) -> list[tuple[int, int]]:

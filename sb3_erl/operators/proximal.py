@@ -10,6 +10,9 @@ from torch.func import functional_call, jacrev, vmap
 from sb3_erl.common.networks import plain_norms
 from sb3_erl.common.parameters import ParameterLayout
 
+CHUNK = 10_000_000
+"""Parameters of all individuals whose sensitivities are measured at the same time."""
+
 
 def sensitivity(actor: nn.Module, layout: ParameterLayout, candidates: Tensor, observations: Tensor) -> Tensor:
     """
@@ -27,7 +30,8 @@ def sensitivity(actor: nn.Module, layout: ParameterLayout, candidates: Tensor, o
 
     parts = {name: part.detach() for name, part in layout.split(candidates).items()}  # type: ignore[union-attr]
     with plain_norms():
-        jacobians = vmap(jacrev(summed_actions))(parts, observations)  # name -> (n, action_dim, *shape)
+        # few individuals at a time if they are large: a Jacobian has a row per action dimension
+        jacobians = vmap(jacrev(summed_actions), chunk_size=max(1, CHUNK // layout.n_params))(parts, observations)
     flat = [jacobians[name].square().sum(dim=1).reshape(len(candidates), -1) for name in layout.names]
     return torch.cat(flat, dim=1).sqrt()
 
@@ -44,10 +48,22 @@ class ProximalMutation:
     :param magnitude: standard deviation of the noise
     :param floor: smallest sensitivity
     :param random_magnitude: draw each individual's magnitude from N(magnitude, 0.02) and take its absolute value
+    :param batch_size: states on which the sensitivity is measured, fewer where an individual has not seen as many
+    :param normalise_batch: scale a sensitivity that was measured on fewer states up to ``batch_size`` of them; without it
+        (authors' code) such an individual takes larger steps
     """
 
-    def __init__(self, layout: ParameterLayout, magnitude: float = 0.05, floor: float = 0.01, random_magnitude: bool = False):
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        magnitude: float = 0.05,
+        floor: float = 0.01,
+        random_magnitude: bool = False,
+        batch_size: int = 256,
+        normalise_batch: bool = False,
+    ):
         self.layout, self.magnitude, self.floor, self.random_magnitude = layout, magnitude, floor, random_magnitude
+        self.batch_size, self.normalise_batch = batch_size, normalise_batch
         self.mutable = np.concatenate(
             [np.full(size, len(shape) >= 2) for size, shape in zip(layout.sizes, layout.shapes, strict=True)]
         )
@@ -55,6 +71,10 @@ class ProximalMutation:
     def scaling(self, sensitivities: np.ndarray) -> np.ndarray:
         """What the noise is divided by: exact zeros become 1, then everything below the floor becomes the floor."""
         return np.maximum(np.where(sensitivities == 0, 1.0, sensitivities), self.floor)
+
+    def batch_factor(self, n_states: int) -> float:
+        """What a sensitivity on this many states is multiplied by."""
+        return self.batch_size / n_states if self.normalise_batch else 1.0
 
     def __call__(self, parents: np.ndarray, sensitivities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """

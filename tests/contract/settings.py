@@ -34,6 +34,9 @@ FAST: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [8]},
     "explore_steps": 60,
     "late_assessment_episodes": 3,
+    "genetic_memory_size": 40,
+    "distill_epochs": 2,
+    "distill_batch_size": 8,
     "target_update_interval": 20,
     "device": "cpu",
     "seed": 3,
@@ -43,9 +46,9 @@ FAST: dict[str, Any] = {
 SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
     "erl": {"sync_period": 2},
+    "pderl": {"sync_period": 2, "pop_size": 5},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
-    "cem_rl": {"importance_mixing": True, "pop_size": 4},
 }
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
@@ -56,6 +59,7 @@ LEARNERS: dict[str, list[Any]] = {
     "cem_rl": ["td3", "td7"],
     "erl": ["ddpg", "td3", "td7", "sac"],
     "erl_re2": ["td3", "ddpg", "td7"],
+    "pderl": ["ddpg", "td7", "sac"],
 }
 """Learners that are tried where it matters who learns; the others only with their default."""
 

@@ -120,7 +120,7 @@ def check_distillation_steps(case: Case) -> None:
         _, takes_first = operator.targets(*parents, states[step][None], value)
         np.testing.assert_array_equal(takes_first[0], case.array("takes_p1")[step])
         given = iter(states)
-        child, errors = operator(*parents, lambda given=given: next(given)[None], step + 1, value)  # type: ignore[misc]
+        child, errors = operator(*parents, lambda given=given: next(given)[None], [step + 1], value)  # type: ignore[misc]
         compare(case, policy, child[0], f"child{step + 1}")
         case.close(errors[step][0], case.array("reported_mse")[step])
     parts = {name: part.detach() for name, part in operator.layout.split(parents[1]).items()}  # type: ignore[union-attr]
@@ -133,7 +133,7 @@ def check_distillation(case: Case) -> None:
     states = torch.cat([case.tensor("mem1"), case.tensor("mem2")])[None]
     c = case["config"]
     assert len(states[0]) == c["child_memory"] == c["batch"] and c["iters_per_epoch"] * c["epochs"] == c["updates"]
-    child, errors = operator(*parents, lambda: states, c["updates"], value)
+    child, errors = operator(*parents, lambda: states, [c["updates"]], value)
     compare(case, policy, child[0], "child")
     case.close(torch.stack(errors)[:, 0], case.array("reported_mse"))
 
