@@ -1,4 +1,4 @@
-"""PDERL: ERL whose crossover distils two parents into a child and whose mutation respects what the actions are sensitive to."""
+"""PDERL: ERL whose crossover distils two parents into a child and whose mutation spares what actions are sensitive to."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PDERL(ERL):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    evolver: DistilledGA  # type: ignore[assignment]
+    evolver: DistilledGA
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class PDERL(ERL):
         super().store(job, transitions)
         if transitions:
             seen, done = (np.stack([getattr(t, name) for t in transitions]) for name in ("observation", "action"))
-            self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done)
+            self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done.reshape(len(done), -1))
 
     def _exchange(self, fitness: np.ndarray | None) -> None:
         super()._exchange(fitness)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -23,6 +24,23 @@ from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_
 
 DISTANCE_STATES, DISTANCE_NEWEST = 256, 1000
 """States on which two individuals are compared, and from how many newest ones they are drawn."""
+
+
+@dataclass
+class Learned:
+    """
+    What the operators read beside genomes and memories; kept apart from the evolver, whose state it is not.
+
+    :param actor: a network of the individuals' shape whose outputs are deterministic actions
+    :param layout: tensors of one individual, by their names in ``actor``
+    :param value: the critic that filters the parents' actions
+    :param prepare: turns stored observations into what the networks are given
+    """
+
+    actor: nn.Module
+    layout: ParameterLayout
+    value: Value
+    prepare: Callable[[np.ndarray], Tensor]
 
 
 class DistilledGA(GA):
@@ -69,7 +87,7 @@ class DistilledGA(GA):
         crossing: Any = partial(DistillationCrossover, actor) if self.distils else crossover
         mutating = ProximalMutation if self.is_proximal else mutation
         super().__init__(candidates, layout, crossover=crossing, mutation=mutating, **kwargs)
-        self._parts = {"actor": actor, "layout": layout, "value": value, "prepare": prepare}  # no submodules of this one
+        self.learned = Learned(actor, layout, value, prepare)
         self.memories = memories
         self.parent_matching, self.distance_from = parent_matching, distance_from
 
@@ -99,9 +117,9 @@ class DistilledGA(GA):
             if n == 0:
                 continue
             observations, stored = self.memories.draw(other, n, rng, newest=DISTANCE_NEWEST)
-            states = self._parts["prepare"](observations)
+            states = self.learned.prepare(observations)
             with torch.no_grad():
-                actions = act_together(self._parts["actor"], parts, states.expand(len(parents), *states.shape)).cpu().numpy()
+                actions = act_together(self.learned.actor, parts, states.expand(len(parents), *states.shape)).cpu().numpy()
             theirs = stored if self.distance_from == "memory" else actions[list(parents).index(other)]
             for own, who in zip(actions, parents, strict=True):
                 one_way[who, other] = behaviour_distance(own, theirs)
@@ -132,9 +150,9 @@ class DistilledGA(GA):
         """Children of (first parent, second parent) in their slots, with memories of their own."""
         crossover: DistillationCrossover = self.crossover
         together: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        for first, second, slot in children:
-            self.memories.inherit(first, second, slot, rng)
-            together[min(crossover.batch_size, int(self.memories.sizes[slot]))].append((first, second, slot))
+        for child in children:
+            self.memories.inherit(*child, rng)
+            together[min(crossover.batch_size, int(self.memories.sizes[child[-1]]))].append(child)
         for batch_size, group in together.items():
             firsts, seconds, slots = (list(column) for column in zip(*group, strict=True))
             n_steps = [crossover.epochs * (int(self.memories.sizes[slot]) // max(batch_size, 1)) for slot in slots]
@@ -142,8 +160,8 @@ class DistilledGA(GA):
             def draw(slots: list[int] = slots, batch_size: int = batch_size) -> Tensor:
                 return self._states(slots, batch_size, rng)
 
-            parents = (torch.from_numpy(new[rows]).to(self.candidates.device) for rows in (firsts, seconds))
-            new[slots] = crossover(*parents, draw, n_steps, self._parts["value"])[0].cpu().numpy()
+            first, second = (torch.from_numpy(new[rows]).to(self.candidates.device) for rows in (firsts, seconds))
+            new[slots] = crossover(first, second, draw, n_steps, self.learned.value)[0].cpu().numpy()
 
     def _mutate(self, new: np.ndarray, mutants: list[int], rng: np.random.Generator) -> None:
         if not self.is_proximal:
@@ -157,13 +175,13 @@ class DistilledGA(GA):
             if n_states > 0:
                 states = self._states(slots, n_states, rng)
                 candidates = torch.from_numpy(new[slots]).to(self.candidates.device)
-                measured = sensitivity(self._parts["actor"], self._parts["layout"], candidates, states).cpu().numpy()
+                measured = sensitivity(self.learned.actor, self.learned.layout, candidates, states).cpu().numpy()
                 new[slots] = mutation(new[slots], measured * mutation.batch_factor(n_states), rng)
 
     def _states(self, slots: list[int], n: int, rng: np.random.Generator) -> Tensor:
         """``(len(slots), n, *obs_shape)``: different states that each individual has seen."""
         observations = np.stack([self.memories.draw(slot, n, rng)[0] for slot in slots])
-        return self._parts["prepare"](observations.reshape(-1, *observations.shape[2:])).unflatten(0, (len(slots), n))
+        return self.learned.prepare(observations.reshape(-1, *observations.shape[2:])).unflatten(0, (len(slots), n))
 
     def _split(self, individuals: np.ndarray) -> dict[str, Tensor]:
-        return self._parts["layout"].split(torch.from_numpy(individuals).to(self.candidates.device))
+        return self.learned.layout.split(torch.from_numpy(individuals).to(self.candidates.device))  # type: ignore[return-value]

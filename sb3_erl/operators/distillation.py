@@ -67,7 +67,7 @@ class DistillationCrossover:
         flat = states.flatten(0, 1)
         values = [value(flat, a.flatten(0, 1)).reshape(a.shape[:2]) for a in actions]
         takes_first = values[0] > values[1]  # ties go to the second parent
-        return torch.where(takes_first[..., None], *actions), takes_first
+        return torch.where(takes_first[..., None], actions[0], actions[1]), takes_first
 
     def loss(self, parts: dict[str, Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """

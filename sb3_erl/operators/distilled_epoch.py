@@ -16,7 +16,7 @@ class DistilledEpoch:
     """
     The next population in terms of the current one, in order.
 
-    :param copies: (elite, slot): who is copied over whom
+    :param copies: (source, slot): who is copied over whom
     :param children: (first parent, second parent, slot): who is distilled into which slot; parents are slots after the
         copies
     :param crossings: (slot, mate): selected parents that are replaced by a child of theirs
@@ -50,7 +50,8 @@ def plan_distilled_epoch(
 
     Elites are copied over unselected slots, the other unselected slots become distilled children of the best pairs among
     elites and selected parents. Differences: an elite's copy is ranked with the elite's fitness (theirs has the fitness of
-    the individual it replaced), and nobody is paired with itself.
+    the individual it replaced), and nobody is paired with itself; where there is but one parent, the slots become copies
+    of it.
 
     :param ranking: ``(n,)`` indices, best first
     :param fitness: ``(n,)``
@@ -81,6 +82,8 @@ def plan_distilled_epoch(
         parents = list(dict.fromkeys(who[slot] for slot in (*protected, *winners)))
         pairs = matching(parents, fitness)
     children = [(*pairs[k % len(pairs)], slot) for k, slot in enumerate(losers)] if pairs else []
+    if not pairs:  # everybody else descends from the only parent
+        copies += [(protected[0], slot) for slot in losers]
     crossings = []
     for slot in winners:
         if draws.uniform() < crossover_prob:

@@ -83,6 +83,15 @@ TD7: tuple[Knob, ...] = (
     Choice("late_assessment_episodes", (5, 10, 20)),
 )
 
+# Khadka & Tumer (2018): values of xi, psi and omega used per task; the rest is as in OFF_POLICY.
+ERL: tuple[Knob, ...] = (
+    *OFF_POLICY,
+    Choice("n_eval_episodes", (1, 3, 5)),
+    Choice("elite_fraction", (0.1, 0.2, 0.3)),
+    Choice("sync_period", (1, 10)),
+    Float("mutation_prob", 0.5, 1.0),
+)
+
 SPACES: dict[str, tuple[Knob, ...]] = {
     # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
     "erl_re2": (
@@ -93,14 +102,9 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("n_shared_heads", (1, 3)),
         Choice("sync_period", (1, 10)),
     ),
-    # Khadka & Tumer (2018): values of xi, psi and omega used per task; the rest is as in OFF_POLICY.
-    "erl": (
-        *OFF_POLICY,
-        Choice("n_eval_episodes", (1, 3, 5)),
-        Choice("elite_fraction", (0.1, 0.2, 0.3)),
-        Choice("sync_period", (1, 10)),
-        Float("mutation_prob", 0.5, 1.0),
-    ),
+    "erl": ERL,
+    # Bodnar et al. (2020) vary the magnitude of the noise; the authors' code has both ways of mate choice.
+    "pderl": (*ERL, Float("mutation_magnitude", 0.01, 0.2, log=True), Choice("parent_matching", ("fitness", "distance"))),
     # Pourchot & Sigaud (2019), and the second public implementation (larger populations, more damping).
     "cem_rl": (
         *OFF_POLICY,

@@ -46,7 +46,7 @@ FAST: dict[str, Any] = {
 SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
     "erl": {"sync_period": 2},
-    "pderl": {"sync_period": 2, "pop_size": 5},
+    "pderl": {"sync_period": 2},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }

@@ -178,7 +178,7 @@ def check_td3(case: Case) -> None:
 
 def batches_of(case: Case) -> list[ReplayBufferSamples]:
     names = {"obs": ("obs", "state"), "act": ("act", "action"), "next": ("next_obs", "next_state")}
-    names |= {"done": ("done",), "rew": ("rew", "reward")}
+    names |= {"done": ("done", "done"), "rew": ("rew", "reward")}
     found = {}
     for part, choices in names.items():
         key = next(k for k in case.arrays if k.rpartition("/")[2] in choices)
