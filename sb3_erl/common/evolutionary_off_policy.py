@@ -256,6 +256,11 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     # ---------------------------------------------------------------- learning
 
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """See :meth:`LearnerHostMixin.train`; counted as learning in the log."""
+        with self._stopwatch.measure("learning"):
+            super().train(gradient_steps, batch_size)
+
     def _n_gradient_steps(self, episodes: EpisodeBatch) -> int:
         """Updates for these episodes; what integer division leaves over is kept for the next generation."""
         if self.gradient_steps < 0:
@@ -290,7 +295,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool"]
+        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool", "_stopwatch"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.saving import AddressedMixin
+from sb3_erl.common.timing import Stopwatch
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
@@ -28,6 +29,7 @@ class GenerationalMixin(AddressedMixin):
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
     _callback: BaseCallback | None
     _evaluator: VectorizedEvaluator | None
+    _stopwatch: Stopwatch
 
     def _init_generational(self) -> None:
         """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
@@ -35,6 +37,7 @@ class GenerationalMixin(AddressedMixin):
         self.n_generations = 0
         self._callback = None
         self._evaluator = None
+        self._stopwatch = Stopwatch()
 
     # ---------------------------------------------------------------- the loop
 
@@ -67,12 +70,15 @@ class GenerationalMixin(AddressedMixin):
         total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         self._evaluator = self._make_evaluator()
+        self._stopwatch = Stopwatch()
         while self.num_timesteps < total_timesteps:
             self.phase += 1
             if not self._generation(callback):
                 break
             self.n_generations += 1
             if log_interval is not None and self.n_generations % log_interval == 0:
+                for part, share in self._stopwatch.shares(rest="evolution").items():
+                    self.logger.record(f"time/{part}_share", share)
                 self.dump_logs()
         callback.on_training_end()
         return self
@@ -103,7 +109,8 @@ class GenerationalMixin(AddressedMixin):
         callback.on_rollout_start()
         self._callback = callback
         try:
-            episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
+            with self._stopwatch.measure("evaluation"):
+                episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
         if episodes is not None:
