@@ -145,23 +145,16 @@ class ReusedEpisodes(Leftovers):
         :return: how many of them are stored again
         """
         spoiled = int(buffer.full and buffer.optimize_memory_usage)  # the oldest observation is the newest next one
-        oldest = max(start, now - buffer.size() + spoiled)
-        rows = [(buffer.pos - (now - number)) % buffer.buffer_size for number in range(oldest, start + length)]
-        copies = [
-            tuple(part.copy() for part in (buffer.observations[row], next_observation(buffer, row), buffer.actions[row]))
-            + (buffer.rewards[row].copy(), buffer.dones[row].copy(), bool(buffer.timeouts[row, 0]))
-            for row in rows
-        ]
-        for *values, truncated in copies:
-            buffer.add(*values, [{"TimeLimit.truncated": truncated}])
-        return len(copies)
-
-
-def next_observation(buffer: Any, row: int) -> np.ndarray:
-    """The observation after a stored step; a memory-saving buffer keeps it as that of the next row."""
-    if buffer.optimize_memory_usage:
-        return buffer.observations[(row + 1) % buffer.buffer_size]
-    return buffer.next_observations[row]
+        numbers = np.arange(max(start, now - buffer.size() + spoiled), start + length)
+        rows = (buffer.pos - now + numbers) % buffer.buffer_size
+        if buffer.optimize_memory_usage:  # the next observation is the next row's
+            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size]
+        else:
+            next_observations = buffer.next_observations[rows]
+        copies = (buffer.observations[rows], next_observations, buffer.actions[rows], buffer.rewards[rows], buffer.dones[rows])
+        for *step, truncated in zip(*copies, buffer.timeouts[rows, 0], strict=True):
+            buffer.add(*step, [{"TimeLimit.truncated": bool(truncated)}])
+        return len(rows)
 
 
 def to(tensor: Tensor) -> np.ndarray:
