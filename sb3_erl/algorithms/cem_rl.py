@@ -182,10 +182,10 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         check_range("n_gradient_actors", self._n_learned, 0, self.pop_size, integer=True)
         check_choice("reward_mode", self.reward_mode, ("dense", "episodic"))
         check_choice("deploy", self.deploy, ("mean", "champion"))
-        if self.importance_mixing and self.elitism:
-            raise ValueError(
-                "elitism must be False with importance_mixing=True, which keeps good individuals itself; got True"
-            )
+        if self.importance_mixing:
+            check_range("n_gradient_actors", self._n_learned, 0, self.pop_size - 1, integer=True)
+            if self.elitism:
+                raise ValueError("elitism must be False with importance_mixing=True, which keeps individuals itself; got True")
         unknown = {"policy_delay", "delay_critic_target"} & set(self.learner_kwargs or {})
         if unknown:
             raise ValueError(
@@ -220,13 +220,13 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         self.learner_rule = rule(policy, rule.settings_class(**kwargs))
         parts: Any = policy
         self.actor, self.critic, self.encoder = parts.actor, parts.critic, getattr(policy, "encoder", None)
-        self.critic_target = parts.critic_target
+        self.actor_target, self.critic_target = parts.actor_target, parts.critic_target  # nobody reads the actor's
         own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
         mean = read_parameters(self.actor)
         self.evolver = CEM(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
         self.exchange = GradientSteps(self.actor, self._actor_optimizer)
-        self.learned = LearnedRows(self._n_learned, mean.numel()).to(self.device)
-        n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 0
+        self.learned = LearnedRows(max(self._n_learned, 1), mean.numel()).to(self.device)
+        n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 1
         self.reused = ReusedEpisodes(n_reusable, mean.numel()).to(self.device)
         self._pool = NetworkPool(parts.make_actor)
 
@@ -368,7 +368,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         raise NotImplementedError(f"{type(self).__name__} has no learner beside its population; call learn() instead")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "critic_target", "encoder", "learned", "reused"]
+        return [*super()._excluded_save_params(), "actor_target", "critic_target", "encoder", "learned", "reused"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
