@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.common.cem_policies import CEMRLActor
 from sb3_erl.common.checks import check_choice
-from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
+from sb3_erl.common.evolutionary_algorithm import ActorOnlyCnnPolicy, ActorOnlyPolicy, EvolutionaryAlgorithm
 from sb3_erl.common.parameters import ParameterLayout, read_parameters
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.cem import CEM as CEMEvolver
+
+
+class CEMPolicy(ActorOnlyPolicy):
+    """The actor of CEM-RL alone."""
+
+    actor_class = CEMRLActor
+    default_net_arch = (400, 300)
+
+
+class CEMCnnPolicy(CEMPolicy, ActorOnlyCnnPolicy):
+    """:class:`CEMPolicy` behind SB3's ``NatureCNN``."""
 
 
 class CEM(EvolutionaryAlgorithm):
@@ -22,7 +34,7 @@ class CEM(EvolutionaryAlgorithm):
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
     :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
-    no gradients. The default network has the sizes of CEM-RL's actor.
+    no gradients. The network is CEM-RL's actor.
 
     :param learning_rate: not used, the distribution is refitted in closed form
     :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
@@ -32,6 +44,8 @@ class CEM(EvolutionaryAlgorithm):
     :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
     :param deploy: who acts in ``predict``: the ``"mean"`` of the distribution or the ``"champion"`` of the last generation
     """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMPolicy, "CnnPolicy": CEMCnnPolicy}
 
     def __init__(
         self,
@@ -54,7 +68,6 @@ class CEM(EvolutionaryAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        check_choice("deploy", deploy, ("mean", "champion"))
         self.n_parents, self.sigma_init, self.antithetic, self.elitism = n_parents, sigma_init, antithetic, elitism
         self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
         super().__init__(
@@ -72,6 +85,10 @@ class CEM(EvolutionaryAlgorithm):
             _init_setup_model,
         )
 
+    def _setup_model(self) -> None:
+        check_choice("deploy", self.deploy, ("mean", "champion"))
+        super()._setup_model()
+
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
         return CEMEvolver(read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})})
@@ -79,3 +96,8 @@ class CEM(EvolutionaryAlgorithm):
     def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
         evolver: Any = self.evolver
         return evolver.elite if self.deploy == "champion" else evolver.mean
+
+    def _log_population(self, fitness: np.ndarray) -> None:
+        super()._log_population(fitness)
+        evolver: Any = self.evolver
+        self.logger.record("population/sigma", float(evolver.variance.sqrt().mean()))

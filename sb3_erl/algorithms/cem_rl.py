@@ -27,7 +27,7 @@ from sb3_erl.evaluation.exploration import NoiseExploration
 from sb3_erl.evolution.base import to_numpy
 from sb3_erl.evolution.cem import CEM
 from sb3_erl.exchange.gradient_steps import GradientSteps
-from sb3_erl.exchange.reuse import ReusedEpisodes
+from sb3_erl.exchange.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
@@ -54,12 +54,16 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     Differences from the authors' code:
 
     1. the actor steps of all learned individuals run together, see
-       :class:`~sb3_erl.exchange.gradient_steps.GradientSteps`; the numbers are those of the sequential order;
+       :class:`~sb3_erl.exchange.gradient_steps.GradientSteps`; the numbers are those of the sequential order (with TD7 all
+       individuals take them on the critic as it is after the last critic step);
     2. time limits are stored as truncations; actions are rescaled to the environment's box;
     3. an elite takes its slot only once there is one;
     4. ``importance_mixing`` mixes the rows that are not learned only, each with its own fitness, length and transitions
-       (the authors' bookkeeping mixes up the rows if there are learned ones);
-    5. the mean is not tested inside the loop, use SB3's ``EvalCallback``: ``predict`` acts with the mean.
+       (the authors' bookkeeping mixes up the rows if there are learned ones), and never with ``elitism``;
+    5. the mean is not tested inside the loop, use SB3's ``EvalCallback``: ``predict`` acts with the mean;
+    6. if a generation is not finished, its learned individuals wait for the next one: no gradient step is taken twice.
+
+    ``policy.actor`` is the mean of the Gaussian: there is no learner's actor beside the population.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
@@ -67,7 +71,8 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     :param learning_starts: environment steps, more than which must have been taken before the first gradient step
     :param batch_size: transitions per gradient step, ``None`` for the learner's own (100, TD7: 256)
     :param train_freq: with ``gradient_steps``: critic steps in all, and actor steps of each learned individual, per step
-        of the last generation are ``gradient_steps / train_freq``
+        of the last generation are ``gradient_steps / train_freq``; ``(n, "episode")`` counts its episodes. They come before
+        the rollouts of the next generation
     :param action_noise: noise of the noisy rollouts, ``None`` for N(0, 0.1)
     :param learner: critic rule: ``"td3"``, ``"ddpg"`` or ``"td7"``
     :param learner_kwargs: further constants of the critic rule, such as ``target_policy_noise``
@@ -135,10 +140,12 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         self.n_parents, self.sigma_init, self.antithetic, self.elitism = n_parents, sigma_init, antithetic, elitism
         self.importance_mixing, self.reward_mode = importance_mixing, reward_mode
         self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
+        self.n_env_steps = 0
+        """Environment steps over the life of the model."""
         self.n_stored = 0
-        """Environment steps stored over the life of the model."""
+        """Transitions stored over the life of the model, those of reused individuals each time."""
         self.budget = 0
-        """Steps of the last finished generation, reused episodes included: they pay for the next gradient steps."""
+        """Gradient steps that the last finished generation pays for, with its reused episodes."""
         super().__init__(
             policy,
             env,
@@ -171,11 +178,24 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         check_choice("learner", self.learner, tuple(RULES))
         super()._check_arguments()
-        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
         check_range("n_noisy_episodes", self.n_noisy_episodes, 0, self.pop_size, integer=True)
         check_range("n_gradient_actors", self._n_learned, 0, self.pop_size, integer=True)
         check_choice("reward_mode", self.reward_mode, ("dense", "episodic"))
         check_choice("deploy", self.deploy, ("mean", "champion"))
+        if self.importance_mixing:
+            check_range("n_gradient_actors", self._n_learned, 0, self.pop_size - 1, integer=True)
+            if self.elitism:
+                raise ValueError("elitism must be False with importance_mixing=True, which keeps individuals itself; got True")
+        unknown = {"policy_delay", "delay_critic_target"} & set(self.learner_kwargs or {})
+        if unknown:
+            raise ValueError(
+                f"learner_kwargs must be constants of the critic's rule; got {sorted(unknown)}: here all critic steps of a "
+                "generation come before its actor steps, nothing is delayed"
+            )
+
+    @property
+    def _n_jobs(self) -> int:
+        return super()._n_jobs + self.n_noisy_episodes
 
     @property
     def _n_learned(self) -> int:
@@ -200,11 +220,14 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         self.learner_rule = rule(policy, rule.settings_class(**kwargs))
         parts: Any = policy
         self.actor, self.critic, self.encoder = parts.actor, parts.critic, getattr(policy, "encoder", None)
+        self.actor_target, self.critic_target = parts.actor_target, parts.critic_target  # nobody reads the actor's
         own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
         mean = read_parameters(self.actor)
         self.evolver = CEM(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
-        self.exchange = GradientSteps(parts.make_actor(), self._actor_optimizer)
-        self.reused = ReusedEpisodes(self.pop_size - self._n_learned, mean.numel()).to(self.device)
+        self.exchange = GradientSteps(self.actor, self._actor_optimizer)
+        self.learned = LearnedRows(max(self._n_learned, 1), mean.numel()).to(self.device)
+        n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 1
+        self.reused = ReusedEpisodes(n_reusable, mean.numel()).to(self.device)
         self._pool = NetworkPool(parts.make_actor)
 
     def _actor_optimizer(self, tensors: list[th.Tensor]) -> th.optim.Optimizer:
@@ -218,17 +241,19 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         """Ask -> learn in place -> evaluate -> tell -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
         rng = self._rng(Stream.EVOLUTION)
         candidates, kept = self._sample_candidates(rng)  # (pop_size, n_params), rows that need no evaluation
-        if self._is_warm:
-            self._improve(candidates)
+        self._learn_in_place(candidates)
         jobs, actor = self._plan_rollouts(candidates, kept)
         first = self.n_stored
         episodes = self._evaluate(jobs, actor, callback)
         if episodes is None:
             return False
         fitness = self._fitness(candidates, episodes)
-        self.budget = episodes.n_timesteps
+        n_again = 0
         if self.importance_mixing:
-            fitness = self._account_for_reused(candidates, fitness, episodes, kept, first)
+            fitness, n_again = self._account_for_reused(candidates, fitness, episodes, kept, first)
+        n_episodes = len(episodes.episodes) + len(kept) * self.n_eval_episodes
+        self.budget = self._updates_for(episodes.n_timesteps + n_again, n_episodes)
+        self.learned.clear()
         self.evolver.tell(candidates, fitness)
         self._deploy(candidates, fitness)
         self._log_generation(fitness, episodes)
@@ -245,43 +270,42 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
 
     @property
     def _is_warm(self) -> bool:
-        return self.n_stored > self.learning_starts
+        assert self.replay_buffer is not None
+        return self.n_env_steps > self.learning_starts and self.replay_buffer.size() > 0
 
-    def _improve(self, candidates: th.Tensor) -> None:
-        """Gradient steps of the first candidates, written into their rows."""
-        n_learned, steps = self._n_learned, self._steps_of_budget()
-        if n_learned == 0 or steps == 0:
-            return
-        buffer, size = self.replay_buffer, self.batch_size or self._default_batch_size
-        assert buffer is not None
+    def _learn_in_place(self, candidates: th.Tensor) -> None:
+        """Write the first candidates after their gradient steps into their rows, unless such are waiting."""
+        n_learned = self._n_learned
+        if self.learned.waiting is not None:
+            candidates[:n_learned] = self.learned.waiting
+        elif n_learned > 0 and self.budget > 0 and self._is_warm:
+            candidates[:n_learned] = self._improved(candidates[:n_learned])
+            self.learned.keep(candidates[:n_learned])
+
+    def _improved(self, candidates: th.Tensor) -> th.Tensor:
+        """:return: ``(n_learned, n_params)``, the candidates after the gradient steps of the last generation's budget"""
+        size = self.batch_size or self._default_batch_size
+        n_critic = self.budget // len(candidates)
         self.policy.set_training_mode(True)
-        self.exchange.actor.train(True)
         self.learner_rule.follow(self, size)
 
         def observations(n: int) -> list[Any]:
             return list(self._sample(n * size).observations.split(size))
 
-        with scoped_generators(self._learning_sequence()):
-            n_critic = steps // n_learned
-            improved, metrics = self.exchange(
-                self.learner_rule,  # type: ignore[arg-type]
-                candidates[:n_learned],
-                lambda: self._sample(size),
-                observations,
-                n_critic,
-                steps,
-            )
-        self.policy.set_training_mode(False)
-        candidates[:n_learned] = improved
-        self._n_updates += n_learned * n_critic
+        rule: Any = self.learner_rule
+        try:
+            with scoped_generators(self._learning_sequence()):
+                improved, metrics = self.exchange(
+                    rule, candidates, lambda: self._sample(size), observations, n_critic, self.budget
+                )
+        finally:
+            write_parameters(self.evolver.mean, self.actor)  # type: ignore[arg-type]
+            self.policy.set_training_mode(False)
+        self._n_updates += len(candidates) * n_critic
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
-
-    def _steps_of_budget(self) -> int:
-        if self.gradient_steps < 0:
-            return self.budget
-        return int(self.budget * self.gradient_steps / self.train_freq.frequency + 1e-9)  # type: ignore[union-attr]
+        return improved
 
     def _plan_rollouts(self, candidates: th.Tensor, kept: Sequence[int] = ()) -> tuple[list[Job], PopulationActor]:
         n_actions = get_action_dim(self.action_space)
@@ -301,16 +325,15 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
 
     def _account_for_reused(
         self, candidates: th.Tensor, fitness: np.ndarray, episodes: EpisodeBatch, kept: list[int], first: int
-    ) -> np.ndarray:
-        """Fitness with that of the reused rows; their transitions are stored again and count for the gradient steps."""
+    ) -> tuple[np.ndarray, int]:
+        """:return: fitness with that of the reused rows, and how many of their transitions were stored again"""
         assert self.replay_buffer is not None
         rows = slice(self._n_learned, self.pop_size)
-        own, lengths = self.reused.account(self.replay_buffer, fitness[rows], episodes, len(kept), first, self._n_learned)
-        self.budget += lengths
-        self.n_stored += lengths
+        own, n_again = self.reused.account(self.replay_buffer, fitness[rows], episodes, len(kept), first, self._n_learned)
+        self.n_stored += n_again
         fitness[rows] = own
         self.reused.remember(self.evolver, candidates[rows])
-        return fitness
+        return fitness, n_again
 
     def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
         assert fitness is not None
@@ -318,12 +341,14 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
 
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
         deployed: Any = self.policy.deployed
+        write_parameters(self.evolver.mean, self.actor)  # type: ignore[arg-type]
         write_parameters(self.evolver.elite if self.deploy == "champion" else self.evolver.mean, deployed)
         copy_buffers(self.actor, deployed)  # type: ignore[arg-type]
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; with ``reward_mode="episodic"`` rewards move to the end."""
         self.n_stored += len(transitions)
+        self.n_env_steps += len(transitions)
         if self.reward_mode == "episodic" and transitions:
             total = float(sum(step.reward for step in transitions))
             transitions = [step._replace(reward=0.0) for step in transitions]
@@ -338,18 +363,13 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         agent.set_training_mode(False)
         return agent
 
-    @property
-    def learner_agent(self) -> BasePolicy:
-        """The mean of the Gaussian; has ``predict``. There is no separate learner's actor."""
-        agent = self.policy.make_actor()  # type: ignore[operator]
-        write_parameters(self.evolver.mean, agent)
-        copy_buffers(self.actor, agent)  # type: ignore[arg-type]
-        agent.set_training_mode(False)
-        return agent
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """Not available: gradient steps belong to the individuals of a generation, see :meth:`learn`."""
+        raise NotImplementedError(f"{type(self).__name__} has no learner beside its population; call learn() instead")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "encoder", "reused"]
+        return [*super()._excluded_save_params(), "actor_target", "critic_target", "encoder", "learned", "reused"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "reused"], variables
+        return [*state_dicts, "learned", "reused"], variables

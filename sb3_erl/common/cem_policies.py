@@ -29,6 +29,8 @@ class CEMRLPolicy(DeployedMixin, TD3Policy):
     :param net_arch: hidden widths: a list for both, or ``dict(pi=..., qf=...)``; default ``[400, 300]``
     :param activation_fn: activation of the actor; the critic's is leaky ReLU
     :param layer_norm: put a layer norm before each activation
+    :param share_features_extractor: must be ``False``: each individual has an extractor of its own, the critic too
+    :raises ValueError: if ``share_features_extractor`` is set
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class CEMRLPolicy(DeployedMixin, TD3Policy):
         share_features_extractor: bool = False,
         layer_norm: bool = False,
     ):
+        if share_features_extractor:
+            raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
         self.layer_norm = layer_norm
         super().__init__(
             observation_space,

@@ -64,7 +64,6 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     default_policy: ClassVar[str] = "MlpPolicy"
     evolver: Evolver
     learner_rule: Learner
-    pop_size: int
 
     def __init__(
         self,
@@ -164,6 +163,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        self._check_rollouts()
         n_envs, policy_kwargs, buffer_class = self.n_envs, self.policy_kwargs, self.replay_buffer_class
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
@@ -262,12 +262,15 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
             super().train(gradient_steps, batch_size)
 
     def _n_gradient_steps(self, episodes: EpisodeBatch) -> int:
-        """Updates for these episodes; what integer division leaves over is kept for the next generation."""
+        """Updates for these episodes."""
+        return self._updates_for(episodes.n_timesteps, len(episodes.episodes))
+
+    def _updates_for(self, n_timesteps: int, n_episodes: int) -> int:
+        """Updates that so much experience pays for; what integer division leaves over is kept for the next call."""
         if self.gradient_steps < 0:
-            return episodes.n_timesteps
+            return n_timesteps
         assert isinstance(self.train_freq, TrainFreq)
-        per_episode = self.train_freq.unit == TrainFrequencyUnit.EPISODE
-        count = len(episodes.episodes) if per_episode else episodes.n_timesteps
+        count = n_episodes if self.train_freq.unit == TrainFrequencyUnit.EPISODE else n_timesteps
         self._update_debt += self.gradient_steps * count / self.train_freq.frequency
         n_updates = int(self._update_debt + 1e-9)
         self._update_debt -= n_updates

@@ -25,6 +25,8 @@ class GenerationalMixin(AddressedMixin):
     Stands before an SB3 base class in the method resolution order.
     """
 
+    pop_size: int
+    n_eval_episodes: int
     n_generations: int
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
     _callback: BaseCallback | None
@@ -38,6 +40,21 @@ class GenerationalMixin(AddressedMixin):
         self._callback = None
         self._evaluator = None
         self._stopwatch = Stopwatch()
+
+    @property
+    def _n_jobs(self) -> int:
+        """Rollouts in a generation."""
+        return self.pop_size * self.n_eval_episodes
+
+    def _check_rollouts(self) -> None:
+        """:raises ValueError: if there are no episodes, or environments that would never have one"""
+        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
+        if self.env is not None and self.n_envs > self._n_jobs:
+            raise ValueError(
+                f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
+                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
+                "lower n_envs or raise pop_size"
+            )
 
     # ---------------------------------------------------------------- the loop
 
@@ -63,8 +80,10 @@ class GenerationalMixin(AddressedMixin):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive
+        :raises ValueError: if ``total_timesteps`` is not positive or there is no environment
         """
+        if self.env is None:
+            raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)

@@ -1,4 +1,4 @@
-"""Episodes that are used again: what importance mixing keeps of the last generation."""
+"""What CEM-RL keeps of a generation for the next one: episodes that are used again, and gradient steps that were taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,49 @@ from sb3_erl.evolution.cem import CEM
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, GeneratorMixingDraws, importance_mixing
 
 
-class ReusedEpisodes(nn.Module):
+class Leftovers(nn.Module):
+    """Buffers that a model with other settings does without: saved ones of another shape are not loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        own = {prefix + name: value for name, value in self.named_buffers(recurse=False)}
+        if any(name in state_dict and state_dict[name].shape != value.shape for name, value in own.items()):
+            state_dict.update(own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class LearnedRows(Leftovers):
+    """
+    Candidates that took their gradient steps in a generation that was not finished, for instance because the budget of
+    ``learn`` ended inside it. The next generation begins with them, so that no gradient step is taken twice.
+
+    :param n: number of learned candidates
+    :param n_params: parameters of one individual
+    """
+
+    rows: Tensor
+    n_waiting: Tensor
+
+    def __init__(self, n: int, n_params: int):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(n, n_params))
+        self.register_buffer("n_waiting", torch.zeros(()))
+
+    @property
+    def waiting(self) -> Tensor | None:
+        """``(n, n_params)``, or ``None`` if the last generation that was learned for is finished."""
+        return self.rows if self.n_waiting > 0 else None
+
+    def keep(self, rows: Tensor) -> None:
+        """:param rows: ``(n, n_params)``, just learned"""
+        self.rows.copy_(rows)
+        self.n_waiting.fill_(len(rows))
+
+    def clear(self) -> None:
+        """The generation is finished."""
+        self.n_waiting.zero_()
+
+
+class ReusedEpisodes(Leftovers):
     """
     The last generation's sample with fitness, length and place in the replay buffer of each individual.
 
@@ -27,7 +69,7 @@ class ReusedEpisodes(nn.Module):
     fitness: Tensor
     lengths: Tensor
     starts: Tensor
-    """Number of the first transition of each individual, counted over the life of the model."""
+    """Number of the first transition of each individual, counted over all that were ever stored."""
 
     def __init__(self, n: int, n_params: int):
         super().__init__()
@@ -59,11 +101,11 @@ class ReusedEpisodes(nn.Module):
         """
         Complete the fitness, and store the transitions of reused individuals again.
 
-        :param buffer: replay buffer with one column
+        :param buffer: replay buffer with one column; what it has lost since is not stored again
         :param fitness: ``(n,)``, NaN in the reused rows
         :param episodes: what was evaluated, in the order in which it was stored
         :param n_kept: number of reused rows
-        :param first: transitions stored before this generation
+        :param first: transitions stored before this generation, over the life of the model
         :param offset: candidate number of row 0
         :return: fitness, and the number of transitions that were stored again
         """
@@ -81,8 +123,9 @@ class ReusedEpisodes(nn.Module):
         n_again = 0
         for row, source in enumerate(chosen):
             start, length = int(self.starts[source]), int(self.lengths[source])
-            starts[row], lengths[row] = position + n_again, length
-            n_again += self._store_again(buffer, start, length, position + n_again)
+            starts[row] = position + n_again
+            lengths[row] = self._store_again(buffer, start, length, position + n_again)
+            n_again += int(lengths[row])
         for name, values in (("fitness", fitness), ("lengths", lengths), ("starts", starts)):
             getattr(self, name).copy_(torch.as_tensor(values))
         return fitness, n_again
@@ -95,18 +138,23 @@ class ReusedEpisodes(nn.Module):
 
     @staticmethod
     def _store_again(buffer: Any, start: int, length: int, now: int) -> int:
-        """Transitions that the ring has overwritten since are left out."""
-        size = buffer.buffer_size
-        numbers = [n for n in range(start, start + length) if now - n < size]
-        rows = [n % size for n in numbers]
-        copies = [
-            (buffer.observations[r].copy(), buffer.next_observations[r].copy(), buffer.actions[r].copy(), buffer.rewards[r],
-             buffer.dones[r], [{"TimeLimit.truncated": bool(buffer.timeouts[r, 0])}])
-            for r in rows
-        ]  # fmt: skip
-        for copy in copies:
-            buffer.add(*copy)
-        return len(copies)
+        """
+        :param start: number of the first transition
+        :param length: how many there were
+        :param now: number of the transition that is stored next
+        :return: how many of them are stored again
+        """
+        spoiled = int(buffer.full and buffer.optimize_memory_usage)  # the oldest observation is the newest next one
+        numbers = np.arange(max(start, now - buffer.size() + spoiled), start + length)
+        rows = (buffer.pos - now + numbers) % buffer.buffer_size
+        if buffer.optimize_memory_usage:  # the next observation is the next row's
+            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size]
+        else:
+            next_observations = buffer.next_observations[rows]
+        copies = (buffer.observations[rows], next_observations, buffer.actions[rows], buffer.rewards[rows], buffer.dones[rows])
+        for *step, truncated in zip(*copies, buffer.timeouts[rows, 0], strict=True):
+            buffer.add(*step, [{"TimeLimit.truncated": bool(truncated)}])
+        return len(rows)
 
 
 def to(tensor: Tensor) -> np.ndarray:

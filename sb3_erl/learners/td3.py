@@ -37,8 +37,9 @@ class TD3Learner(Learner):
             (list(policy.actor.parameters()), list(policy.actor_target.parameters())),
             (list(policy.critic.parameters()), list(policy.critic_target.parameters())),
         ]
-        networks = ((policy.actor, policy.actor_target), (policy.critic, policy.critic_target))
-        self._buffers = [pair for a, b in networks for pair in zip(a.buffers(), b.buffers(), strict=True)]
+        networks = ((policy.critic, policy.critic_target), (policy.actor, policy.actor_target))
+        self._critic_buffers, actor_buffers = ([*zip(a.buffers(), b.buffers(), strict=True)] for a, b in networks)
+        self._buffers = [*self._critic_buffers, *actor_buffers]
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -113,7 +114,9 @@ class TD3Learner(Learner):
         """
         self.n_updates += 1
         loss = self.critic_step(batch, self._smoothing_noise(batch.actions), actor)
-        soft_update(self._critic, list(self.policy.critic_target.parameters()), self.settings.tau)
+        soft_update(self._critic, self._pairs[1][1], self.settings.tau)
+        for value, place in self._critic_buffers:
+            place.copy_(value)
         return loss
 
     def critic_snapshot(self) -> dict[str, Tensor]:
@@ -123,7 +126,7 @@ class TD3Learner(Learner):
 
     def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
         """
-        :param parameters: an actor's tensors by name
+        :param parameters: an actor's tensors by name, running statistics included
         :param snapshot: the critic's, see :meth:`critic_snapshot`
         :param observations: batch of observations
         :return: minus the first critic's mean value of the actor's actions

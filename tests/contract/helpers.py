@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments")
+COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments", "budget")
 RECORDS = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns", "members")
 """Attributes in which some classes keep plain numbers."""
 

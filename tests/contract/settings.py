@@ -23,6 +23,13 @@ STEPWISE = [name for name in HYBRIDS if name not in GENERATIONAL]
 """Classes that store and learn between any two vector steps, in SB3's own ``collect_rollouts``."""
 IMAGES = [name for name in HYBRIDS if "CnnPolicy" in ALGOS[name].policy_aliases]
 """Hybrids whose policies have SB3's features extractors."""
+LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signature(ALGOS[name].__init__).parameters]
+"""
+Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
+generation before.
+"""
+EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]
+"""Hybrids whose learner has an actor, which explores in episodes of its own."""
 
 FAST: dict[str, Any] = {
     "pop_size": 3,
@@ -45,6 +52,8 @@ FAST: dict[str, Any] = {
 
 SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
+    "cem": {"pop_size": 4},
+    "cem_rl": {"pop_size": 4},
     "erl": {"sync_period": 2},
     "pderl": {"sync_period": 2},
     "td7": {"policy_kwargs": SALE_KWARGS},
@@ -84,9 +93,43 @@ def whole(name: str) -> dict[str, Any]:
     return known(name, WHOLE_EPISODES)
 
 
-def having(*arguments: str) -> list[str]:
-    """Hybrids whose constructors have all of these arguments."""
-    return [name for name in HYBRIDS if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
+def having(*arguments: str, among: list[str] = HYBRIDS) -> list[str]:
+    """Classes, by default hybrids, whose constructors have all of these arguments."""
+    return [name for name in among if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
+
+
+def pop_size(name: str) -> int:
+    """Number of individuals with fast settings."""
+    return fast(name)["pop_size"]
+
+
+def n_rollouts(name: str) -> int:
+    """Rollouts in each generation of a class with fast settings: the population's and the learner's own."""
+    return pop_size(name) + (name in EXPLORING)
+
+
+def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:
+    """
+    :param model: after a run in which updates began with the first generation
+    :param name: key in ALGOS
+    :param ends: ``num_timesteps`` at the end of each of its generations
+    :param per_step: updates per step that were asked for
+    :return: how many it must have made
+    """
+    if name not in LEARN_FIRST:
+        return int(ends[-1] * per_step + 1e-9)
+    n_learned, debt, total = pop_size(name) // 2, 0.0, 0
+    for n_steps in np.diff([0, *ends]) if model.num_timesteps > ends[-1] else np.diff([0, *ends[:-1]]):
+        debt += n_steps * per_step
+        total += int(debt + 1e-9) // n_learned * n_learned  # the same number for each learned individual
+        debt -= int(debt + 1e-9)
+    return total
+
+
+def online_and_target(model: Any, name: str) -> tuple[Any, Any]:
+    """A network and the one that follows it with ``tau``: the actor's, or the critic's where actors have none."""
+    part = "critic" if name in LEARN_FIRST else "actor"
+    return getattr(model.policy, part), getattr(model.policy, f"{part}_target")
 
 
 def variants(names: list[str] = NAMES) -> list[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, fast, having, known, make
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, fast, having, known, make, n_rollouts, pop_size
 from tests.envs import OddSpaces, toy_vec_env
 
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -44,6 +44,11 @@ VALUES: list[tuple[str, Any]] = [
     ("n_migrants", 3),
     ("n_eval_episodes", 0),
     ("n_learner_episodes", 0),
+    ("n_noisy_episodes", -1),
+    ("n_gradient_actors", 99),
+    ("n_parents", 0),
+    ("sigma_init", 0.0),
+    ("reward_mode", "sparse"),
     ("fitness_horizon", 0),
     ("mc_fitness_prob", 1.1),
     ("mutation_fraction", -0.5),
@@ -163,14 +168,16 @@ def test_learning_without_an_environment(name: str) -> None:
         model.learn(10)
 
 
-@pytest.mark.parametrize("name", GENERATIONAL)
+@pytest.mark.parametrize("name", [name for name in HYBRIDS if name in GENERATIONAL])
 def test_collect_rollouts_says_what_to_call(name: str) -> None:
     with pytest.raises(NotImplementedError, match="learn"):
         make(name).collect_rollouts()
 
 
-@pytest.mark.parametrize("name", having("learner"))
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_more_environments_than_rollouts(name: str) -> None:
-    with pytest.raises(ValueError, match=r"n_envs=5, but 4 rollouts with pop_size=3.*lower n_envs or raise pop_size"):
-        make(name, toy_vec_env(5), pop_size=3)
-    assert make(name, toy_vec_env(4), pop_size=3).n_envs == 4
+    most = n_rollouts(name)
+    words = rf"n_envs={most + 1}, but {most} rollouts with pop_size={pop_size(name)}.*lower n_envs or raise pop_size"
+    with pytest.raises(ValueError, match=words):
+        make(name, toy_vec_env(most + 1))
+    assert make(name, toy_vec_env(most)).n_envs == most
