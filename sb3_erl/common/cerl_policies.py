@@ -121,10 +121,18 @@ class CERLPolicy(BasePolicy):
             for (policy_class, arguments), own in zip(members, by_learner, strict=True)
         ]
         self.members = nn.ModuleList(built)
-        self.deployed: Any = self.make_actor()
-        self.deployed.requires_grad_(False)
-        self.deploy(self.actor)
+        self.deployed: Any = None
+        self.adopt(0, built[0])
         self.set_training_mode(False)
+
+    def adopt(self, number: int, policy: BasePolicy) -> None:
+        """Let a learner's policy be this one; ``deployed`` gets the shape and the parameters of the first learner's actor."""
+        self.members[number] = policy
+        if number == 0:
+            self.deployed = self.make_actor()
+            self.deployed.requires_grad_(False)
+            self.deployed.set_training_mode(False)
+            self.deploy(self.actor)
 
     @property
     def first(self) -> Any:

@@ -34,6 +34,9 @@ FAST: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [8]},
     "explore_steps": 60,
     "late_assessment_episodes": 3,
+    "gammas": (0.9, 0.99),
+    "rollout_size": 2,
+    "min_elites": 1,
     "genetic_memory_size": 40,
     "distill_epochs": 2,
     "distill_batch_size": 8,
@@ -45,6 +48,7 @@ FAST: dict[str, Any] = {
 
 SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
+    "cerl": {"sync_period": 2},
     "erl": {"sync_period": 2},
     "pderl": {"sync_period": 2, "pop_size": 5},
     "td7": {"policy_kwargs": SALE_KWARGS},
@@ -57,6 +61,7 @@ WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.
 
 LEARNERS: dict[str, list[Any]] = {
     "cem_rl": ["td3", "td7"],
+    "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
     "erl": ["ddpg", "td3", "td7", "sac"],
     "erl_re2": ["td3", "ddpg", "td7"],
     "pderl": ["ddpg", "td7", "sac"],
