@@ -94,6 +94,21 @@ def having(*arguments: str) -> list[str]:
     return [name for name in HYBRIDS if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
 
 
+def pop_size(name: str) -> int:
+    """Number of individuals with fast settings."""
+    return fast(name)["pop_size"]
+
+
+def n_exploring(name: str) -> int:
+    """The learners' own rollouts in each generation of a class with fast settings."""
+    return fast(name).get("rollout_size", 1)
+
+
+def n_rollouts(name: str) -> int:
+    """Rollouts in each generation of a class with fast settings: the population's and the learners' own."""
+    return pop_size(name) + n_exploring(name)
+
+
 def variants(names: list[str] = NAMES) -> list[tuple[str, dict[str, Any]]]:
     """Each class with each of its learners: (key in ALGOS, arguments)."""
     return [

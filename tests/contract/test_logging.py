@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import configure
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import Tables, Witness
-from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, make, whole
+from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, make, n_rollouts, pop_size, whole
 from tests.envs import toy_vec_env
 
 ALWAYS = {
@@ -92,13 +92,14 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
         returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
         return True
 
-    model.learn(4 * 8 * 2, [ConvertCallback(keep), witness])
-    assert witness.generation_ends[-1] == 64 and len(returns) == 8
-    *population, learner = returns[4:]
+    n_episodes = n_rollouts(name)
+    model.learn(2 * n_episodes * 8, [ConvertCallback(keep), witness])
+    assert witness.generation_ends[-1] == 2 * n_episodes * 8 and len(returns) == 2 * n_episodes
+    population, learners = np.split(np.array(returns[n_episodes:]), [pop_size(name)])
     assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)
     assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
     assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)
-    assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(learner, abs=1e-5)
+    assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(np.mean(learners), abs=1e-5)
     assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
     assert set(tables.column("rollout/ep_len_mean")) == {8.0}
 
@@ -117,7 +118,7 @@ def test_interval_counts_episodes(name: str, interval: int | None, expected: lis
 def test_interval_counts_generations(name: str, interval: int | None, expected: list[int]) -> None:
     model = make(name, learning_starts=0, **whole(name))
     tables = Tables(model)
-    model.learn(4 * 4 * 8, log_interval=interval)
+    model.learn(4 * n_rollouts(name) * 8, log_interval=interval)
     assert tables.column("time/generations") == expected
 
 
