@@ -69,7 +69,13 @@ SALE: dict[str, str] = {
     ),
     "test_save_load.py::test_warn_buffer[True-{cls}]": "no argument optimize_memory_usage: test_lap.py",
 }
-BY_CLASS: dict[str, dict[str, str]] = {"erl": GENERATIONAL, "erl_re2": GENERATIONAL, "td7": SALE, "pop_td7": SALE}
+BY_CLASS: dict[str, dict[str, str]] = {
+    "cerl": GENERATIONAL,
+    "erl": GENERATIONAL,
+    "erl_re2": GENERATIONAL,
+    "td7": SALE,
+    "pop_td7": SALE,
+}
 """By key in ALGOS; a class that is not listed has to pass everything."""
 
 IGNORED: dict[str, tuple[str, ...]] = dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage"))
