@@ -4,6 +4,7 @@ from typing import Any
 
 from sb3_erl.algorithms.cem import CEM
 from sb3_erl.algorithms.cem_rl import CEMRL
+from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 from sb3_erl.algorithms.pderl import PDERL
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 ALGOS: dict[str, type[Any]] = {
     "cem": CEM,
     "cem_rl": CEMRL,
+    "cerl": CERL,
     "erl": ERL,
     "erl_re2": ERLRe2,
     "pderl": PDERL,
@@ -23,4 +25,4 @@ ALGOS: dict[str, type[Any]] = {
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
-__all__ = ["ALGOS", "CEM", "CEMRL", "ERL", "PDERL", "TD7", "ERLRe2", "PopTD7", "__version__"]
+__all__ = ["ALGOS", "CEM", "CEMRL", "CERL", "ERL", "PDERL", "TD7", "ERLRe2", "PopTD7", "__version__"]

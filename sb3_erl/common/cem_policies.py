@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -22,9 +22,9 @@ class CEMRLActor(ERLActor):
     norm_class = PlainNorm
 
 
-class CEMRLPolicy(DeployedMixin, TD3Policy):
+class TowerNetworks(TD3Policy):
     """
-    Networks of CEM-RL. Source: ``es_grad.py: Actor, CriticTD3`` of the authors' code; torch's default initialisation.
+    SB3's TD3 policy with actors of the ERL family and critics that are towers of one stack.
 
     :param net_arch: hidden widths: a list for both, or ``dict(pi=..., qf=...)``; default ``[400, 300]``
     :param activation_fn: activation of the actor; the critic's is leaky ReLU
@@ -32,6 +32,8 @@ class CEMRLPolicy(DeployedMixin, TD3Policy):
     :param share_features_extractor: must be ``False``: each individual has an extractor of its own, the critic too
     :raises ValueError: if ``share_features_extractor`` is set
     """
+
+    actor_class: ClassVar[type[ERLActor]] = CEMRLActor
 
     def __init__(
         self,
@@ -67,19 +69,30 @@ class CEMRLPolicy(DeployedMixin, TD3Policy):
             share_features_extractor,
         )
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> CEMRLActor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> ERLActor:
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return CEMRLActor(**kwargs, layer_norm=self.layer_norm).to(self.device)
+        return self.actor_class(**kwargs, layer_norm=self.layer_norm).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> TowerCritic:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         for name in ("activation_fn", "share_features_extractor"):
             kwargs.pop(name)
         norm_class = PlainNorm if self.layer_norm else None
-        return TowerCritic(**kwargs, norm_class=norm_class, output_scale=1.0).to(self.device)
+        return TowerCritic(**kwargs, norm_class=norm_class, output_scale=1.0, **self._tower_arguments()).to(self.device)
+
+    def _tower_arguments(self) -> dict[str, Any]:
+        return {}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "layer_norm": self.layer_norm}
+
+
+class CEMRLPolicy(DeployedMixin, TowerNetworks):
+    """
+    Networks of CEM-RL. Source: ``es_grad.py: Actor, CriticTD3`` of the authors' code; torch's default initialisation.
+
+    Its parameters are those of :class:`TowerNetworks`.
+    """
 
 
 class CEMRLCnnPolicy(CEMRLPolicy):

@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.common.training import LearnerHostMixin
@@ -164,17 +165,26 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     def _setup_model(self) -> None:
         self._check_arguments()
         self._check_rollouts()
-        n_envs, policy_kwargs, buffer_class = self.n_envs, self.policy_kwargs, self.replay_buffer_class
+        n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
+        buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
         if buffer_class is None and self.n_steps == 1:
             self.replay_buffer_class = self._rule_class().buffer_class
+        if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
+            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
         try:
             super()._setup_model()
         finally:
-            self.n_envs, self.policy_kwargs, self.replay_buffer_class = n_envs, policy_kwargs, buffer_class
+            self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
+            self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
         self._setup_addresses()
         self._setup_parts()
+
+    @property
+    def _n_priorities(self) -> int:
+        """Sets of priorities in a replay buffer that keeps any."""
+        return 1
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""

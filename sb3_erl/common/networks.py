@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -167,6 +167,8 @@ class Towers(nn.Module):
     :param n_context: further inputs that a whole batch has in common
     :param norm_class: put one before each activation, ``None`` for none
     :param output_scale: factor on the initial weights and biases of the last layer
+    :param activation: a function of a tensor that may write into it
+    :param norm_last: put the norms after the activations
     """
 
     def __init__(
@@ -177,6 +179,8 @@ class Towers(nn.Module):
         n_context: int = 0,
         norm_class: type[StdNorm] | None = StdNorm,
         output_scale: float = 1.0,
+        activation: Callable[[Tensor], Tensor] = F.leaky_relu_,
+        norm_last: bool = False,
     ):
         super().__init__()
         widths = [in_features, *net_arch, 1]
@@ -186,6 +190,7 @@ class Towers(nn.Module):
         self.hidden = nn.ModuleList(layers[:-1])
         self.norms = None if norm_class is None else nn.ModuleList(norm_class(width, n_towers) for width in net_arch)
         self.out = layers[-1]
+        self.activation, self.norm_last = activation, norm_last
         scale_parameters(self.out, output_scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None, n_towers: int | None = None) -> Tensor:
@@ -197,9 +202,12 @@ class Towers(nn.Module):
         """
         for index, layer in enumerate(self.hidden):
             x = layer(x, context if index == 0 else None, n_towers)
+            if self.norm_last:
+                x = self.activation(x)
             if self.norms is not None:
                 x = self.norms[index](x, n_towers)
-            x = F.leaky_relu_(x)
+            if not self.norm_last:
+                x = self.activation(x)
         return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
 
 
@@ -208,20 +216,21 @@ def mlp(
     net_arch: Sequence[int],
     activation_fn: type[nn.Module],
     norm_class: type[StdNorm] | None = StdNorm,
+    norm_last: bool = False,
 ) -> nn.Sequential:
     """
     :param in_features: size of the input
     :param net_arch: widths of the layers; empty for the identity
     :param activation_fn: activation after each layer
     :param norm_class: put one before each activation, ``None`` for none
+    :param norm_last: put the norms after the activations
     :return: ``[linear, norm, activation] * len(net_arch)``
     """
     layers: list[nn.Module] = []
     for width in net_arch:
-        layers.append(nn.Linear(in_features, width))
-        if norm_class is not None:
-            layers.append(norm_class(width))
-        layers.append(activation_fn())
+        steps: list[nn.Module] = [] if norm_class is None else [norm_class(width)]
+        steps.insert(0 if norm_last else 1, activation_fn())
+        layers += [nn.Linear(in_features, width), *steps]
         in_features = width
     return nn.Sequential(*layers)
 

@@ -86,6 +86,8 @@ class ERLActor(Actor):
     """
 
     norm_class: ClassVar[type[StdNorm]] = StdNorm
+    norm_last: ClassVar[bool] = False
+    """Whether the norms follow the activations."""
 
     def __init__(
         self,
@@ -104,9 +106,8 @@ class ERLActor(Actor):
         self.layer_norm = layer_norm
         widths = [features_dim, *net_arch]
         output = nn.Linear(widths[-1], get_action_dim(self.action_space))
-        self.mu = nn.Sequential(
-            *mlp(features_dim, net_arch, activation_fn, self.norm_class if layer_norm else None), output, nn.Tanh()
-        )
+        norm_class = self.norm_class if layer_norm else None
+        self.mu = nn.Sequential(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), output, nn.Tanh())
 
     @property
     def output_layer(self) -> nn.Linear:

@@ -80,6 +80,7 @@ class TowerCritic(BaseModel):
     :param net_arch: hidden widths of each tower
     :param norm_class: normalisation before each activation, ``None`` for none
     :param output_scale: factor on the initial output layers
+    :param kwargs: further arguments of :class:`~sb3_erl.common.networks.Towers`
     """
 
     features_extractor: BaseFeaturesExtractor
@@ -96,13 +97,14 @@ class TowerCritic(BaseModel):
         n_context: int = 0,
         norm_class: type[StdNorm] | None = StdNorm,
         output_scale: float = 0.1,
+        **kwargs: Any,
     ):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         self.n_critics = n_critics
         in_features = features_dim + get_action_dim(action_space)
-        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale)
+        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
 
     def forward(
         self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None

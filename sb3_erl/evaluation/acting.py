@@ -129,6 +129,28 @@ class EmbeddingActor:
         return self._rest(np.concatenate(parts, axis=1), candidates)
 
 
+class JointActor:
+    """
+    Candidates of several kinds in one phase, each group acting in its own way.
+
+    :param parts: acts for the candidates of one group
+    :param homes: for each candidate the number of its group and its number in it
+    """
+
+    def __init__(self, parts: Sequence[PopulationActor], homes: Sequence[tuple[int, int]]):
+        self._parts, self._homes = parts, homes
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        homes = [self._homes[candidate] for candidate in candidates]
+        actions: dict[int, np.ndarray] = {}
+        for part in {number for number, _ in homes}:
+            rows = [row for row, (number, _) in enumerate(homes) if number == part]
+            answers = self._parts[part](observations[rows], [homes[row][1] for row in rows])
+            actions |= dict(zip(rows, answers, strict=True))
+        return np.stack([actions[row] for row in range(len(homes))])
+
+
 def tensors_of(module: nn.Module) -> Stack:
     """Parameters of one layer, or what :func:`~sb3_erl.common.networks.constant` made of them, as a stack of one row."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -45,6 +45,7 @@ class GA(Evolver):
     :param mutation_kwargs: further arguments of the mutation operator
     :param odd_winners: an odd number of winners is completed by a ``"random"`` one (paper's code) or by that of the
         ``"last"`` tournament (the authors' later code)
+    :param min_elites: smallest number of elites, whatever their share
     :raises ValueError: if a number is out of range or a key is unknown
     """
 
@@ -61,15 +62,17 @@ class GA(Evolver):
         mutation: str | type = "gaussian",
         mutation_kwargs: dict[str, Any] | None = None,
         odd_winners: Literal["random", "last"] = "random",
+        min_elites: int = 1,
     ):
         super().__init__(candidates)
         if tournament_size < 2:
             raise ValueError(f"tournament_size must be at least 2; got {tournament_size}")
-        self.n_elites = count_elites(elite_fraction, self.pop_size)
+        self.n_elites = max(min_elites, count_elites(elite_fraction, self.pop_size))
         if self.n_elites >= self.pop_size:
+            argument = f"min_elites={min_elites}" if self.n_elites == min_elites else f"elite_fraction={elite_fraction}"
             raise ValueError(
-                f"elite_fraction={elite_fraction} keeps {self.n_elites} of pop_size={self.pop_size} individuals, which leaves "
-                "none to vary; lower elite_fraction or raise pop_size"
+                f"{argument} keeps {self.n_elites} of pop_size={self.pop_size} individuals, which leaves "
+                f"none to vary; lower {argument.partition('=')[0]} or raise pop_size"
             )
         self.tournament_size, self.odd_winners = tournament_size, odd_winners
         self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob

@@ -60,17 +60,22 @@ class ResourceManager:
 
     def __init__(self, n_learners: int, n_episodes: int, coefficient: float = 0.9, smoothing: float = 0.2):
         if n_episodes < n_learners:
-            raise ValueError(f"rollout_size must be at least the number of learners, {n_learners}; got {n_episodes}")
+            raise ValueError(
+                f"rollout_size must be at least the number of learners, {n_learners}, so that each of them is tried; got "
+                f"{n_episodes}. Raise rollout_size or give fewer gammas"
+            )
         self.coefficient, self.smoothing = coefficient, smoothing
         self.values, self.visits = np.zeros(n_learners), np.zeros(n_learners)
         self.allocation = np.arange(n_episodes) % n_learners
 
     def report(self, learner: int, total_reward: float) -> None:
-        """An episode of a learner ended with this return."""
+        """An episode of a learner ended with this return; one that is not finite counts but leaves the value as it is."""
         seen = self.visits[learner] > 0
+        self.visits[learner] += 1
+        if not np.isfinite(total_reward):
+            return
         new, old = self.smoothing * total_reward, (1 - self.smoothing) * self.values[learner]
         self.values[learner] = new + old if seen else total_reward
-        self.visits[learner] += 1
 
     def reallocate(self, uniforms: np.ndarray) -> np.ndarray:
         """
@@ -79,6 +84,27 @@ class ResourceManager:
         """
         self.allocation = allocate(self.scores, uniforms)
         return self.allocation
+
+    @property
+    def state(self) -> dict[str, list[float]]:
+        """Values, visits and allocation as plain numbers."""
+        return {name: getattr(self, name).tolist() for name in ("values", "visits", "allocation")}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """
+        Go on from a :attr:`state`; with another number of episodes the next allocation is round robin again.
+
+        :raises ValueError: if it is that of another number of learners
+        """
+        n_learners, found = len(self.values), len(state["values"])
+        if found != n_learners:
+            raise ValueError(
+                f"gammas must stay as they were saved, one for each of {found} learners; got {n_learners} instead. "
+                "Make a new model for another portfolio"
+            )
+        self.values, self.visits = np.array(state["values"]), np.array(state["visits"])
+        if len(state["allocation"]) == len(self.allocation):
+            self.allocation = np.array(state["allocation"], dtype=int)
 
     @property
     def scores(self) -> np.ndarray:

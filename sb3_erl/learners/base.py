@@ -79,13 +79,18 @@ class Learner:
         :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
-        self.settings.gamma, self.settings.tau = host.gamma, host.tau
+        self.settings.tau = host.tau
+        self.discount_by(host.gamma)
         self.n_updates = host.learner_updates
         if host.learning_rate is None:
             for name, optimizer in self.optimizers.items():
                 update_learning_rate(optimizer, self.learning_rates[0 if name.startswith("actor") else 1])
         else:
             host._update_learning_rate(list(self.optimizers.values()))
+
+    def discount_by(self, gamma: float) -> None:
+        """Use this discount factor until the next :meth:`follow`."""
+        self.settings.gamma = gamma
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """

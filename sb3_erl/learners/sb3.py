@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -94,17 +95,23 @@ class SB3Learner(Learner):
     def follow(self, host: Any, batch_size: int) -> None:
         """See :meth:`Learner.follow`; the model keeps its own learning rate schedule."""
         model = self.model
-        model.gamma, model.tau = host.gamma, host.tau
+        model.tau = host.tau
+        self.discount_by(host.gamma)
         model._n_updates = host.learner_updates
         model._current_progress_remaining = host._current_progress_remaining
-        model.set_logger(host.logger)
         self._batch_size = batch_size
 
+    def discount_by(self, gamma: float) -> None:
+        """See :meth:`Learner.discount_by`."""
+        self.model.gamma = gamma
+
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
-        """See :meth:`Learner.update`; the model logs its losses itself."""
+        """See :meth:`Learner.update`; what the model logs."""
+        notes = Logger(folder=None, output_formats=[])
+        self.model.set_logger(notes)
         buffer, self.model.replay_buffer = self.model.replay_buffer, _Batches(sample)  # type: ignore[assignment]
         try:
             self.model.train(gradient_steps=n_updates, batch_size=self._batch_size)
         finally:
             self.model.replay_buffer = buffer
-        return {}
+        return {key.removeprefix("train/"): value for key, value in notes.name_to_value.items() if key != "train/n_updates"}

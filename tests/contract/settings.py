@@ -41,6 +41,9 @@ FAST: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [8]},
     "explore_steps": 60,
     "late_assessment_episodes": 3,
+    "gammas": (0.9, 0.99),
+    "rollout_size": 2,
+    "min_elites": 1,
     "genetic_memory_size": 40,
     "distill_epochs": 2,
     "distill_batch_size": 8,
@@ -54,6 +57,7 @@ SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
     "cem": {"pop_size": 4},
     "cem_rl": {"pop_size": 4},
+    "cerl": {"sync_period": 2},
     "erl": {"sync_period": 2},
     "pderl": {"sync_period": 2},
     "td7": {"policy_kwargs": SALE_KWARGS},
@@ -66,6 +70,7 @@ WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.
 
 LEARNERS: dict[str, list[Any]] = {
     "cem_rl": ["td3", "td7"],
+    "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
     "erl": ["ddpg", "td3", "td7", "sac"],
     "erl_re2": ["td3", "ddpg", "td7"],
     "pderl": ["ddpg", "td7", "sac"],
@@ -103,9 +108,14 @@ def pop_size(name: str) -> int:
     return fast(name)["pop_size"]
 
 
+def n_exploring(name: str) -> int:
+    """The learners' own rollouts in each generation of a class with fast settings."""
+    return fast(name).get("rollout_size", int(name in EXPLORING))
+
+
 def n_rollouts(name: str) -> int:
-    """Rollouts in each generation of a class with fast settings: the population's and the learner's own."""
-    return pop_size(name) + (name in EXPLORING)
+    """Rollouts in each generation of a class with fast settings: the population's and the learners' own."""
+    return pop_size(name) + n_exploring(name)
 
 
 def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:

@@ -49,6 +49,14 @@ VALUES: list[tuple[str, Any]] = [
     ("n_parents", 0),
     ("sigma_init", 0.0),
     ("reward_mode", "sparse"),
+    ("gammas", (1.5, 0.9)),
+    ("gammas", ()),
+    ("gammas", 0.99),
+    ("rollout_size", 1),
+    ("min_elites", 0),
+    ("min_elites", 3),
+    ("ucb_coefficient", -0.9),
+    ("value_smoothing", 0.0),
     ("fitness_horizon", 0),
     ("mc_fitness_prob", 1.1),
     ("mutation_fraction", -0.5),
@@ -89,6 +97,9 @@ ONLY_SOME: list[tuple[list[str], str, Any]] = [
     (GENERATIONAL, "pop_size", 1),
     (STEPWISE, "train_freq", 4),
     (STEPWISE, "train_freq", (1, "episode")),
+    (having("gammas"), "learner", ["td3", "td3", "td3"]),
+    (having("gammas"), "learner", ["td3", "dreamer"]),
+    (having("gammas"), "learner_kwargs", [{}]),
 ]
 
 
@@ -118,7 +129,11 @@ def test_spaces(name: str, kind: str) -> None:
 def test_values(name: str, argument: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:
         make(name, **{argument: value})
-    shown = value[1] if isinstance(value, tuple) and value[0] == 1 else value[0] if isinstance(value, tuple) else value
+    shown = value
+    if isinstance(value, tuple) and value:
+        shown = value[1] if value[0] == 1 else value[0]
+    elif isinstance(value, list):
+        shown = value[-1]
     assert argument in str(caught.value)
     assert str(getattr(shown, "__name__", shown)) in str(caught.value), "says what came"
 

@@ -90,6 +90,7 @@ EVOLUTION: dict[str, str] = {
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
     "cem_rl": GENERATIONAL,
+    "cerl": GENERATIONAL,
     "erl": GENERATIONAL,
     "erl_re2": GENERATIONAL,
     "td7": SALE,
