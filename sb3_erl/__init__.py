@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from sb3_erl.algorithms.cem import CEM
-from sb3_erl.algorithms.cem_rl import CEMRL
+from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2

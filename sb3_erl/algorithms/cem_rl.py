@@ -1,4 +1,4 @@
-"""CEM-RL: a cross-entropy method whose sample is partly improved by policy gradients before it is evaluated."""
+"""CEM-RL: a cross-entropy method whose sample is partly improved by policy gradients; CEM: the same without gradients."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.common.cem_policies import CEMRLCnnPolicy, CEMRLPolicy
+from sb3_erl.common.arguments import known_to
+from sb3_erl.common.cem_policies import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
 from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.common.evolutionary_algorithm import ActorOnlyCnnPolicy, ActorOnlyPolicy, EvolutionaryAlgorithm
 from sb3_erl.common.evolutionary_off_policy import EvolutionaryOffPolicyAlgorithm
-from sb3_erl.common.parameters import copy_buffers, read_parameters, write_parameters
+from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
 from sb3_erl.common.policies import fused_adam
 from sb3_erl.common.sale_policies import SALEPolicy
 from sb3_erl.common.seeding import Stream, scoped_generators
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
 from sb3_erl.evaluation.exploration import NoiseExploration
-from sb3_erl.evolution.base import to_numpy
-from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.base import Evolver, to_numpy
+from sb3_erl.evolution.cem import CEM as CEMDistribution
 from sb3_erl.exchange.gradient_steps import GradientSteps
 from sb3_erl.exchange.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.fitness.returns import episode_return
@@ -92,7 +94,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
-    evolver: CEM
+    evolver: CEMDistribution
 
     def __init__(
         self,
@@ -146,32 +148,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         """Transitions stored over the life of the model, those of reused individuals each time."""
         self.budget = 0
         """Gradient steps that the last finished generation pays for, with its reused episodes."""
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,  # type: ignore[arg-type]
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            pop_size,
-            policy_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            verbose,
-            seed,
-            device,
-        )
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 
@@ -223,7 +200,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         self.actor_target, self.critic_target = parts.actor_target, parts.critic_target  # nobody reads the actor's
         own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
         mean = read_parameters(self.actor)
-        self.evolver = CEM(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
+        self.evolver = CEMDistribution(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
         self.exchange = GradientSteps(self.actor, self._actor_optimizer)
         self.learned = LearnedRows(max(self._n_learned, 1), mean.numel()).to(self.device)
         n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 1
@@ -294,12 +271,12 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
 
         rule: Any = self.learner_rule
         try:
-            with scoped_generators(self._learning_sequence()):
+            with self._stopwatch.measure("learning"), scoped_generators(self._learning_sequence()):
                 improved, metrics = self.exchange(
                     rule, candidates, lambda: self._sample(size), observations, n_critic, self.budget
                 )
         finally:
-            write_parameters(self.evolver.mean, self.actor)  # type: ignore[arg-type]
+            write_parameters(self.evolver.mean, self.actor)
             self.policy.set_training_mode(False)
         self._n_updates += len(candidates) * n_critic
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -341,9 +318,9 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
 
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
         deployed: Any = self.policy.deployed
-        write_parameters(self.evolver.mean, self.actor)  # type: ignore[arg-type]
+        write_parameters(self.evolver.mean, self.actor)
         write_parameters(self.evolver.elite if self.deploy == "champion" else self.evolver.mean, deployed)
-        copy_buffers(self.actor, deployed)  # type: ignore[arg-type]
+        copy_buffers(self.actor, deployed)
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; with ``reward_mode="episodic"`` rewards move to the end."""
@@ -359,7 +336,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         """See :meth:`EvolutionaryOffPolicyAlgorithm.individual`; as it was evaluated in the last generation."""
         agent = self.policy.make_actor()  # type: ignore[operator]
         write_parameters(self.evolver.candidates[range(self.pop_size)[index]], agent)
-        copy_buffers(self.actor, agent)  # type: ignore[arg-type]
+        copy_buffers(self.actor, agent)
         agent.set_training_mode(False)
         return agent
 
@@ -373,3 +350,78 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "learned", "reused"], variables
+
+
+class CEMPolicy(ActorOnlyPolicy):
+    """The actor of CEM-RL alone."""
+
+    actor_class = CEMRLActor
+    default_net_arch = (400, 300)
+
+
+class CEMCnnPolicy(CEMPolicy, ActorOnlyCnnPolicy):
+    """:class:`CEMPolicy` behind SB3's ``NatureCNN``."""
+
+
+class CEM(EvolutionaryAlgorithm):
+    """
+    The cross-entropy method on policy parameters: CEM-RL without its gradients.
+
+    Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
+    :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
+    no gradients. The network is CEM-RL's actor.
+
+    :param learning_rate: not used, the distribution is refitted in closed form
+    :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
+    :param sigma_init: initial variance of every parameter
+    :param antithetic: mirrored sampling, ``None`` for yes if ``pop_size`` is even
+    :param elitism: the last candidate is the best of the last generation
+    :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
+    :param deploy: who acts in ``predict``: the ``"mean"`` of the distribution or the ``"champion"`` of the last generation
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMPolicy, "CnnPolicy": CEMCnnPolicy}
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 0.0,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        n_parents: int | None = None,
+        sigma_init: float = 1e-3,
+        antithetic: bool | None = None,
+        elitism: bool = False,
+        evolver_kwargs: dict[str, Any] | None = None,
+        deploy: Literal["mean", "champion"] = "mean",
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.n_parents, self.sigma_init, self.antithetic, self.elitism = n_parents, sigma_init, antithetic, elitism
+        self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
+        super().__init__(**known_to(super().__init__, locals()))
+
+    def _setup_model(self) -> None:
+        check_choice("deploy", self.deploy, ("mean", "champion"))
+        super()._setup_model()
+
+    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
+        own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
+        return CEMDistribution(
+            read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})}
+        )
+
+    def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
+        evolver: Any = self.evolver
+        return evolver.elite if self.deploy == "champion" else evolver.mean
+
+    def _log_population(self, fitness: np.ndarray) -> None:
+        super()._log_population(fitness)
+        evolver: Any = self.evolver
+        self.logger.record("population/sigma", float(evolver.variance.sqrt().mean()))

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.cerl_policies import CERLCnnPolicy, CERLPolicy, MemberSpec
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.parameters import read_parameters
@@ -120,7 +121,7 @@ class CERL(WholeActorHybrid):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CERLPolicy, "CnnPolicy": CERLCnnPolicy}
-    policy: CERLPolicy  # type: ignore[assignment]
+    policy: CERLPolicy
     learner_rule: Portfolio
 
     def __init__(
@@ -174,32 +175,8 @@ class CERL(WholeActorHybrid):
         """State of the resource manager after the last generation, ``None`` before the first."""
         self.updates_owed = 0
         """Updates that the generations before ``learning_starts`` have paid for."""
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gammas[0] if isinstance(gammas, list | tuple) and gammas else 0.99,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            pop_size=pop_size,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
-        if _init_setup_model:
-            self._setup_model()
+        gamma = gammas[0] if isinstance(gammas, list | tuple) and gammas else 0.99  # nobody reads it
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 
@@ -331,7 +308,7 @@ class CERL(WholeActorHybrid):
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
-        for slot, learner in enumerate(self.manager.allocation):
+        for slot, learner in enumerate(self.manager.allocation.tolist()):
             jobs.append(Job(self.pop_size + slot, explorer=self._explorer_of(learner)))
         return jobs, self._joint_actor(candidates)
 
@@ -345,7 +322,7 @@ class CERL(WholeActorHybrid):
                 homes[number] = (len(parts), 0)
                 parts.append(numpy_population(actor, tensors_of) or ModuleActor([actor]))
         population = [(0, row) for row in range(self.pop_size)]
-        return JointActor(parts, population + [homes[learner] for learner in self.manager.allocation])
+        return JointActor(parts, population + [homes[learner] for learner in self.manager.allocation.tolist()])
 
     def _parameters(self, learners: Sequence[int]) -> th.Tensor:
         return th.stack([read_parameters(self.learner_rule.actors[number]) for number in learners])
@@ -361,7 +338,7 @@ class CERL(WholeActorHybrid):
         """Tell the resource manager about the learners' episodes in slot order; returns each learner's share of them."""
         allocation = self.manager.allocation
         returns = [episode.total_reward for episode in episodes.episodes if episode.job.candidate >= self.pop_size]
-        for learner, total in zip(allocation, returns, strict=True):
+        for learner, total in zip(allocation.tolist(), returns, strict=True):
             self.manager.report(learner, total)
         return np.bincount(allocation, minlength=self._n_learners) / len(allocation)
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.erl import ERL
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic_memory import GeneticMemories
 from sb3_erl.common.parameters import ParameterLayout
@@ -124,43 +125,7 @@ class PDERL(ERL):
         self.distill_lr, self.distill_action_reg = distill_lr, distill_action_reg
         self.mutation_magnitude, self.mutation_batch_size = mutation_magnitude, mutation_batch_size
         self.sensitivity_floor = sensitivity_floor
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            learner=learner,
-            learner_kwargs=learner_kwargs,
-            max_grad_norm=max_grad_norm,
-            pop_size=pop_size,
-            n_eval_episodes=n_eval_episodes,
-            elite_fraction=elite_fraction,
-            tournament_size=tournament_size,
-            mutation_prob=mutation_prob,
-            crossover_prob=crossover_prob,
-            sync_period=sync_period,
-            n_learner_episodes=n_learner_episodes,
-            evolver_kwargs=evolver_kwargs,
-            deploy=deploy,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 

@@ -43,7 +43,8 @@ class CERLNetworks(TowerNetworks):
     actor_class = CERLActor
 
     def __init__(self, *args: Any, activation_fn: type[nn.Module] = nn.ELU, layer_norm: bool = True, **kwargs: Any):
-        super().__init__(*args, activation_fn=activation_fn, layer_norm=layer_norm, **kwargs)
+        kwargs |= {"activation_fn": activation_fn, "layer_norm": layer_norm}
+        super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -117,7 +118,7 @@ class CERLPolicy(BasePolicy):
             )
         common = {"observation_space": observation_space, "action_space": action_space, "lr_schedule": lr_schedule}
         built = [
-            policy_class(**{**common, **arguments, **kwargs, **own})  # type: ignore[arg-type]
+            policy_class(**{**common, **arguments, **kwargs, **own})
             for (policy_class, arguments), own in zip(members, by_learner, strict=True)
         ]
         self.members = nn.ModuleList(built)

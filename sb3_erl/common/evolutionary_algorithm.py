@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
@@ -152,18 +153,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self.n_eval_episodes = n_eval_episodes
         self._init_generational()
         with spaces_checked(self):
-            super().__init__(
-                policy,
-                env,
-                learning_rate,
-                policy_kwargs,
-                stats_window_size,
-                tensorboard_log,
-                verbose,
-                device,
-                support_multi_env=True,
-                seed=seed,
-            )
+            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)
         if _init_setup_model:
             self._setup_model()
 

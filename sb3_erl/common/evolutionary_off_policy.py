@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.lap import LAPReplayBuffer
@@ -90,6 +91,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         verbose: int,
         seed: int | None,
         device: th.device | str,
+        _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
         self.pop_size = pop_size
@@ -98,31 +100,9 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
         with spaces_checked(self):
-            super().__init__(
-                policy,
-                env,
-                learning_rate,  # type: ignore[arg-type]
-                buffer_size,
-                learning_starts,
-                batch_size,
-                tau,
-                gamma,
-                train_freq,
-                gradient_steps,
-                action_noise=action_noise,
-                replay_buffer_class=replay_buffer_class,
-                replay_buffer_kwargs=replay_buffer_kwargs,
-                optimize_memory_usage=optimize_memory_usage,
-                n_steps=n_steps,
-                policy_kwargs=policy_kwargs,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                verbose=verbose,
-                device=device,
-                seed=seed,
-                support_multi_env=True,
-                sde_support=False,
-            )
+            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
+        if _init_setup_model:
+            self._setup_model()
 
     # ---------------------------------------------------------------- what follows from the choice of a learner
 

@@ -57,7 +57,7 @@ class Portfolio(Learner):
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers of the learners of this package; those of SB3 classes belong to their models."""
-        found = {}
+        found: dict[str, torch.optim.Optimizer] = {}
         for number, member in enumerate(self.members):
             if type(member).optimizers is not Learner.optimizers:
                 found |= {_home(number, name): optimizer for name, optimizer in member.optimizers.items()}
@@ -87,7 +87,7 @@ class Portfolio(Learner):
         :param n_updates: of every learner
         :return: means by learner, ``learner_<i>/<name>``
         """
-        metrics = {}
+        metrics: dict[str, float] = {}
         for number, member in enumerate(self.members):
             self.turn = number
             own = member.update(sample, n_updates)

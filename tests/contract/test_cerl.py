@@ -191,9 +191,12 @@ def test_all_learners_migrate_before_their_updates_into_unselected_slots(monkeyp
 
     monkeypatch.setattr(model.evolver, "tell", watch)
     train = model.train
-    monkeypatch.setattr(
-        model, "train", lambda n: (before.append([read_parameters(a) for a in model.learner_agents]), train(n))
-    )
+
+    def note_and_train(n_updates: int) -> None:
+        before.append([read_parameters(agent) for agent in model.learner_agents])
+        train(n_updates)
+
+    monkeypatch.setattr(model, "train", note_and_train)
     model.learn(4 * 10 * 8)
     assert [migrants is not None for migrants, _, _ in told] == [False, True, False, True]
     for generation in (1, 3):

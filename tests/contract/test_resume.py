@@ -56,7 +56,13 @@ def test_an_unfinished_generation_is_dropped(name: str, extra: dict[str, Any]) -
     assert cut.num_timesteps == middle + 3
     assert name not in HYBRIDS or cut.replay_buffer.size() == middle + 3
     changed = set(differences(snapshot(whole), snapshot(cut)))
-    free = ("num_timesteps", "_episode_num", "n_stored", "replay_buffer.", ".evolver.memories.")  # what was seen stays
+    free: tuple[str, ...] = (
+        "num_timesteps",
+        "_episode_num",
+        "n_stored",
+        "replay_buffer.",
+        ".evolver.memories.",
+    )  # what was seen stays
     if name in LEARN_FIRST:  # the critic had its steps before the generation's first rollout, the individuals wait
         assert {"_n_updates", ".learned.rows"} <= changed
         free += ("_n_updates", ".learned.", ".policy.", ".critic.optimizer", ".encoder.optimizer")

@@ -264,7 +264,7 @@ def check_schedule(case: Case) -> None:
 
     model.learner_rule.critic_update = count_critic  # type: ignore[union-attr]
     model._sample_candidates = note_generation  # type: ignore[method-assign]
-    GradientSteps.__call__ = count_blocks  # type: ignore[method-assign]
+    GradientSteps.__call__ = count_blocks  # type: ignore[assignment,method-assign]
     try:
         model.learn(int(env_steps.sum()))
     finally:
