@@ -181,8 +181,8 @@ def test_batched_steps_are_the_sequential_ones(learner: str) -> None:
     improved, losses = steps(model.learner_rule, candidates, lambda: left.pop(0), lambda k: many.pop(0)[:k], n_critic, n_actor)
     assert not left and not many
 
-    th.manual_seed(0)
     rows = [model.policy.make_actor() for _ in range(n)]
+    th.manual_seed(0)  # after the last network was initialised
     for row, candidate in zip(rows, candidates, strict=True):
         write_parameters(candidate, row)
     if learner == "td7":  # on the critic as it is after all critic steps

@@ -90,7 +90,10 @@ EVOLUTION: dict[str, str] = {
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
     "cem_rl": GENERATIONAL,
-    "cerl": GENERATIONAL,
+    "cerl": {
+        **GENERATIONAL,
+        "test_n_step_replay.py::test_run": "asks for the one gamma of a model: CERL has gammas, test_cerl.py",
+    },
     "erl": GENERATIONAL,
     "erl_re2": GENERATIONAL,
     "td7": SALE,
@@ -100,13 +103,15 @@ BY_CLASS: dict[str, dict[str, str]] = {
 
 IGNORED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage")),
+    "cerl": ("gamma",),
     "cem": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
 }
 """
 Arguments that SB3's tests hand to TD3 to be fast or small, and which must not reach a class.
 
-CEM has none of a learner's arguments; TD7 refuses any ``train_freq`` but 1 (test_wrong_input.py) and has no
-``optimize_memory_usage``; the tests that use them are about something else, and what is left of them is run.
+CERL has discount factors in place of one; CEM has none of a learner's arguments; TD7 refuses any ``train_freq`` but 1
+(test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something else, and what is
+left of them is run.
 """
 
 
