@@ -95,6 +95,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
         "test_n_step_replay.py::test_run": "asks for the one gamma of a model: CERL has gammas, test_cerl.py",
     },
     "erl": GENERATIONAL,
+    "pderl": GENERATIONAL,
     "erl_re2": GENERATIONAL,
     "td7": SALE,
     "pop_td7": SALE,
