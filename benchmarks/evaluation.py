@@ -27,6 +27,9 @@ LOGGED = {
     "training_return": "rollout/ep_rew_mean",
     "generations": "time/generations",
     "updates": "train/n_updates",
+    "evaluation_share": "time/evaluation_share",
+    "learning_share": "time/learning_share",
+    "evolution_share": "time/evolution_share",
 }
 COLUMNS = ["steps", "train_seconds", "total_seconds", "mean", "std", "champion", "learner", *LOGGED]
 

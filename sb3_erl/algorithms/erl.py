@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
-from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -14,27 +13,25 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.genetic import GeneticHybrid
-from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.common.parameters import read_parameters
 from sb3_erl.common.policies import ERLCnnPolicy, ERLPolicy, deploying
 from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.common.whole_actors import WholeActorHybrid
+from sb3_erl.evaluation.base import Explorer, Job, PopulationActor
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
-from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest
-from sb3_erl.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner
+from sb3_erl.learners.choice import sb3_class, sb3_policy_class
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 
 RULES: dict[str, type[DDPGLearner | TD3Learner | TD7Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner, "td7": TD7Learner}
-SB3_CLASSES: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC}
 
 
-class ERL(GeneticHybrid):
+class ERL(WholeActorHybrid):
     """
     Evolutionary reinforcement learning.
 
@@ -135,45 +132,14 @@ class ERL(GeneticHybrid):
         self.n_learner_episodes = n_learner_episodes
         self.evolver_kwargs = evolver_kwargs
         self.deploy = deploy
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            pop_size,
-            policy_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            verbose,
-            seed,
-            device,
-        )
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 
     @property
     def learner_class(self) -> type[OffPolicyAlgorithm] | None:
         """The SB3 class that learns, ``None`` with a learner of this package."""
-        if isinstance(self.learner, str):
-            check_choice("learner", self.learner, [*RULES, *SB3_CLASSES])
-            return SB3_CLASSES.get(self.learner)
-        if not (isinstance(self.learner, type) and issubclass(self.learner, OffPolicyAlgorithm)):
-            known = sorted([*RULES, *SB3_CLASSES])
-            raise ValueError(f"learner must be one of {known} or an SB3 off-policy class; got {self.learner!r}")
-        return self.learner
+        return sb3_class(self.learner, RULES)
 
     def _aliases(self) -> dict[str, type[BasePolicy]]:
         learner = self.learner_class
@@ -184,18 +150,13 @@ class ERL(GeneticHybrid):
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         learner, known = self.learner_class, self._aliases()
         check_choice("policy", policy_name, known)
-        if learner is not None and not hasattr(known[policy_name], "make_actor"):
-            raise ValueError(f"learner must be a class with an actor, for continuous actions; got {learner.__name__}")
-        return deploying(known[policy_name])
+        return deploying(known[policy_name] if learner is None else sb3_policy_class(learner, policy_name))
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
         assert self.learner_class is None or isinstance(self.learner_class, type)
         check_range("n_learner_episodes", self.n_learner_episodes, 1, integer=True)
         check_range("n_migrants", self.n_migrants, 0, self.pop_size - 1, integer=True)
-        check_range("tournament_size", self.tournament_size, 2, integer=True)
-        for name in ("mutation_prob", "crossover_prob"):
-            check_range(name, getattr(self, name), 0, 1)
 
     @property
     def _n_jobs(self) -> int:
@@ -206,10 +167,6 @@ class ERL(GeneticHybrid):
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}
-
-    def _evolver_arguments(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("tournament_size", "mutation_prob", "crossover_prob")}
-        return {**own, **super()._evolver_arguments()}
 
     def _setup_parts(self) -> None:
         learner_class, kwargs = self.learner_class, self.learner_kwargs or {}
@@ -228,31 +185,15 @@ class ERL(GeneticHybrid):
         self.actor, self.critic, self.encoder = policy.actor, policy.critic, getattr(policy, "encoder", None)
         self.actor_target = getattr(self.policy, "actor_target", None)
         self.critic_target = getattr(self.policy, "critic_target", None)
-        fresh = th.stack([read_parameters(self._new_actor()) for _ in range(self.pop_size)])
-        layout = ParameterLayout.of(self.actor)
-        self.evolver = GA(fresh, layout, **self._evolver_arguments()).to(self.device)
+        self._setup_population()
         self.exchange = ReplaceWeakest(self.sync_period)
-        self._pool = NetworkPool(self._new_actor)
-
-    def _new_actor(self) -> Any:
-        actor = self.policy.make_actor()  # type: ignore[operator]
-        actor.set_training_mode(False)
-        return actor
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor_target", "critic_target", "encoder"]
 
     # ---------------------------------------------------------------- the parts of a generation
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         n_actions = get_action_dim(self.action_space)
         if self.learner_class is not None:
-            return PolicyExploration(self.actor, noise)  # type: ignore[arg-type]
+            return PolicyExploration(self.actor, noise)
         if noise is None and self.learner == "ddpg":
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)
         elif noise is None:
@@ -261,18 +202,10 @@ class ERL(GeneticHybrid):
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
-        explorer = self._explorer(self.action_noise)
-        jobs += [Job(self.pop_size, k, explorer=explorer) for k in range(self.n_learner_episodes)]
+        for k in range(self.n_learner_episodes):  # episodes side by side must not share an explorer
+            jobs.append(Job(self.pop_size, k, explorer=self._explorer(self.action_noise)))
         vectors = th.cat([candidates, read_parameters(self.actor)[None]])
         return jobs, self._population_actor(vectors)
-
-    def _population_actor(self, vectors: th.Tensor) -> PopulationActor:
-        actor: Any = self.actor
-        plain = numpy_population(actor, candidates_stack(actor, vectors.cpu().numpy()))
-        return ModuleActor(self._pool.filled(vectors, actor)) if plain is None else plain
-
-    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
-        return episode_return(episodes.of(range(self.pop_size)), self.pop_size)
 
     def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
         assert fitness is not None
@@ -283,19 +216,3 @@ class ERL(GeneticHybrid):
     def _exchange(self, fitness: np.ndarray | None) -> None:
         if self.n_migrants == 0:
             self._inject(read_parameters(self.actor), fitness)
-
-    def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
-        deployed = self.policy.deployed
-        epoch = self.evolver.epoch
-        if self.deploy == "learner" or epoch is None:
-            self.policy.deploy(self.actor)  # type: ignore[operator]
-        else:
-            write_parameters(self.evolver.candidates[epoch.protected[0]], deployed)  # type: ignore[arg-type]
-            copy_buffers(self.actor, deployed)  # type: ignore[arg-type]
-
-    def individual(self, index: int) -> BasePolicy:
-        """See :meth:`EvolutionaryOffPolicyAlgorithm.individual`."""
-        agent = self._new_actor()
-        write_parameters(self.evolver.candidates[range(self.pop_size)[index]], agent)
-        copy_buffers(self.actor, agent)
-        return agent

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic import GeneticHybrid
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
@@ -178,32 +179,7 @@ class ERLRe2(GeneticHybrid):
         self.n_evaluations = 0
         """Generations in which the population was evaluated."""
         self.checkpoint_state: dict[str, Any] = {}
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,  # type: ignore[arg-type]
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            pop_size,
-            policy_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            verbose,
-            seed,
-            device,
-        )
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.td7 import EVERY_STEP, TD7
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import PopTD7Policy
@@ -134,43 +135,7 @@ class PopTD7(TD7):
         """Whether phase 1 is over and the evaluation that chooses the winner is not."""
         self.owed_by_winner = 0
         self._noise_free = False
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            policy_delay=policy_delay,
-            target_update_interval=target_update_interval,
-            target_policy_noise=target_policy_noise,
-            target_noise_clip=target_noise_clip,
-            exploration_noise=exploration_noise,
-            lap_alpha=lap_alpha,
-            lap_min_priority=lap_min_priority,
-            early_assessment_episodes=early_assessment_episodes,
-            late_assessment_episodes=late_assessment_episodes,
-            updates_before_late_phase=updates_before_late_phase,
-            checkpoint_reset_weight=checkpoint_reset_weight,
-            checkpoint_reset_rule=checkpoint_reset_rule,
-            encoder_lr=encoder_lr,
-            critic_lr=critic_lr,
-            actor_lr=actor_lr,
-            deploy=deploy,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**known_to(super().__init__, locals()))
 
     # ---------------------------------------------------------------- set-up
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
@@ -153,28 +154,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         self.deploy = deploy
         self.assessment_state: dict[str, Any] = {}
         with spaces_checked(self):
-            super().__init__(
-                policy,
-                env,
-                learning_rate,
-                buffer_size,
-                learning_starts,
-                batch_size,
-                gamma=gamma,
-                train_freq=train_freq,
-                gradient_steps=gradient_steps,
-                action_noise=action_noise,
-                replay_buffer_class=replay_buffer_class,
-                replay_buffer_kwargs=replay_buffer_kwargs,
-                policy_kwargs=policy_kwargs,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                verbose=verbose,
-                device=device,
-                seed=seed,
-                support_multi_env=True,
-                sde_support=False,
-            )
+            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
 

@@ -12,18 +12,19 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.checks import check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.arguments import known_to
+from sb3_erl.common.checks import check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.policies import ERLActor
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
-from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.fitness.returns import episode_return
 
 
@@ -35,6 +36,9 @@ class ActorOnlyPolicy(BasePolicy):
     :param activation_fn: activation after each hidden layer
     :param layer_norm: see :class:`~sb3_erl.common.policies.ERLActor`
     """
+
+    actor_class: ClassVar[type[ERLActor]] = ERLActor
+    default_net_arch: ClassVar[tuple[int, ...]] = (64, 64)
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class ActorOnlyPolicy(BasePolicy):
             normalize_images=normalize_images,
             squash_output=True,
         )
-        self.net_arch = [64, 64] if net_arch is None else net_arch
+        self.net_arch = list(self.default_net_arch) if net_arch is None else net_arch
         self.activation_fn, self.layer_norm = activation_fn, layer_norm
         self.deployed = self.make_actor()
         self.deployed.set_training_mode(False)
@@ -73,7 +77,7 @@ class ActorOnlyPolicy(BasePolicy):
                 "layer_norm": self.layer_norm,
             }
         )
-        return ERLActor(**kwargs).to(self.device)
+        return self.actor_class(**kwargs).to(self.device)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
@@ -90,6 +94,14 @@ class ActorOnlyPolicy(BasePolicy):
         own = ("net_arch", "activation_fn", "layer_norm", "features_extractor_class", "features_extractor_kwargs")
         mine = {name: getattr(self, name) for name in own}
         return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
+
+
+class ActorOnlyCnnPolicy(ActorOnlyPolicy):
+    """:class:`ActorOnlyPolicy` behind SB3's ``NatureCNN``."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(*args, **kwargs)
 
 
 class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
@@ -114,7 +126,10 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorOnlyPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorOnlyPolicy,
+        "CnnPolicy": ActorOnlyCnnPolicy,
+    }
     evolver: Evolver
     policy: ActorOnlyPolicy
 
@@ -138,24 +153,14 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self.n_eval_episodes = n_eval_episodes
         self._init_generational()
         with spaces_checked(self):
-            super().__init__(
-                policy,
-                env,
-                learning_rate,
-                policy_kwargs,
-                stats_window_size,
-                tensorboard_log,
-                verbose,
-                device,
-                support_multi_env=True,
-                seed=seed,
-            )
+            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_env(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
-        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
+        self._check_rollouts()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
@@ -191,7 +196,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
 
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
         deployed = self.policy.deployed
-        plain = numpy_population(deployed, candidates_stack(deployed, candidates.cpu().numpy()))
+        plain = numpy_population(deployed, candidates_stack(deployed, to_numpy(candidates)))
         return ModuleActor(self._pool.filled(candidates)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
@@ -202,12 +207,22 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         """:return: ``(n_params,)``, what ``predict`` uses from now on; the best candidate by default"""
         return candidates[int(np.nanargmax(np.where(np.isnan(fitness), -np.inf, fitness)))]
 
+    def individual(self, index: int) -> BasePolicy:
+        """
+        :param index: slot in the population, from 0
+        :return: a policy of its own with the parameters that the evolver holds there; has ``predict``
+        """
+        agent = self.policy.make_actor()
+        write_parameters(self.evolver.candidates[range(self.pop_size)[index]], agent)
+        agent.set_training_mode(False)
+        return agent
+
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool"]
+        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "evolver"], []

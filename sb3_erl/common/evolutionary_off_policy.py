@@ -16,8 +16,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
 
+from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.common.training import LearnerHostMixin
@@ -64,7 +66,6 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     default_policy: ClassVar[str] = "MlpPolicy"
     evolver: Evolver
     learner_rule: Learner
-    pop_size: int
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         verbose: int,
         seed: int | None,
         device: th.device | str,
+        _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
         self.pop_size = pop_size
@@ -98,31 +100,9 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
         with spaces_checked(self):
-            super().__init__(
-                policy,
-                env,
-                learning_rate,  # type: ignore[arg-type]
-                buffer_size,
-                learning_starts,
-                batch_size,
-                tau,
-                gamma,
-                train_freq,
-                gradient_steps,
-                action_noise=action_noise,
-                replay_buffer_class=replay_buffer_class,
-                replay_buffer_kwargs=replay_buffer_kwargs,
-                optimize_memory_usage=optimize_memory_usage,
-                n_steps=n_steps,
-                policy_kwargs=policy_kwargs,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                verbose=verbose,
-                device=device,
-                seed=seed,
-                support_multi_env=True,
-                sde_support=False,
-            )
+            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
+        if _init_setup_model:
+            self._setup_model()
 
     # ---------------------------------------------------------------- what follows from the choice of a learner
 
@@ -164,17 +144,27 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        n_envs, policy_kwargs, buffer_class = self.n_envs, self.policy_kwargs, self.replay_buffer_class
+        self._check_rollouts()
+        n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
+        buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
         if buffer_class is None and self.n_steps == 1:
             self.replay_buffer_class = self._rule_class().buffer_class
+        if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
+            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
         try:
             super()._setup_model()
         finally:
-            self.n_envs, self.policy_kwargs, self.replay_buffer_class = n_envs, policy_kwargs, buffer_class
+            self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
+            self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
         self._setup_addresses()
         self._setup_parts()
+
+    @property
+    def _n_priorities(self) -> int:
+        """Sets of priorities in a replay buffer that keeps any."""
+        return 1
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
@@ -218,9 +208,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
         """Let the evolver make the next population."""
 
-    @abstractmethod
     def _exchange(self, fitness: np.ndarray | None) -> None:
-        """Move parameters between learner and population."""
+        """Move parameters between learner and population, after learning; nothing by default."""
 
     @abstractmethod
     def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
@@ -257,13 +246,21 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     # ---------------------------------------------------------------- learning
 
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """See :meth:`LearnerHostMixin.train`; counted as learning in the log."""
+        with self._stopwatch.measure("learning"):
+            super().train(gradient_steps, batch_size)
+
     def _n_gradient_steps(self, episodes: EpisodeBatch) -> int:
-        """Updates for these episodes; what integer division leaves over is kept for the next generation."""
+        """Updates for these episodes."""
+        return self._updates_for(episodes.n_timesteps, len(episodes.episodes))
+
+    def _updates_for(self, n_timesteps: int, n_episodes: int) -> int:
+        """Updates that so much experience pays for; what integer division leaves over is kept for the next call."""
         if self.gradient_steps < 0:
-            return episodes.n_timesteps
+            return n_timesteps
         assert isinstance(self.train_freq, TrainFreq)
-        per_episode = self.train_freq.unit == TrainFrequencyUnit.EPISODE
-        count = len(episodes.episodes) if per_episode else episodes.n_timesteps
+        count = n_episodes if self.train_freq.unit == TrainFrequencyUnit.EPISODE else n_timesteps
         self._update_debt += self.gradient_steps * count / self.train_freq.frequency
         n_updates = int(self._update_debt + 1e-9)
         self._update_debt -= n_updates
@@ -291,7 +288,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool"]
+        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool", "_stopwatch"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.saving import AddressedMixin
+from sb3_erl.common.timing import Stopwatch
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
@@ -24,10 +25,13 @@ class GenerationalMixin(AddressedMixin):
     Stands before an SB3 base class in the method resolution order.
     """
 
+    pop_size: int
+    n_eval_episodes: int
     n_generations: int
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
     _callback: BaseCallback | None
     _evaluator: VectorizedEvaluator | None
+    _stopwatch: Stopwatch
 
     def _init_generational(self) -> None:
         """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
@@ -35,6 +39,22 @@ class GenerationalMixin(AddressedMixin):
         self.n_generations = 0
         self._callback = None
         self._evaluator = None
+        self._stopwatch = Stopwatch()
+
+    @property
+    def _n_jobs(self) -> int:
+        """Rollouts in a generation."""
+        return self.pop_size * self.n_eval_episodes
+
+    def _check_rollouts(self) -> None:
+        """:raises ValueError: if there are no episodes, or environments that would never have one"""
+        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
+        if self.env is not None and self.n_envs > self._n_jobs:
+            raise ValueError(
+                f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
+                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
+                "lower n_envs or raise pop_size"
+            )
 
     # ---------------------------------------------------------------- the loop
 
@@ -60,19 +80,24 @@ class GenerationalMixin(AddressedMixin):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive
+        :raises ValueError: if ``total_timesteps`` is not positive or there is no environment
         """
+        if self.env is None:
+            raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         self._evaluator = self._make_evaluator()
+        self._stopwatch = Stopwatch()
         while self.num_timesteps < total_timesteps:
             self.phase += 1
             if not self._generation(callback):
                 break
             self.n_generations += 1
             if log_interval is not None and self.n_generations % log_interval == 0:
+                for part, share in self._stopwatch.shares(rest="evolution").items():
+                    self.logger.record(f"time/{part}_share", share)
                 self.dump_logs()
         callback.on_training_end()
         return self
@@ -103,7 +128,8 @@ class GenerationalMixin(AddressedMixin):
         callback.on_rollout_start()
         self._callback = callback
         try:
-            episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
+            with self._stopwatch.measure("evaluation"):
+                episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
         if episodes is not None:

@@ -24,7 +24,6 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
 
     evolver: GA
     exchange: ReplaceWeakest
-    n_eval_episodes: int
     elite_fraction: float
     sync_period: int
     deploy: Literal["champion", "learner", "checkpoint"] | None
@@ -37,21 +36,14 @@ class GeneticHybrid(EvolutionaryOffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
         check_range("sync_period", self.sync_period, 1, integer=True)
         check_range("elite_fraction", self.elite_fraction, 0, 1)
         check_choice("deploy", self.deploy, self.deploy_choices)
-        if self.env is not None and self.n_envs > self._n_jobs:
-            raise ValueError(
-                f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
-                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
-                "lower n_envs or raise pop_size"
-            )
 
     @property
     def _n_jobs(self) -> int:
         """Rollouts in a generation: whole-episode evaluations of the population and the learner's exploration."""
-        return self.pop_size * self.n_eval_episodes + 1
+        return super()._n_jobs + 1
 
     def _evolver_arguments(self) -> dict[str, Any]:
         """Arguments of the GA beside candidates and layout."""

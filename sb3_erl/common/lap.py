@@ -158,13 +158,15 @@ class LAPReplayBuffer(ReplayBuffer):
         super().reset()
         self.trees = [PriorityTree(tree.capacity) for tree in self.trees]
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None, owner: int = 0) -> ReplayBufferSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None, owner: int | None = 0) -> ReplayBufferSamples:
         """
         :param batch_size: number of transitions, drawn with replacement
         :param env: normalises observations and rewards
-        :param owner: whose priorities count
+        :param owner: whose priorities count, ``None`` for a uniform draw
         :return: the batch
         """
+        if owner is None:
+            return self._get_samples(np.random.randint(0, self.size() * self.n_envs, size=batch_size), env)
         self._drawn = self.trees[owner].find(np.random.random_sample(batch_size))
         return self._get_samples(self._drawn, env)
 

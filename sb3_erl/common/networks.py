@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPSILON = 1e-6
+
+
+_use_plain_norms: ContextVar[bool] = ContextVar("_use_plain_norms", default=False)
+
+
+@contextmanager
+def plain_norms() -> Iterator[None]:
+    """Inside, :class:`StdNorm` is made of plain operations, which nested function transforms can take apart."""
+    token = _use_plain_norms.set(True)
+    try:
+        yield
+    finally:
+        _use_plain_norms.reset(token)
 
 
 class _StdNormFunction(torch.autograd.Function):
@@ -50,8 +65,7 @@ class _StdNormFunction(torch.autograd.Function):
             # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
             along = (product @ column) * ((std + NORM_EPSILON) / (std * (width - 1)))
             mean = (grad @ column) / width
-            grad_x = torch.mul(grad, scale, out=product)  # the largest tensors here: no new memory
-            grad_x.sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
+            grad_x = (grad * scale).sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
         return grad_x, grad_scale, grad_shift
 
 
@@ -84,7 +98,21 @@ class StdNorm(nn.Module):
         :return: same shape as ``x``
         """
         scale, shift = first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
+        if _use_plain_norms.get():
+            normed = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + NORM_EPSILON)
+            return normed * scale + shift
         return _StdNormFunction.apply(x, scale, shift)[0]
+
+
+class PlainNorm(StdNorm):
+    """``torch.nn.LayerNorm``, also for towers: variance with the divisor ``n``, the epsilon 1e-5 inside the root."""
+
+    epsilon = 1e-5
+
+    def forward(self, x: Tensor, n_towers: int | None = None) -> Tensor:
+        """See :meth:`StdNorm.forward`."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
+        return torch.addcmul(first_towers(self.shift, n_towers), normed, first_towers(self.scale, n_towers))
 
 
 def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:
@@ -137,8 +165,10 @@ class Towers(nn.Module):
     :param in_features: size of the input without the context
     :param net_arch: widths of the hidden layers
     :param n_context: further inputs that a whole batch has in common
-    :param layer_norm: put a :class:`StdNorm` before each activation
+    :param norm_class: put one before each activation, ``None`` for none
     :param output_scale: factor on the initial weights and biases of the last layer
+    :param activation: a function of a tensor that may write into it
+    :param norm_last: put the norms after the activations
     """
 
     def __init__(
@@ -147,8 +177,10 @@ class Towers(nn.Module):
         in_features: int,
         net_arch: Sequence[int],
         n_context: int = 0,
-        layer_norm: bool = True,
+        norm_class: type[StdNorm] | None = StdNorm,
         output_scale: float = 1.0,
+        activation: Callable[[Tensor], Tensor] = F.leaky_relu_,
+        norm_last: bool = False,
     ):
         super().__init__()
         widths = [in_features, *net_arch, 1]
@@ -156,8 +188,9 @@ class Towers(nn.Module):
         sizes = zip(widths[:-1], widths[1:], contexts, strict=True)
         layers = [StackedLinear(n_towers, a, b, n_context=c) for a, b, c in sizes]
         self.hidden = nn.ModuleList(layers[:-1])
-        self.norms = nn.ModuleList(StdNorm(width, n_towers) for width in net_arch) if layer_norm else None
+        self.norms = None if norm_class is None else nn.ModuleList(norm_class(width, n_towers) for width in net_arch)
         self.out = layers[-1]
+        self.activation, self.norm_last = activation, norm_last
         scale_parameters(self.out, output_scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None, n_towers: int | None = None) -> Tensor:
@@ -169,26 +202,35 @@ class Towers(nn.Module):
         """
         for index, layer in enumerate(self.hidden):
             x = layer(x, context if index == 0 else None, n_towers)
+            if self.norm_last:
+                x = self.activation(x)
             if self.norms is not None:
                 x = self.norms[index](x, n_towers)
-            x = F.leaky_relu_(x)
+            if not self.norm_last:
+                x = self.activation(x)
         return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
 
 
-def mlp(in_features: int, net_arch: Sequence[int], activation_fn: type[nn.Module], layer_norm: bool) -> nn.Sequential:
+def mlp(
+    in_features: int,
+    net_arch: Sequence[int],
+    activation_fn: type[nn.Module],
+    norm_class: type[StdNorm] | None = StdNorm,
+    norm_last: bool = False,
+) -> nn.Sequential:
     """
     :param in_features: size of the input
     :param net_arch: widths of the layers; empty for the identity
     :param activation_fn: activation after each layer
-    :param layer_norm: put a :class:`StdNorm` before each activation
+    :param norm_class: put one before each activation, ``None`` for none
+    :param norm_last: put the norms after the activations
     :return: ``[linear, norm, activation] * len(net_arch)``
     """
     layers: list[nn.Module] = []
     for width in net_arch:
-        layers.append(nn.Linear(in_features, width))
-        if layer_norm:
-            layers.append(StdNorm(width))
-        layers.append(activation_fn())
+        steps: list[nn.Module] = [] if norm_class is None else [norm_class(width)]
+        steps.insert(0 if norm_last else 1, activation_fn())
+        layers += [nn.Linear(in_features, width), *steps]
         in_features = width
     return nn.Sequential(*layers)
 

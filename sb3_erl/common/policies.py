@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -85,6 +85,10 @@ class ERLActor(Actor):
     :param layer_norm: put a :class:`~sb3_erl.common.networks.StdNorm` before each activation
     """
 
+    norm_class: ClassVar[type[StdNorm]] = StdNorm
+    norm_last: ClassVar[bool] = False
+    """Whether the norms follow the activations."""
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -102,7 +106,8 @@ class ERLActor(Actor):
         self.layer_norm = layer_norm
         widths = [features_dim, *net_arch]
         output = nn.Linear(widths[-1], get_action_dim(self.action_space))
-        self.mu = nn.Sequential(*mlp(features_dim, net_arch, activation_fn, layer_norm), output, nn.Tanh())
+        norm_class = self.norm_class if layer_norm else None
+        self.mu = nn.Sequential(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), output, nn.Tanh())
 
     @property
     def output_layer(self) -> nn.Linear:

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.networks import StackedLinear, Towers, mlp, scale_parameters
+from sb3_erl.common.networks import StackedLinear, StdNorm, Towers, mlp, scale_parameters
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.policies import fused_adam
 
@@ -48,7 +48,7 @@ class SharedActor(BasePolicy):
             squash_output=True,
         )
         self.net_arch, self.features_dim, self.activation_fn = net_arch, features_dim, activation_fn
-        self.trunk = mlp(features_dim, net_arch, activation_fn, layer_norm=True)
+        self.trunk = mlp(features_dim, net_arch, activation_fn)
         self.feature_dim = ([features_dim, *net_arch])[-1]
         self.head = nn.Linear(self.feature_dim, get_action_dim(action_space))
 
@@ -78,6 +78,9 @@ class TowerCritic(BaseModel):
 
     :param n_critics: number of towers
     :param net_arch: hidden widths of each tower
+    :param norm_class: normalisation before each activation, ``None`` for none
+    :param output_scale: factor on the initial output layers
+    :param kwargs: further arguments of :class:`~sb3_erl.common.networks.Towers`
     """
 
     features_extractor: BaseFeaturesExtractor
@@ -92,13 +95,16 @@ class TowerCritic(BaseModel):
         normalize_images: bool = True,
         n_critics: int = 2,
         n_context: int = 0,
+        norm_class: type[StdNorm] | None = StdNorm,
+        output_scale: float = 0.1,
+        **kwargs: Any,
     ):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         self.n_critics = n_critics
         in_features = features_dim + get_action_dim(action_space)
-        self.towers = Towers(n_critics, in_features, net_arch, n_context, output_scale=0.1)
+        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
 
     def forward(
         self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None

@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, StdNorm
+from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, PlainNorm, StdNorm
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.evaluation.base import PopulationActor
 
@@ -56,9 +56,18 @@ def _std_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray
     return centred / (std + np.float32(NORM_EPSILON)) * scale + shift
 
 
+def _plain_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    variance = np.square(centred).mean(-1, keepdims=True)
+    return centred / np.sqrt(variance + np.float32(PlainNorm.epsilon)) * scale + shift
+
+
+NORMS = {StdNorm: _std_norm, PlainNorm: _plain_norm}
+
+
 def supported(modules: Sequence[nn.Module]) -> bool:
     """Whether :class:`NumpyActor` can run this sequence of modules."""
-    known = all(isinstance(m, nn.Linear | StdNorm) or type(m) in ACTIVATIONS for m in modules)
+    known = all(isinstance(m, nn.Linear) or type(m) in NORMS or type(m) in ACTIVATIONS for m in modules)
     plain = all(m.alpha == 1.0 for m in modules if isinstance(m, nn.ELU))
     slopes = all(m.negative_slope == 0.01 for m in modules if isinstance(m, nn.LeakyReLU))
     return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
@@ -83,7 +92,7 @@ class NumpyActor:
             if isinstance(module, nn.Linear):
                 self._layers.append((_linear, next(remaining)))
             elif isinstance(module, StdNorm):
-                self._layers.append((_std_norm, next(remaining)))
+                self._layers.append((NORMS[type(module)], next(remaining)))
             else:
                 self._layers.append((ACTIVATIONS[type(module)], ()))
         self._gathered: list[Stack] = []
@@ -118,6 +127,28 @@ class EmbeddingActor:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         parts = [part(observations, candidates) for part in (self._first, self._encoder)]
         return self._rest(np.concatenate(parts, axis=1), candidates)
+
+
+class JointActor:
+    """
+    Candidates of several kinds in one phase, each group acting in its own way.
+
+    :param parts: acts for the candidates of one group
+    :param homes: for each candidate the number of its group and its number in it
+    """
+
+    def __init__(self, parts: Sequence[PopulationActor], homes: Sequence[tuple[int, int]]):
+        self._parts, self._homes = parts, homes
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        homes = [self._homes[candidate] for candidate in candidates]
+        actions: dict[int, np.ndarray] = {}
+        for part in {number for number, _ in homes}:
+            rows = [row for row, (number, _) in enumerate(homes) if number == part]
+            answers = self._parts[part](observations[rows], [homes[row][1] for row in rows])
+            actions |= dict(zip(rows, answers, strict=True))
+        return np.stack([actions[row] for row in range(len(homes))])
 
 
 def tensors_of(module: nn.Module) -> Stack:

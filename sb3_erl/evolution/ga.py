@@ -11,6 +11,7 @@ from torch import Tensor
 from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver, check_told, to_numpy
 from sb3_erl.operators import CROSSOVERS, MUTATIONS
+from sb3_erl.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 
@@ -44,6 +45,7 @@ class GA(Evolver):
     :param mutation_kwargs: further arguments of the mutation operator
     :param odd_winners: an odd number of winners is completed by a ``"random"`` one (paper's code) or by that of the
         ``"last"`` tournament (the authors' later code)
+    :param min_elites: smallest number of elites, whatever their share
     :raises ValueError: if a number is out of range or a key is unknown
     """
 
@@ -60,21 +62,23 @@ class GA(Evolver):
         mutation: str | type = "gaussian",
         mutation_kwargs: dict[str, Any] | None = None,
         odd_winners: Literal["random", "last"] = "random",
+        min_elites: int = 1,
     ):
         super().__init__(candidates)
         if tournament_size < 2:
             raise ValueError(f"tournament_size must be at least 2; got {tournament_size}")
-        self.n_elites = count_elites(elite_fraction, self.pop_size)
+        self.n_elites = max(min_elites, count_elites(elite_fraction, self.pop_size))
         if self.n_elites >= self.pop_size:
+            argument = f"min_elites={min_elites}" if self.n_elites == min_elites else f"elite_fraction={elite_fraction}"
             raise ValueError(
-                f"elite_fraction={elite_fraction} keeps {self.n_elites} of pop_size={self.pop_size} individuals, which leaves "
-                "none to vary; lower elite_fraction or raise pop_size"
+                f"{argument} keeps {self.n_elites} of pop_size={self.pop_size} individuals, which leaves "
+                f"none to vary; lower {argument.partition('=')[0]} or raise pop_size"
             )
         self.tournament_size, self.odd_winners = tournament_size, odd_winners
         self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
         self.crossover = _operator("crossover", crossover, CROSSOVERS)(layout, **(crossover_kwargs or {}))
         self.mutation = _operator("mutation", mutation, MUTATIONS)(layout, **(mutation_kwargs or {}))
-        self.epoch: Epoch | None = None
+        self.epoch: Epoch | DistilledEpoch | None = None
         """The last epoch's decisions, ``None`` before the first :meth:`tell`."""
 
     def ask(self, rng: np.random.Generator) -> Tensor:
@@ -92,24 +96,29 @@ class GA(Evolver):
         """
         check_told(candidates, fitness)
         n_migrants = 0 if migrants is None else len(migrants)
-        draws = GeneratorDraws(rng)
-        ranking = rank_best_first(fitness)
         n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
-        winners = tournament_winners(ranking, n_tournaments, self.tournament_size, draws)
-        self.epoch = plan_epoch(
-            ranking,
+        draws = GeneratorDraws(rng)
+        winners = tournament_winners(rank_best_first(fitness), n_tournaments, self.tournament_size, draws)
+        old = to_numpy(candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)]))
+        self.epoch = self._plan(old, fitness, winners, n_migrants, rng)
+        self.candidates.copy_(torch.from_numpy(self.vary(old, self.epoch, rng)))
+
+    def _plan(
+        self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
+    ) -> Any:
+        """Decide who is copied, crossed and mutated."""
+        return plan_epoch(
+            rank_best_first(fitness),
             sorted(set(winners)),
-            draws,
+            GeneratorDraws(rng),
             n_elites=self.n_elites,
             n_migrants=n_migrants,
             crossover_prob=self.crossover_prob,
             mutation_prob=self.mutation_prob,
             repeat="random" if self.odd_winners == "random" else winners[-1],
         )
-        old = to_numpy(candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)]))
-        self.candidates.copy_(torch.from_numpy(self.vary(old, self.epoch, rng)))
 
-    def vary(self, individuals: np.ndarray, epoch: Epoch, rng: np.random.Generator) -> np.ndarray:
+    def vary(self, individuals: np.ndarray, epoch: Any, rng: np.random.Generator) -> np.ndarray:
         """
         Carry out the decisions of an epoch.
 
@@ -125,9 +134,12 @@ class GA(Evolver):
             if pairs:
                 first, second = np.array(pairs).T
                 new[first], new[second] = self.crossover(new[first], new[second], rng)
-        if epoch.mutants:
-            new[epoch.mutants] = self.mutation(new[epoch.mutants], rng)
+        self._mutate(new, epoch.mutants, rng)
         return new
+
+    def _mutate(self, new: np.ndarray, mutants: list[int], rng: np.random.Generator) -> None:
+        if mutants:
+            new[mutants] = self.mutation(new[mutants], rng)
 
 
 def _operator(argument: str, choice: str | type, known: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sb3_erl.evolution.base import Evolver
+from sb3_erl.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.operators.selection import Epoch
 
 
@@ -68,7 +69,9 @@ class ReplaceWeakest:
         return slot
 
 
-def fate(slot: int, epoch: Epoch, ranking: np.ndarray, n_elites: int) -> Literal["elite", "selected", "discarded"]:
+def fate(
+    slot: int, epoch: Epoch | DistilledEpoch, ranking: np.ndarray, n_elites: int
+) -> Literal["elite", "selected", "discarded"]:
     """
     What became of the individual that had been injected into ``slot`` before the epoch.
 

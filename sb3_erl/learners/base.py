@@ -29,6 +29,7 @@ class LearnerSettings:
     :param target_policy_noise: standard deviation of the target smoothing noise, 0 for none
     :param target_noise_clip: bound of that noise
     :param max_grad_norm: clip gradients at this norm, ``None`` for no clipping
+    :param delay_critic_target: the critic's target moves with the actor (TD3); otherwise after every critic step (CERL)
     """
 
     gamma: float = 0.99
@@ -37,6 +38,7 @@ class LearnerSettings:
     target_policy_noise: float = 0.0
     target_noise_clip: float = 0.5
     max_grad_norm: float | None = None
+    delay_critic_target: bool = True
 
 
 class Learner:
@@ -77,7 +79,8 @@ class Learner:
         :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
-        self.settings.gamma, self.settings.tau = host.gamma, host.tau
+        self.settings.tau = host.tau
+        self.discount_by(host.gamma)
         self.n_updates = host.learner_updates
         if host.learning_rate is None:
             for name, optimizer in self.optimizers.items():
@@ -85,12 +88,40 @@ class Learner:
         else:
             host._update_learning_rate(list(self.optimizers.values()))
 
+    def discount_by(self, gamma: float) -> None:
+        """Use this discount factor until the next :meth:`follow`."""
+        self.settings.gamma = gamma
+
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """
         :param sample: draws one batch
         :param n_updates: how many gradient iterations
         :return: means of the logged quantities, keys without the ``train/`` prefix
         """
+        raise NotImplementedError
+
+    def greedy_actor(self) -> nn.Module:
+        """
+        The learner's actor as a network whose output is the deterministic action.
+
+        :return: its parameters are those of ``policy.actor`` in the same order, perhaps under other names
+        """
+        return self.policy.actor  # type: ignore[return-value]
+
+    def value(self, observations: Any, actions: torch.Tensor, pessimistic: bool = True) -> torch.Tensor:
+        """
+        What the critic thinks of actions.
+
+        :param observations: batch of observations
+        :param actions: ``(batch, action_dim)`` in [-1, 1]
+        :param pessimistic: the smallest value of all critics, otherwise the first critic's
+        :return: ``(batch,)``
+        """
+        values = self.all_values(observations, actions)[..., 0]
+        return values.amin(dim=0) if pessimistic else values[0]
+
+    def all_values(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
+        """:return: values by each critic, ``(critics, batch, 1)``; see :meth:`value`"""
         raise NotImplementedError
 
 

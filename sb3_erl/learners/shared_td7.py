@@ -139,7 +139,8 @@ class SharedTD7Learner(TD7Learner):
 
     def hard_update(self) -> None:
         super().hard_update()
-        self.policy.pevfa_value_range.copy_(self.policy.pevfa_seen_range)
+        if self._population is not None:  # otherwise no target of PeVFA has been seen
+            self.policy.pevfa_value_range.copy_(self.policy.pevfa_seen_range)
 
     @torch.no_grad()
     def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.td3.policies import TD3Policy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from sb3_erl.common.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
@@ -32,10 +33,13 @@ class TD3Learner(Learner):
         super().__init__(policy, settings)
         self._actor = list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
-        pairs = ((policy.actor, policy.actor_target), (policy.critic, policy.critic_target))
-        self._online = [p for online, _ in pairs for p in online.parameters()]
-        self._target = [p for _, target in pairs for p in target.parameters()]
-        self._buffers = [pair for a, b in pairs for pair in zip(a.buffers(), b.buffers(), strict=True)]
+        self._pairs = [
+            (list(policy.actor.parameters()), list(policy.actor_target.parameters())),
+            (list(policy.critic.parameters()), list(policy.critic_target.parameters())),
+        ]
+        networks = ((policy.critic, policy.critic_target), (policy.actor, policy.actor_target))
+        self._critic_buffers, actor_buffers = ([*zip(a.buffers(), b.buffers(), strict=True)] for a, b in networks)
+        self._buffers = [*self._critic_buffers, *actor_buffers]
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -50,6 +54,8 @@ class TD3Learner(Learner):
             if self.n_updates % self.settings.policy_delay == 0:
                 metrics.add(actor_loss=self.actor_step(batch))
                 self.target_step()
+            if not self.settings.delay_critic_target:
+                soft_update(*self._pairs[1], self.settings.tau)
         return metrics.means()
 
     def _smoothing_noise(self, actions: Tensor) -> Tensor:
@@ -58,16 +64,18 @@ class TD3Learner(Learner):
         noise = actions.clone().normal_(0, settings.target_policy_noise)
         return noise.clamp(-settings.target_noise_clip, settings.target_noise_clip)
 
-    def critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
+    def critic_step(self, batch: ReplayBufferSamples, noise: Tensor, target_actor: nn.Module | None = None) -> Tensor:
         """
         :param batch: transitions
         :param noise: clipped target smoothing noise, ``(batch, action_dim)``
+        :param target_actor: gives the target action, the policy's target actor if ``None``
         :return: loss, summed over critics
         """
         policy = self.policy
+        target_actor = policy.actor_target if target_actor is None else target_actor
         discounts = self.settings.gamma if batch.discounts is None else batch.discounts
         with torch.no_grad():
-            next_actions = (policy.actor_target(batch.next_observations) + noise).clamp(-1, 1)
+            next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
             next_values = _towers(policy.critic_target(batch.next_observations, next_actions)).amin(dim=0)
             targets = batch.rewards + (1 - batch.dones) * discounts * next_values
         values = _towers(policy.critic(batch.observations, batch.actions))
@@ -90,11 +98,49 @@ class TD3Learner(Learner):
             return critic.q1_forward(observations, actions)
         return critic(observations, actions, n_towers=1)[0]
 
+    def all_values(self, observations: Any, actions: Tensor) -> Tensor:
+        """See :meth:`Learner.all_values`."""
+        return _towers(self.policy.critic(observations, actions))
+
+    # ---------------------------------------------------------------- one critic for many actors
+
+    def critic_update(self, batch: ReplayBufferSamples, actor: nn.Module) -> Tensor:
+        """
+        A critic step whose target policy is ``actor``, followed by the soft update of the critic's target.
+
+        :param batch: transitions
+        :param actor: the individual that is about to be improved
+        :return: loss
+        """
+        self.n_updates += 1
+        loss = self.critic_step(batch, self._smoothing_noise(batch.actions), actor)
+        soft_update(self._critic, self._pairs[1][1], self.settings.tau)
+        for value, place in self._critic_buffers:
+            place.copy_(value)
+        return loss
+
+    def critic_snapshot(self) -> dict[str, Tensor]:
+        """Copies of the critic's tensors, for :meth:`individual_loss`."""
+        critic = self.policy.critic
+        return {name: tensor.detach().clone() for name, tensor in (*critic.named_parameters(), *critic.named_buffers())}
+
+    def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
+        """
+        :param parameters: an actor's tensors by name, running statistics included
+        :param snapshot: the critic's, see :meth:`critic_snapshot`
+        :param observations: batch of observations
+        :return: minus the first critic's mean value of the actor's actions
+        """
+        actions = functional_call(self.policy.actor, parameters, (observations,))
+        return -functional_call(self.policy.critic, snapshot, (observations, actions), {"n_towers": 1}).mean()
+
     def target_step(self) -> None:
         """Soft updates of the targets; running statistics are copied, as SB3 does."""
-        soft_update(self._online, self._target, self.settings.tau)
-        for online, target in self._buffers:
-            target.copy_(online)
+        moving = self._pairs if self.settings.delay_critic_target else self._pairs[:1]
+        online, target = ([p for pair in moving for p in pair[side]] for side in (0, 1))
+        soft_update(online, target, self.settings.tau)
+        for value, place in self._buffers:
+            place.copy_(value)
 
 
 class DDPGLearner(TD3Learner):

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
+from torch.func import functional_call
 
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.parameters import copy_module
-from sb3_erl.common.sale_policies import TD7Policy
+from sb3_erl.common.sale_policies import SALEActor, TD7Policy
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 
 
@@ -137,17 +138,21 @@ class TD7Learner(Learner):
         batch = self._prepare(samples)
         losses = {"encoder_loss": self._encoder_step(batch)}
         losses["critic_loss"], values, next_values, targets = self._critic_step(batch, noise)
-        with torch.no_grad():
-            errors = (values - targets).abs().amax(dim=0)[:, 0]
-            priorities = errors.clamp(min=self.settings.lap_min_priority).pow(self.settings.lap_alpha)
-        if self.buffer is not None:
-            self.buffer.update_priorities(priorities, self.owner)
+        priorities = self._write_priorities(values, targets)
         losses |= self._more_steps(batch)
         if self.n_updates % self.settings.policy_delay == 0:
             losses["actor_loss"] = self._actor_step(batch)
         if self.n_updates % self.settings.target_update_interval == 0:
             self.hard_update()
         return Update(losses, values, next_values, targets, priorities)
+
+    @torch.no_grad()
+    def _write_priorities(self, values: Tensor, targets: Tensor) -> Tensor:
+        errors = (values - targets).abs().amax(dim=0)[:, 0]
+        priorities = errors.clamp(min=self.settings.lap_min_priority).pow(self.settings.lap_alpha)
+        if self.buffer is not None:
+            self.buffer.update_priorities(priorities, self.owner)
+        return priorities
 
     @torch.no_grad()
     def _prepare(self, samples: ReplayBufferSamples) -> Batch:
@@ -167,12 +172,15 @@ class TD7Learner(Learner):
         step_optimizer(encoder.optimizer, loss, self._encoder, self.settings.max_grad_norm)
         return loss
 
-    def _critic_step(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _critic_step(
+        self, batch: Batch, noise: Tensor, target_actor: SALEActor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         policy, settings = self.policy, self.settings
+        target_actor = policy.actor_target if target_actor is None else target_actor
         with torch.no_grad():
             clip = settings.target_noise_clip
             smoothing = (noise * settings.target_policy_noise).clamp(-clip, clip)
-            next_actions = (policy.actor_target.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
+            next_actions = (target_actor.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
             next_values = self._next_values(policy.critic_target, batch, next_actions)
             targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
             zsa = policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
@@ -221,6 +229,41 @@ class TD7Learner(Learner):
         """Values ``(towers, batch, 1)`` of actions in the batch's states; the gradient also goes through ``zsa``."""
         zsa = self.policy.fixed_action_encoder(torch.cat([batch.zs, actions], dim=1))
         return critic(batch.features, actions, zsa, batch.zs, context)
+
+    def all_values(self, observations: Any, actions: Tensor) -> Tensor:
+        """See :meth:`Learner.all_values`; with the fixed encoder, which the actors act with."""
+        policy = self.policy
+        features = policy.actor.features(observations)
+        zs = policy.actor.encoder(features)
+        return policy.critic(features, actions, policy.fixed_action_encoder(torch.cat([zs, actions], dim=1)), zs)
+
+    # ---------------------------------------------------------------- one critic for many actors
+
+    def critic_update(self, samples: ReplayBufferSamples, actor: SALEActor) -> Tensor:
+        """
+        Encoder and critic step whose target policy is ``actor``, priorities, and the hard update when it is time.
+
+        :param samples: transitions
+        :param actor: the individual that is about to be improved
+        :return: the critic's loss
+        """
+        self.n_updates += 1
+        batch = self._prepare(samples)
+        self._encoder_step(batch)
+        loss, values, _, targets = self._critic_step(batch, torch.randn_like(batch.actions), actor)
+        self._write_priorities(values, targets)
+        if self.n_updates % self.settings.target_update_interval == 0:
+            self.hard_update()
+        return loss
+
+    def critic_snapshot(self) -> dict[str, Tensor]:
+        """Nothing: all individuals are improved on the critic as it is, which pairs with the encoder they act with."""
+        return {}
+
+    def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
+        """See :meth:`~sb3_erl.learners.td3.TD3Learner.individual_loss`; the mean over both critics."""
+        actions = functional_call(self.policy.actor, parameters, (observations,))
+        return -self.all_values(observations, actions).mean()
 
     def hard_update(self) -> None:
         """Targets become copies, the targets' encoder before the fixed one; value range and highest priority follow."""

@@ -41,17 +41,26 @@ class RowCrossover:
     :param layout: tensors of one individual; the second axis and later ones belong to a row
     :param max_matrix_share: copies per matrix are below this share of its rows
     :param vector_skip_prob: probability of leaving a vector alone (0 in the paper's code)
+    :param inclusive: matrices may also get ``max_matrix_share`` itself (authors' code of CERL)
+    :param single_entry: vectors that are not left alone get one copy (authors' code of CERL)
     """
 
-    def __init__(self, layout: ParameterLayout, max_matrix_share: float = 2.0, vector_skip_prob: float = 0.0):
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        max_matrix_share: float = 2.0,
+        vector_skip_prob: float = 0.0,
+        inclusive: bool = False,
+        single_entry: bool = False,
+    ):
         self.layout = layout
-        self.vector_skip_prob = vector_skip_prob
+        self.vector_skip_prob, self.single_entry = vector_skip_prob, single_entry
         n_rows = [shape[0] if shape else 1 for shape in layout.shapes]
         self._first_row = np.cumsum([0, *n_rows])
         self._is_vector = np.array([len(shape) < 2 for shape in layout.shapes])
         self._limits = np.array(
             [
-                rows if vector else int(max_matrix_share * rows + 1e-9)
+                rows if vector else int(max_matrix_share * rows + 1e-9) + inclusive
                 for rows, vector in zip(n_rows, self._is_vector, strict=True)
             ]
         )
@@ -72,6 +81,8 @@ class RowCrossover:
         """
         n_tensors = len(self._limits)
         counts = rng.integers(0, np.maximum(self._limits, 1), size=(n_pairs, n_tensors))
+        if self.single_entry:
+            counts[:, self._is_vector] = 1
         if self.vector_skip_prob > 0:
             counts[(rng.random(counts.shape) < self.vector_skip_prob) & self._is_vector] = 0
         tensor = np.repeat(np.tile(np.arange(n_tensors), n_pairs), counts.reshape(-1))

@@ -46,7 +46,7 @@ class GaussianMutation:
 
     Khadka & Tumer (2018), authors' code ``core/mod_neuro_evo.py: SSNE.mutate_inplace``: a matrix is touched with
     probability ``min(1, 2u)``, u uniform per tensor; then up to a share of its weights, drawn with replacement. Later
-    events see earlier ones. Biases and norms are not mutated.
+    events see earlier ones. Biases and norms are mutated only if ``vector_scale`` says so (authors' code of CERL).
 
     :param layout: tensors of one individual
     :param strength: standard deviation of a normal mutation relative to the weight
@@ -56,6 +56,9 @@ class GaussianMutation:
     :param reset_prob: probability of a reset
     :param reset_std: standard deviation of a reset weight
     :param limit: mutated weights are clipped to ±limit
+    :param inclusive: a matrix may also get ``ceil(fraction * size)`` events (authors' code of CERL)
+    :param vector_scale: factor on the probability of touching a vector (bias, norm); 0 leaves them alone
+    :param vector_reset_std: standard deviation of a reset entry of a vector
     """
 
     def __init__(
@@ -68,15 +71,20 @@ class GaussianMutation:
         reset_prob: float = 0.05,
         reset_std: float = 1.0,
         limit: float = 1e6,
+        inclusive: bool = False,
+        vector_scale: float = 0.0,
+        vector_reset_std: float = 1.0,
     ):
         self.layout = layout
-        self.strength, self.fraction, self.limit = strength, fraction, limit
+        self.strength, self.fraction, self.limit, self.inclusive = strength, fraction, limit, inclusive
         self.super_prob, self.super_strength = super_prob, super_strength
-        self.reset_prob, self.reset_std = reset_prob, reset_std
-        self._matrices = [i for i, shape in enumerate(layout.shapes) if len(shape) >= 2]
-        starts = np.cumsum([0, *layout.sizes])[:-1]
-        self._starts = starts[self._matrices]
-        self._sizes = np.array(layout.sizes)[self._matrices]
+        self.reset_prob = reset_prob
+        is_vector = np.array([len(shape) < 2 for shape in layout.shapes], dtype=bool)
+        self._mutable = np.flatnonzero(~is_vector | (vector_scale > 0))
+        self._scale = np.where(is_vector, vector_scale, 1.0)[self._mutable]
+        self._starts = np.cumsum([0, *layout.sizes])[:-1][self._mutable]
+        self._sizes = np.array(layout.sizes)[self._mutable]
+        self._reset_std = np.repeat(np.where(is_vector, vector_reset_std, reset_std), layout.sizes)
 
     def draw(self, n_parents: int, rng: np.random.Generator) -> WeightEvents:
         """
@@ -84,13 +92,13 @@ class GaussianMutation:
         :param rng: generator
         :return: the events of all of them
         """
-        shape = (n_parents, len(self._matrices))
-        touched = rng.random(shape) < 2 * rng.random(shape)
-        limits = np.ceil(np.round(self.fraction * self._sizes, 9)).astype(np.int64)
+        shape = (n_parents, len(self._mutable))
+        touched = rng.random(shape) < 2 * rng.random(shape) * self._scale
+        limits = np.ceil(np.round(self.fraction * self._sizes, 9)).astype(np.int64) + self.inclusive
         counts = np.where(touched, rng.integers(0, np.maximum(limits, 1), size=shape), 0)
-        matrix = np.repeat(np.tile(np.arange(shape[1]), n_parents), counts.reshape(-1))
+        tensor = np.repeat(np.tile(np.arange(shape[1]), n_parents), counts.reshape(-1))
         parent = np.repeat(np.arange(n_parents), counts.sum(axis=1))
-        index = parent * self.layout.n_params + self._starts[matrix] + rng.integers(0, self._sizes[matrix])
+        index = parent * self.layout.n_params + self._starts[tensor] + rng.integers(0, self._sizes[tensor])
         return WeightEvents(index, rng.random(len(index)), rng.standard_normal(len(index)))
 
     def apply(self, parents: np.ndarray, events: WeightEvents) -> np.ndarray:
@@ -103,12 +111,13 @@ class GaussianMutation:
         is_super = events.kind < self.super_prob
         is_reset = ~is_super & (events.kind < self.super_prob + self.reset_prob)
         gain = np.where(is_super, self.super_strength, self.strength)
+        fresh = events.noise * self._reset_std[events.index % self.layout.n_params]
         turn = _occurrence(events.index)
         for k in range(int(turn.max(initial=-1)) + 1):  # a weight that is hit twice compounds
             now = turn == k
             index, noise = events.index[now], events.noise[now]
             weight = flat[index]
-            changed = np.where(is_reset[now], noise * self.reset_std, weight + noise * gain[now] * weight)
+            changed = np.where(is_reset[now], fresh[now], weight + noise * gain[now] * weight)
             flat[index] = np.clip(changed, -self.limit, self.limit)
         return flat.reshape(parents.shape)
 

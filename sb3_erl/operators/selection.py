@@ -145,6 +145,8 @@ def plan_epoch(
     crossover_prob: float = 0.0,
     mutation_prob: float = 0.9,
     repeat: Literal["random"] | int = "random",
+    cross_each: bool = False,
+    order: Sequence[int] | None = None,
 ) -> Epoch:
     """
     One epoch of the ERL family's genetic algorithm (``SSNE.epoch`` of the authors' code), draw by draw.
@@ -160,15 +162,18 @@ def plan_epoch(
     :param crossover_prob: probability of crossing two selected parents in place
     :param mutation_prob: probability of mutating an unprotected slot
     :param repeat: who is repeated if the number of parents is odd: a random one, or this index (the last winner)
+    :param cross_each: decide about each selected parent, with a random mate (PDERL), not about consecutive pairs
+    :param order: in which order individuals are visited, by default that of their numbers
     :return: the plan
     """
     n = len(ranking)
+    order = range(n) if order is None else order
     elites = [int(i) for i in ranking[:n_elites]]
     winners = list(offspring)
     if len(winners) % 2:
         winners.append(winners[draws.index(len(winners))] if repeat == "random" else int(repeat))
     chosen = set(winners) | set(elites)
-    losers = draws.shuffle([i for i in range(n) if i not in chosen])
+    losers = draws.shuffle([i for i in order if i not in chosen])
     plan = _Plan(n)
     migrants = [losers.pop(0) for _ in range(min(n_migrants, len(losers)))]
     for k, slot in enumerate(migrants):
@@ -184,8 +189,8 @@ def plan_epoch(
         plan.copy(draws.choice(protected), first)
         plan.copy(draws.choice(winners), second)
         plan.cross(first, second)
-    for first, second in zip(winners[::2], winners[1::2], strict=False):
+    for index, first in enumerate(winners if cross_each else winners[: len(winners) // 2 * 2 : 2]):
         if draws.uniform() < crossover_prob:
-            plan.cross(first, second)
-    mutants = [i for i in range(n) if i not in protected and draws.uniform() < mutation_prob]
+            plan.cross(first, draws.choice(winners) if cross_each else winners[2 * index + 1])
+    mutants = [i for i in order if i not in protected and draws.uniform() < mutation_prob]
     return Epoch(plan.crossings, plan.copies, mutants, protected, sorted(set(offspring)), migrants)

@@ -58,11 +58,20 @@ Knob = Float | Int | Choice
 
 NET_ARCH = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
 
+# Discount factors: the published portfolio, a shorter one for tasks without a long horizon, and the two halves of the first
+PORTFOLIOS = {
+    "published": [0.9, 0.99, 0.997, 0.9995],
+    "usual": [0.98, 0.99, 0.995],
+    "near": [0.9, 0.99],
+    "far": [0.997, 0.9995],
+}
+
 # Raw name -> constructor argument (a dot goes into a mapping) and value. Any other raw name is the argument itself.
 CONVERSIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "one_minus_gamma": ("gamma", lambda raw: 1.0 - raw),
     "batch_size_pow": ("batch_size", lambda raw: 2**raw),
     "net_arch": ("policy_kwargs.net_arch", lambda raw: list(NET_ARCH[raw])),
+    "portfolio": ("gammas", lambda raw: list(PORTFOLIOS[raw])),
 }
 
 # The arguments most algorithms have; ranges of the Zoo's TD3 and SAC, less the extremes.
@@ -83,6 +92,15 @@ TD7: tuple[Knob, ...] = (
     Choice("late_assessment_episodes", (5, 10, 20)),
 )
 
+# Khadka & Tumer (2018): values of xi, psi and omega used per task; the rest is as in OFF_POLICY.
+ERL: tuple[Knob, ...] = (
+    *OFF_POLICY,
+    Choice("n_eval_episodes", (1, 3, 5)),
+    Choice("elite_fraction", (0.1, 0.2, 0.3)),
+    Choice("sync_period", (1, 10)),
+    Float("mutation_prob", 0.5, 1.0),
+)
+
 SPACES: dict[str, tuple[Knob, ...]] = {
     # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
     "erl_re2": (
@@ -93,13 +111,30 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("n_shared_heads", (1, 3)),
         Choice("sync_period", (1, 10)),
     ),
-    # Khadka & Tumer (2018): values of xi, psi and omega used per task; the rest is as in OFF_POLICY.
-    "erl": (
+    "erl": ERL,
+    # Bodnar et al. (2020) vary the magnitude of the noise; the authors' code has both ways of mate choice.
+    "pderl": (*ERL, Float("mutation_magnitude", 0.01, 0.2, log=True), Choice("parent_matching", ("fitness", "distance"))),
+    # Pourchot & Sigaud (2019), and the second public implementation (larger populations, more damping).
+    "cem_rl": (
         *OFF_POLICY,
-        Choice("n_eval_episodes", (1, 3, 5)),
-        Choice("elite_fraction", (0.1, 0.2, 0.3)),
-        Choice("sync_period", (1, 10)),
-        Float("mutation_prob", 0.5, 1.0),
+        Choice("pop_size", (8, 10, 16, 32)),
+        Float("sigma_init", 1e-4, 1e-2, log=True),
+        Choice("elitism", (False, True)),
+    ),
+    # Khadka et al. (2019) use one setting for all tasks; tried here are the portfolio and how rollouts are shared out.
+    "cerl": (
+        *(knob for knob in OFF_POLICY if knob.name != "one_minus_gamma"),
+        Choice("portfolio", tuple(PORTFOLIOS)),
+        Choice("rollout_size", (4, 10)),
+        Choice("sync_period", (1, 5, 10)),
+        Float("ucb_coefficient", 0.1, 2.0, log=True),
+        Float("mutation_prob", 0.1, 0.9),
+    ),
+    "cem": (
+        Choice("net_arch", tuple(NET_ARCH)),
+        Choice("pop_size", (8, 10, 16, 32)),
+        Float("sigma_init", 1e-4, 1e-1, log=True),
+        Choice("elitism", (False, True)),
     ),
     "td7": TD7,
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),

@@ -25,7 +25,7 @@ from sb3_erl.evaluation.base import EpisodeBatch, Job, Transition
 from sb3_erl.evaluation.exploration import UniformExploration
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from tests.contract.helpers import Tables, Witness, differences, snapshot
-from tests.contract.settings import GENERATIONAL, STEPWISE, make, variants
+from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, known, make, variants
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 # ---------------------------------------------------------------- the evaluator alone
@@ -289,7 +289,7 @@ def toy(n_envs: int, subprocess: bool = False) -> VecEnv:
 def test_same_run_for_any_number_of_envs(name: str, extra: dict[str, Any]) -> None:
     end = last_generation(name, toy(1), 160, **extra)
     expected, fitness = run(name, toy(1), end, **extra)
-    assert len(fitness[0]) >= 2 and expected["_n_updates"] > 0
+    assert len(fitness[0]) >= 2 and (name not in HYBRIDS or expected["_n_updates"] > 0)
     for n_envs in (2, 4):
         result, other = run(name, toy(n_envs), end, **extra)
         assert differences(expected, result) == [] and other == fitness
@@ -347,13 +347,12 @@ def pictures(n_envs: int) -> VecEnv:
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_on_stacked_images(name: str) -> None:
     kwargs: dict[str, Any] = {
+        **known(name, {"buffer_size": 200, "train_freq": 8}),
         "policy": "CnnPolicy",
-        "buffer_size": 200,
-        "train_freq": 8,
         "policy_kwargs": {"net_arch": [4], "features_extractor_kwargs": {"features_dim": 4}},
     }
     end = last_generation(name, pictures(1), 60, **kwargs)
     expected, fitness = run(name, pictures(1), end, **kwargs)
     result, other = run(name, pictures(3), end, **kwargs)
-    assert expected["replay_buffer.observations"].shape[-3:] == (2, 36, 36)
+    assert name not in HYBRIDS or expected["replay_buffer.observations"].shape[-3:] == (2, 36, 36)
     assert differences(expected, result) == [] and other == fitness

@@ -9,8 +9,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments")
-RECORDS = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns", "members")
+COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments", "budget")
+RECORDS: tuple[str, ...] = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns")
+RECORDS += ("members", "resources", "updates_owed")
 """Attributes in which some classes keep plain numbers."""
 
 

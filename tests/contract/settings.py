@@ -23,6 +23,13 @@ STEPWISE = [name for name in HYBRIDS if name not in GENERATIONAL]
 """Classes that store and learn between any two vector steps, in SB3's own ``collect_rollouts``."""
 IMAGES = [name for name in HYBRIDS if "CnnPolicy" in ALGOS[name].policy_aliases]
 """Hybrids whose policies have SB3's features extractors."""
+LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signature(ALGOS[name].__init__).parameters]
+"""
+Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
+generation before.
+"""
+EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]
+"""Hybrids whose learner has an actor, which explores in episodes of its own."""
 
 FAST: dict[str, Any] = {
     "pop_size": 3,
@@ -34,6 +41,12 @@ FAST: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [8]},
     "explore_steps": 60,
     "late_assessment_episodes": 3,
+    "gammas": (0.9, 0.99),
+    "rollout_size": 2,
+    "min_elites": 1,
+    "genetic_memory_size": 40,
+    "distill_epochs": 2,
+    "distill_batch_size": 8,
     "target_update_interval": 20,
     "device": "cpu",
     "seed": 3,
@@ -42,7 +55,11 @@ FAST: dict[str, Any] = {
 
 SALE_KWARGS = {"net_arch": [8], "zs_dim": 8}
 BY_CLASS: dict[str, dict[str, Any]] = {
+    "cem": {"pop_size": 4},
+    "cem_rl": {"pop_size": 4},
+    "cerl": {"sync_period": 2},
     "erl": {"sync_period": 2},
+    "pderl": {"sync_period": 2},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }
@@ -51,7 +68,13 @@ BY_CLASS: dict[str, dict[str, Any]] = {
 WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
 """Fitness from whole episodes only, for classes that can also do with less."""
 
-LEARNERS: dict[str, list[Any]] = {"erl": ["ddpg", "td3", "td7", "sac"], "erl_re2": ["td3", "ddpg", "td7"]}
+LEARNERS: dict[str, list[Any]] = {
+    "cem_rl": ["td3", "td7"],
+    "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
+    "erl": ["ddpg", "td3", "td7", "sac"],
+    "erl_re2": ["td3", "ddpg", "td7"],
+    "pderl": ["ddpg", "td7", "sac"],
+}
 """Learners that are tried where it matters who learns; the others only with their default."""
 
 
@@ -75,9 +98,48 @@ def whole(name: str) -> dict[str, Any]:
     return known(name, WHOLE_EPISODES)
 
 
-def having(*arguments: str) -> list[str]:
-    """Hybrids whose constructors have all of these arguments."""
-    return [name for name in HYBRIDS if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
+def having(*arguments: str, among: list[str] = HYBRIDS) -> list[str]:
+    """Classes, by default hybrids, whose constructors have all of these arguments."""
+    return [name for name in among if len(known(name, dict.fromkeys(arguments))) == len(arguments)]
+
+
+def pop_size(name: str) -> int:
+    """Number of individuals with fast settings."""
+    return fast(name)["pop_size"]
+
+
+def n_exploring(name: str) -> int:
+    """The learners' own rollouts in each generation of a class with fast settings."""
+    return fast(name).get("rollout_size", int(name in EXPLORING))
+
+
+def n_rollouts(name: str) -> int:
+    """Rollouts in each generation of a class with fast settings: the population's and the learners' own."""
+    return pop_size(name) + n_exploring(name)
+
+
+def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:
+    """
+    :param model: after a run in which updates began with the first generation
+    :param name: key in ALGOS
+    :param ends: ``num_timesteps`` at the end of each of its generations
+    :param per_step: updates per step that were asked for
+    :return: how many it must have made
+    """
+    if name not in LEARN_FIRST:
+        return int(ends[-1] * per_step + 1e-9)
+    n_learned, debt, total = pop_size(name) // 2, 0.0, 0
+    for n_steps in np.diff([0, *ends]) if model.num_timesteps > ends[-1] else np.diff([0, *ends[:-1]]):
+        debt += n_steps * per_step
+        total += int(debt + 1e-9) // n_learned * n_learned  # the same number for each learned individual
+        debt -= int(debt + 1e-9)
+    return total
+
+
+def online_and_target(model: Any, name: str) -> tuple[Any, Any]:
+    """A network and the one that follows it with ``tau``: the actor's, or the critic's where actors have none."""
+    part = "critic" if name in LEARN_FIRST else "actor"
+    return getattr(model.policy, part), getattr(model.policy, f"{part}_target")
 
 
 def variants(names: list[str] = NAMES) -> list[tuple[str, dict[str, Any]]]:

@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 64,
     "tau": 0.02,
     "gamma": 0.5,
+    "gammas": (0.5, 0.9),
+    "rollout_size": 2,
     "sync_period": 1,
     "fitness_horizon": 20,
     "buffer_size": 10_000,

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrappe
 
 from sb3_erl import ALGOS
 from sb3_erl.common.parameters import read_parameters
-from tests.contract.settings import IMAGES, make
+from tests.contract.settings import IMAGES, make, online_and_target
 from tests.envs import ImageEnv, toy_vec_env
 
 
@@ -45,10 +45,10 @@ def test_images_are_seen_stored_and_learned_from(name: str, n_envs: int, tmp_pat
 @pytest.mark.parametrize("name", IMAGES)
 def test_target_extractors_follow_tau(name: str, tau: float, kept: bool) -> None:
     model = image_model(name, tau=tau)
-    first = read_parameters(model.policy.actor_target)
-    assert th.equal(first, read_parameters(model.policy.actor))
+    first, same = (read_parameters(network) for network in online_and_target(model, name))
+    assert th.equal(first, same)
     model.learn(40)
-    actor, target = read_parameters(model.policy.actor), read_parameters(model.policy.actor_target)
-    assert not th.equal(actor, first), "the actor learns"
+    online, target = (read_parameters(network) for network in online_and_target(model, name))
+    assert not th.equal(online, first), "the network learns"
     assert th.equal(target, first) == kept
-    assert th.allclose(target, actor, rtol=0, atol=1e-7) == (tau == 1.0)
+    assert th.allclose(target, online, rtol=0, atol=1e-7) == (tau == 1.0)

@@ -11,7 +11,7 @@ import pytest
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import differences, tensors
-from tests.contract.settings import NAMES, make, n_stored
+from tests.contract.settings import HYBRIDS, NAMES, make, n_stored
 from tests.envs import toy_vec_env
 
 
@@ -21,14 +21,16 @@ def test_interrupt_inside_an_environment(name: str, n_envs: int, tmp_path: Path)
     model = make(name, toy_vec_env(n_envs, interrupt_at=50))
     with pytest.raises(KeyboardInterrupt):
         model.learn(400)
-    assert 0 < model.num_timesteps <= 49 * n_envs and n_stored(model) == model.num_timesteps
+    assert 0 < model.num_timesteps <= 49 * n_envs
     model.save(tmp_path / "model")
-    model.save_replay_buffer(tmp_path / "buffer")
     loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env(n_envs))
     assert differences(tensors(model), tensors(loaded)) == []
     observation = np.zeros((1, 3), dtype=np.float32)
     assert np.array_equal(model.predict(observation)[0], loaded.predict(observation)[0])
-    loaded.load_replay_buffer(tmp_path / "buffer")
+    if name in HYBRIDS:
+        assert n_stored(model) == model.num_timesteps
+        model.save_replay_buffer(tmp_path / "buffer")
+        loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(60, reset_num_timesteps=False)
     assert loaded.num_timesteps >= model.num_timesteps + 60
 

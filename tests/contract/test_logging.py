@@ -13,7 +13,18 @@ from stable_baselines3.common.logger import configure
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import Tables, Witness
-from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, make, whole
+from tests.contract.settings import (
+    EXPLORING,
+    GENERATIONAL,
+    HYBRIDS,
+    NAMES,
+    STEPWISE,
+    known,
+    make,
+    n_rollouts,
+    pop_size,
+    whole,
+)
 from tests.envs import toy_vec_env
 
 ALWAYS = {
@@ -36,21 +47,26 @@ def test_keys_and_values(name: str) -> None:
     warm = tables.tables[3:]
     assert len(warm) >= 2
     for table in warm:
-        assert {"train/n_updates", "rollout/learner_ep_rew_mean"} <= set(table)
-        assert any(key.startswith("train/") and key.endswith("_loss") for key in table)
+        assert ("rollout/learner_ep_rew_mean" in table) == (name in EXPLORING)
+        assert ("train/n_updates" in table) == (name in HYBRIDS)
+        losses = [key for key in table if key.startswith("train/") and key.endswith("_loss")]
+        assert bool(losses) == (name in HYBRIDS)
         assert all(isinstance(value, Real | str) for value in table.values())
-    updates = tables.column("train/n_updates")
-    assert updates == sorted(updates) and 0 < updates[-1] <= model._n_updates
+    if name in HYBRIDS:
+        updates = tables.column("train/n_updates")
+        assert updates == sorted(updates) and 0 < updates[-1] <= model._n_updates
 
 
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_keys_and_values_of_generations(name: str) -> None:
+    probe = Witness()
+    make(name).learn(200, probe)
     model = make(name)
     tables = Tables(model)
-    model.learn(200)
+    model.learn(probe.generation_ends[-1])
     assert all(POPULATION <= set(table) for table in tables.tables[3:])
     assert tables.column("time/generations") == list(range(1, model.n_generations + 1))
-    assert tables.column("train/n_updates")[-1] == model._n_updates
+    assert tables.column("train/n_updates")[-1:] == ([model._n_updates] if name in HYBRIDS else [])
     assert all(np.isfinite(tables.column("population/fitness_mean")))
 
 
@@ -85,20 +101,22 @@ def test_numbers_are_those_of_the_last_episode(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_numbers_are_those_of_the_episodes(name: str) -> None:
     """The last generation's fitness against the returns that Monitor measured; one env runs jobs in order."""
-    model = make(name, learning_starts=0, **whole(name))
+    model = make(name, **known(name, {"learning_starts": 0}), **whole(name))
     tables, returns, witness = Tables(model), [], Witness()
 
     def keep(variables: dict, _: dict) -> bool:
         returns.extend(info["episode"]["r"] for info in variables["infos"] if "episode" in info)
         return True
 
-    model.learn(4 * 8 * 2, [ConvertCallback(keep), witness])
-    assert witness.generation_ends[-1] == 64 and len(returns) == 8
-    *population, learner = returns[4:]
+    n_episodes = n_rollouts(name)
+    model.learn(2 * n_episodes * 8, [ConvertCallback(keep), witness])
+    assert witness.generation_ends[-1] == 2 * n_episodes * 8 and len(returns) == 2 * n_episodes
+    population, learners = np.split(np.array(returns[n_episodes:]), [pop_size(name)])
     assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)
     assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
     assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)
-    assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(learner, abs=1e-5)
+    if len(learners):
+        assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(np.mean(learners), abs=1e-5)
     assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
     assert set(tables.column("rollout/ep_len_mean")) == {8.0}
 
@@ -115,9 +133,9 @@ def test_interval_counts_episodes(name: str, interval: int | None, expected: lis
 @pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (None, [])])
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_interval_counts_generations(name: str, interval: int | None, expected: list[int]) -> None:
-    model = make(name, learning_starts=0, **whole(name))
+    model = make(name, **known(name, {"learning_starts": 0}), **whole(name))
     tables = Tables(model)
-    model.learn(4 * 4 * 8, log_interval=interval)
+    model.learn(4 * n_rollouts(name) * 8, log_interval=interval)
     assert tables.column("time/generations") == expected
 
 

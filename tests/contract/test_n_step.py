@@ -11,7 +11,7 @@ from tests.envs import toy_vec_env
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", having("n_steps"))
+@pytest.mark.parametrize("name", having("n_steps", "gamma"))
 def test_buffer_and_targets(name: str, n_envs: int) -> None:
     model = make(name, toy_vec_env(n_envs), n_steps=3, gamma=0.9).learn(100)
     buffer = model.replay_buffer

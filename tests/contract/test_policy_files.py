@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from tests.contract.helpers import differences, tensors
-from tests.contract.settings import GENERATIONAL, NAMES, make, variants
+from tests.contract.settings import GENERATIONAL, NAMES, make, pop_size, variants
 
 OBSERVATIONS = np.random.default_rng(1).uniform(-1, 1, (6, 3)).astype(np.float32)
 
@@ -54,7 +54,7 @@ def test_predict_acts_with_deployed(name: str) -> None:
 def test_agents_at_hand_are_policies_of_their_own(name: str) -> None:
     model = make(name).learn(60)
     before = tensors(model)
-    agents = [model.individual(i) for i in range(3)]
+    agents = [model.individual(i) for i in range(pop_size(name))]
     actions = [agent.predict(OBSERVATIONS, deterministic=True)[0] for agent in agents]
     assert all(a.shape == (6, 2) for a in actions)
     assert not all(np.array_equal(actions[0], a) for a in actions[1:]), "individuals differ"
@@ -64,4 +64,4 @@ def test_agents_at_hand_are_policies_of_their_own(name: str) -> None:
                 parameter.add_(1.0)
     assert differences(before, tensors(model)) == []
     with pytest.raises(IndexError):
-        model.individual(3)
+        model.individual(pop_size(name))

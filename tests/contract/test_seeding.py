@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from tests.contract.helpers import differences, snapshot, tensors
-from tests.contract.settings import NAMES, make, variants
+from tests.contract.settings import HYBRIDS, NAMES, make, variants
 from tests.envs import toy_vec_env
 
 
@@ -28,7 +28,7 @@ def test_same_seed_same_run(name: str, extra: dict[str, Any]) -> None:
 def test_other_seed_other_run(name: str) -> None:
     first, second = make(name, seed=1).learn(100), make(name, seed=2).learn(100)
     changed = differences(snapshot(first), snapshot(second))
-    assert {"replay_buffer.observations", "replay_buffer.actions"} <= set(changed)
+    assert name not in HYBRIDS or {"replay_buffer.observations", "replay_buffer.actions"} <= set(changed)
     assert any(key.startswith(".evolver" if hasattr(first, "evolver") else ".policy") for key in changed)
 
 
@@ -36,7 +36,8 @@ def test_other_seed_other_run(name: str) -> None:
 def test_runs_without_a_seed_differ(name: str) -> None:
     first, second = make(name, seed=None), make(name, seed=None)
     assert first.run_seed != second.run_seed
-    assert {"replay_buffer.observations"} <= set(differences(snapshot(first.learn(60)), snapshot(second.learn(60))))
+    changed = differences(snapshot(first.learn(60)), snapshot(second.learn(60)))
+    assert ("replay_buffer.observations" if name in HYBRIDS else ".evolver.candidates") in changed
 
 
 @pytest.mark.parametrize(("name", "extra"), variants())
@@ -46,7 +47,7 @@ def test_global_generators_stay_where_they_are(name: str, extra: dict[str, Any])
     model.learn(100)
     after = (np.random.get_state()[1].tolist(), random.getstate(), th.get_rng_state().tolist())  # type: ignore[union-attr, index]
     assert before == after
-    assert model._n_updates > 0
+    assert name not in HYBRIDS or model._n_updates > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ from sb3_erl import ALGOS, TD7
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from tests.contract.helpers import Accountant, Tables, Witness, differences, snapshot, tensors, transitions
-from tests.contract.settings import STEPWISE, make
+from tests.contract.settings import LEARNERS, STEPWISE, make
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(5).uniform(-1, 1, (4, 3)).astype(np.float32)
@@ -420,3 +420,19 @@ def test_offline_it_learns_from_the_buffer_alone(tmp_path: Path) -> None:
     assert model.learner_rule.settings.bc_coef == 0.1 and TD7(env).learner_rule.settings.bc_coef == 0.0
     with pytest.raises(ValueError, match="use_checkpoints"):
         make("td7", offline=True, use_checkpoints=True)
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_the_next_call_of_learn_cuts_episodes(name: str) -> None:
+    """What was stored last is then the end of its episode, cut by time: episodes begin anew."""
+    model = make(name).learn(13)
+    buffer = model.replay_buffer
+    assert buffer.dones[:13, 0].nonzero()[0].tolist() == [7], "in the middle of the second episode"
+    model.learn(1, reset_num_timesteps=False)
+    assert buffer.dones[:13, 0].nonzero()[0].tolist() == [7, 12]
+    assert buffer.timeouts[12, 0] == 1
+
+
+@pytest.mark.parametrize("name", [name for name, learners in LEARNERS.items() if "td7" in learners])
+def test_learner_brings_its_buffer(name: str) -> None:
+    assert isinstance(make(name, learner="td7").replay_buffer, LAPReplayBuffer)

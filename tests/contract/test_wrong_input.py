@@ -11,7 +11,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import GENERATIONAL, NAMES, STEPWISE, fast, having, known, make
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, fast, having, known, make, n_rollouts, pop_size
 from tests.envs import OddSpaces, toy_vec_env
 
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -44,6 +44,19 @@ VALUES: list[tuple[str, Any]] = [
     ("n_migrants", 3),
     ("n_eval_episodes", 0),
     ("n_learner_episodes", 0),
+    ("n_noisy_episodes", -1),
+    ("n_gradient_actors", 99),
+    ("n_parents", 0),
+    ("sigma_init", 0.0),
+    ("reward_mode", "sparse"),
+    ("gammas", (1.5, 0.9)),
+    ("gammas", ()),
+    ("gammas", 0.99),
+    ("rollout_size", 1),
+    ("min_elites", 0),
+    ("min_elites", 3),
+    ("ucb_coefficient", -0.9),
+    ("value_smoothing", 0.0),
     ("fitness_horizon", 0),
     ("mc_fitness_prob", 1.1),
     ("mutation_fraction", -0.5),
@@ -84,6 +97,9 @@ ONLY_SOME: list[tuple[list[str], str, Any]] = [
     (GENERATIONAL, "pop_size", 1),
     (STEPWISE, "train_freq", 4),
     (STEPWISE, "train_freq", (1, "episode")),
+    (having("gammas"), "learner", ["td3", "td3", "td3"]),
+    (having("gammas"), "learner", ["td3", "dreamer"]),
+    (having("gammas"), "learner_kwargs", [{}]),
 ]
 
 
@@ -113,7 +129,11 @@ def test_spaces(name: str, kind: str) -> None:
 def test_values(name: str, argument: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:
         make(name, **{argument: value})
-    shown = value[1] if isinstance(value, tuple) and value[0] == 1 else value[0] if isinstance(value, tuple) else value
+    shown = value
+    if isinstance(value, tuple) and value:
+        shown = value[1] if value[0] == 1 else value[0]
+    elif isinstance(value, list):
+        shown = value[-1]
     assert argument in str(caught.value)
     assert str(getattr(shown, "__name__", shown)) in str(caught.value), "says what came"
 
@@ -163,14 +183,16 @@ def test_learning_without_an_environment(name: str) -> None:
         model.learn(10)
 
 
-@pytest.mark.parametrize("name", GENERATIONAL)
+@pytest.mark.parametrize("name", [name for name in HYBRIDS if name in GENERATIONAL])
 def test_collect_rollouts_says_what_to_call(name: str) -> None:
     with pytest.raises(NotImplementedError, match="learn"):
         make(name).collect_rollouts()
 
 
-@pytest.mark.parametrize("name", having("learner"))
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_more_environments_than_rollouts(name: str) -> None:
-    with pytest.raises(ValueError, match=r"n_envs=5, but 4 rollouts with pop_size=3.*lower n_envs or raise pop_size"):
-        make(name, toy_vec_env(5), pop_size=3)
-    assert make(name, toy_vec_env(4), pop_size=3).n_envs == 4
+    most = n_rollouts(name)
+    words = rf"n_envs={most + 1}, but {most} rollouts with pop_size={pop_size(name)}.*lower n_envs or raise pop_size"
+    with pytest.raises(ValueError, match=words):
+        make(name, toy_vec_env(most + 1))
+    assert make(name, toy_vec_env(most)).n_envs == most

@@ -18,6 +18,9 @@ RUNS: dict[str, tuple[list[str], float, float]] = {
     "contrib_learner": (["--steps", "400"], -2000, 0),
     "custom_operator": (["--steps", "1300"], -2000, 0),
     "custom_system": (["--steps", "4200"], -2000, 0),
+    "safe_operators": (["--steps", "1300"], 0, 0.3),
+    "reward_at_the_end": (["--steps", "900"], 5, 1000),
+    "portfolio": (["--steps", "2400"], 0, 1),
     "offline": (["--episodes", "3", "--updates", "12"], -2000, 0),
 }
 OTHERS = {"callbacks", "demo", "record_video"}

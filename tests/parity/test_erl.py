@@ -79,6 +79,7 @@ def check_epoch(case: Case) -> None:
         crossover_prob=config["crossover_prob"],
         mutation_prob=config["mutation_prob"],
         repeat=winners[-1] if later else "random",
+        cross_each="pderl" in case["official"],
     )
     assert draws.is_used_up
     copies, crossings = events_of(epoch, n)

@@ -9,6 +9,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from sb3_erl.common.cerl_policies import CERLNetworks
 from sb3_erl.common.parameters import read_parameters
 from sb3_erl.common.policies import ERLPolicy
 from sb3_erl.common.sale_policies import SALEPolicy
@@ -27,7 +28,7 @@ OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
 ACTIONS = spaces.Box(-2, 2, (3,), dtype=np.float32)
 
 
-@pytest.mark.parametrize("policy_class", [ERLPolicy, ERLRe2Policy, SALEPolicy, TD3Policy, SACPolicy])
+@pytest.mark.parametrize("policy_class", [ERLPolicy, CERLNetworks, ERLRe2Policy, SALEPolicy, TD3Policy, SACPolicy])
 @pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid])
 def test_numpy_actor_agrees_with_torch(policy_class: type, activation_fn: type[nn.Module]) -> None:
     torch.manual_seed(0)

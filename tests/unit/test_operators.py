@@ -54,6 +54,45 @@ def test_row_crossover_moves_whole_rows() -> None:
     assert 0.1 < rows.mean() < 0.9
 
 
+def test_row_crossover_as_in_cerl() -> None:
+    """Up to and including 0.3 of a matrix's rows; one entry of a fifth of the vectors."""
+    operator = RowCrossover(ACTOR, max_matrix_share=0.5, vector_skip_prob=0.8, inclusive=True, single_entry=True)
+    events = operator.draw(4000, np.random.default_rng(0))
+    tensor = np.searchsorted([6, 12, 14, 16], events.row, side="right")  # rows of l1.weight, l1.bias, out.weight, out.bias
+    counts = np.stack([np.bincount(events.pair[tensor == k], minlength=4000) for k in range(4)])
+    assert set(counts[0]) == {0, 1, 2, 3} and set(counts[2]) == {0, 1}
+    for vector in (counts[1], counts[3]):
+        assert set(vector) == {0, 1} and vector.mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_gaussian_mutation_as_in_cerl() -> None:
+    """Vectors are touched too, but seldom; a count may reach its limit; a vector's reset has a width of its own."""
+    operator = GaussianMutation(ACTOR, fraction=0.1, inclusive=True, vector_scale=0.04, reset_prob=1.0, super_prob=0.0)
+    n = 20_000
+    events = operator.draw(n, np.random.default_rng(0))
+    parent, place = np.divmod(events.index, ACTOR.n_params)
+    inside = {name: (place >= piece.start) & (place < piece.stop) for name, piece in ACTOR.slices.items()}
+    counts = {name: np.bincount(parent[hit], minlength=n) for name, hit in inside.items()}
+    assert set(counts["l1.weight"]) == {0, 1, 2, 3} and set(counts["l1.bias"]) == {0, 1}
+    assert (counts["l1.weight"] > 0).mean() == pytest.approx(0.75 * 3 / 4, abs=0.02), "P(U < 2 U') = 3/4, not none of 0 to 3"
+    assert (counts["l1.bias"] > 0).mean() == pytest.approx(0.04 / 2, abs=0.01), "P(U < 0.08 U') = 0.04, not none of 0 to 1"
+    operator = GaussianMutation(ACTOR, vector_scale=1.0, reset_prob=1.0, super_prob=0.0, reset_std=0.1, vector_reset_std=5.0)
+    mutants = operator(np.full((n, ACTOR.n_params), 9.0), np.random.default_rng(1))
+    for name, expected in (("l1.weight", 0.1), ("out.weight", 0.1)):
+        changed = mutants[:, ACTOR.slices[name]]
+        assert changed[changed != 9.0].std() == pytest.approx(expected, rel=0.1)
+    operator.inclusive = True
+    changed = operator(np.full((n, ACTOR.n_params), 9.0), np.random.default_rng(1))[:, ACTOR.slices["l1.bias"]]
+    assert changed[changed != 9.0].std() == pytest.approx(5.0, rel=0.1)
+
+
+def test_smallest_number_of_elites() -> None:
+    assert [make_ga(pop_size=10, elite_fraction=0.1, min_elites=k).n_elites for k in (1, 2)] == [1, 2]
+    assert make_ga(pop_size=10, elite_fraction=0.4, min_elites=2).n_elites == 4
+    with pytest.raises(ValueError, match=r"min_elites=6 keeps 6 of pop_size=6.*lower min_elites"):
+        make_ga(min_elites=6)
+
+
 def test_head_crossover_moves_the_bias_with_its_row() -> None:
     rng = np.random.default_rng(1)
     first, second = np.zeros((30, HEAD.n_params)), np.ones((30, HEAD.n_params))

@@ -72,6 +72,23 @@ def test_without_evolution_it_is_td7() -> None:
     assert {name.split(".")[0] for name in moved} >= {"encoder", "actor", "critic", "actor_target", "value_range"}
 
 
+def test_pevfa_clips_by_a_range_of_its_own() -> None:
+    shared, alone = shared_learner(), shared_learner()
+    heads = population(shared.policy)
+    for samples, noise in batches(6):
+        shared.use_heads(heads, [0, 3], [])  # the population's values are learned, but move nothing else
+        shared.iterate(samples, noise)
+        alone.iterate(samples, noise)
+    mine, theirs = shared.policy, alone.policy
+    for name in ("value_range", "seen_range"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name))
+        assert not torch.equal(getattr(mine, f"pevfa_{name}"), getattr(mine, name))
+    low, high = mine.pevfa_value_range.tolist()
+    assert low < 0 < high
+    assert theirs.pevfa_value_range.tolist() == [0, 0]
+    assert torch.equal(read_parameters(mine.critic), read_parameters(theirs.critic))
+
+
 def test_population_moves_the_trunk_and_nothing_moves_its_heads() -> None:
     """Properties (b) and (c): heads are constants; embeddings get no gradient from values."""
     shared, alone = shared_learner(), shared_learner()

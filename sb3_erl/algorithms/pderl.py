@@ -1,0 +1,188 @@
+"""PDERL: ERL whose crossover distils two parents into a child and whose mutation spares what actions are sensitive to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_erl.algorithms.erl import ERL
+from sb3_erl.common.arguments import known_to
+from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.common.genetic_memory import GeneticMemories
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.evaluation.base import Job, Transition
+from sb3_erl.evolution.distilled import DistilledGA
+from sb3_erl.evolution.ga import GA
+
+
+class PDERL(ERL):
+    """
+    Proximal distilled evolutionary reinforcement learning.
+
+    Bodnar, Day, Lio (AAAI 2020), https://arxiv.org/abs/1906.09807; authors' code: crisbodnar/pderl. ERL in which each
+    individual remembers what it has seen: crossover teaches a child what its parents do in those states, in each the
+    parent whose action the critic prefers; mutation divides its noise by the sensitivity of the actions to each weight.
+
+    Differences from the authors' code, beside those of :class:`~sb3_erl.algorithms.erl.ERL`:
+
+    1. an elite's copy is matched with the elite's fitness (theirs has that of the individual it replaced), and nobody is
+       crossed with itself;
+    2. all elite copies are protected from the learner's injection, not only the first;
+    3. all children of a generation are distilled together on stacked parameters, and all sensitivities are measured
+       together;
+    4. the learner enters the population only after ``learning_starts`` transitions.
+
+    Parameters that are not listed here are those of :class:`~sb3_erl.algorithms.erl.ERL`.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param learner: as in ERL. With TD7 operators and critic read the fixed state embedding, which takes no gradient; of
+        SAC's actors the deterministic action counts
+    :param crossover_prob: probability of replacing a selected parent by its child with another one
+    :param genetic_memory_size: transitions that each individual remembers; they are saved with the model
+    :param crossover: ``"distillation"``, or an operator of ERL, such as ``"rows"``
+    :param mutation: ``"proximal"``, or an operator of ERL, such as ``"gaussian"``
+    :param parent_matching: which parents are distilled: pairs by the sum of their ``"fitness"``, or those whose behaviour
+        has the largest ``"distance"``
+    :param q_filter: critic that chooses between the parents' actions: ``"q1"`` or the smaller of both, ``"min"``
+    :param distill_epochs: passes over a child's memory
+    :param distill_batch_size: states per distillation step
+    :param distill_lr: learning rate of the distillation
+    :param distill_action_reg: weight of the squared actions in the distillation loss
+    :param mutation_magnitude: standard deviation of the proximal noise
+    :param mutation_batch_size: states on which the sensitivity is measured
+    :param sensitivity_floor: smallest sensitivity
+    :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.distilled.DistilledGA`, for example
+        ``distance_from``, ``crossover_kwargs`` or ``mutation_kwargs``
+    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
+    """
+
+    evolver: DistilledGA
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 640,
+        batch_size: int = 128,
+        tau: float = 0.001,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        learner: str | type[OffPolicyAlgorithm] = "ddpg",
+        learner_kwargs: dict[str, Any] | None = None,
+        max_grad_norm: float | None = 10.0,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        elite_fraction: float = 0.1,
+        tournament_size: int = 3,
+        mutation_prob: float = 0.9,
+        crossover_prob: float = 0.0,
+        sync_period: int = 10,
+        n_learner_episodes: int = 1,
+        genetic_memory_size: int = 8000,
+        crossover: str | type = "distillation",
+        mutation: str | type = "proximal",
+        parent_matching: Literal["fitness", "distance"] = "fitness",
+        q_filter: Literal["q1", "min"] = "min",
+        distill_epochs: int = 12,
+        distill_batch_size: int = 128,
+        distill_lr: float = 1e-3,
+        distill_action_reg: float = 1.0,
+        mutation_magnitude: float = 0.05,
+        mutation_batch_size: int = 256,
+        sensitivity_floor: float = 0.01,
+        evolver_kwargs: dict[str, Any] | None = None,
+        deploy: Literal["champion", "learner"] = "champion",
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.genetic_memory_size = genetic_memory_size
+        self.crossover, self.mutation = crossover, mutation
+        self.parent_matching, self.q_filter = parent_matching, q_filter
+        self.distill_epochs, self.distill_batch_size = distill_epochs, distill_batch_size
+        self.distill_lr, self.distill_action_reg = distill_lr, distill_action_reg
+        self.mutation_magnitude, self.mutation_batch_size = mutation_magnitude, mutation_batch_size
+        self.sensitivity_floor = sensitivity_floor
+        super().__init__(**known_to(super().__init__, locals()))
+
+    # ---------------------------------------------------------------- set-up
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("parent_matching", self.parent_matching, ("fitness", "distance"))
+        check_choice("q_filter", self.q_filter, ("q1", "min"))
+        check_range("genetic_memory_size", self.genetic_memory_size, 2, integer=True)
+        for name in ("distill_epochs", "distill_batch_size", "mutation_batch_size"):
+            check_range(name, getattr(self, name), 1, integer=True)
+        for name in ("distill_lr", "sensitivity_floor"):
+            check_range(name, getattr(self, name), 0, open_low=True)
+        for name in ("distill_action_reg", "mutation_magnitude"):
+            check_range(name, getattr(self, name), 0)
+
+    def _make_evolver(self, candidates: th.Tensor) -> GA:
+        actor, space = self.learner_rule.greedy_actor(), self.observation_space
+        n_memories = self.pop_size + 1  # the last one is the learner's
+        size, shape = self.genetic_memory_size, space.shape
+        assert shape is not None and space.dtype is not None
+        memories = GeneticMemories(n_memories, size, shape, space.dtype, get_action_dim(self.action_space))
+        parts = (ParameterLayout.of(actor), actor, memories, self._value, self._prepare)
+        return DistilledGA(candidates, *parts, **self._evolver_arguments())
+
+    def _evolver_arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in ("crossover", "mutation", "parent_matching")}
+        arguments |= super()._evolver_arguments()
+        if arguments["crossover"] == "distillation":
+            names = {"epochs": "epochs", "batch_size": "batch_size", "lr": "learning_rate", "action_reg": "action_reg"}
+            own = {theirs: getattr(self, f"distill_{mine}") for mine, theirs in names.items()}
+            arguments["crossover_kwargs"] = {**own, **arguments.get("crossover_kwargs", {})}
+        if arguments["mutation"] == "proximal":
+            own = {"magnitude": self.mutation_magnitude, "batch_size": self.mutation_batch_size}
+            own["floor"] = self.sensitivity_floor
+            arguments["mutation_kwargs"] = {**own, **arguments.get("mutation_kwargs", {})}
+        return arguments
+
+    def _value(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return self.learner_rule.value(observations, actions, self.q_filter == "min")
+
+    def _prepare(self, observations: np.ndarray) -> th.Tensor:
+        if self._vec_normalize_env is not None:
+            observations = self._vec_normalize_env.normalize_obs(observations)  # type: ignore[assignment]
+        return th.as_tensor(observations, device=self.device)
+
+    # ---------------------------------------------------------------- the parts of a generation
+
+    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; whoever acted remembers it too."""
+        super().store(job, transitions)
+        if transitions:
+            seen, done = (np.stack([getattr(t, name) for t in transitions]) for name in ("observation", "action"))
+            self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done.reshape(len(done), -1))
+
+    def _exchange(self, fitness: np.ndarray | None) -> None:
+        super()._exchange(fitness)
+        if self._injected_slot is not None:
+            sources = np.arange(self.pop_size)
+            sources[self._injected_slot] = self.pop_size
+            self.evolver.memories.take(sources)

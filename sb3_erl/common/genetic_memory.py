@@ -1,0 +1,103 @@
+"""Genetic memories: what each individual has seen, in one array for the whole population."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class GeneticMemories(nn.Module):
+    """
+    A ring of observations and actions for each individual; an individual's memory is a row of common arrays.
+
+    Bodnar, Day, Lio (AAAI 2020), https://arxiv.org/abs/1906.09807; authors' code: crisbodnar/pderl,
+    ``core/replay_memory.py``. Rewards and next observations are left out: the operators do not read them. The arrays stay
+    on the CPU; as buffers of a module they are saved with it.
+
+    :param n: number of individuals
+    :param capacity: transitions per individual
+    :param obs_shape: shape of one observation
+    :param obs_dtype: dtype of observations; float64 is stored as float32, which is what the networks see
+    :param action_dim: length of an action
+    """
+
+    def __init__(self, n: int, capacity: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype | type, action_dim: int):
+        super().__init__()
+        self.capacity = capacity
+        obs_dtype = np.dtype(np.float32) if np.dtype(obs_dtype) == np.float64 else np.dtype(obs_dtype)
+        self.observations = np.zeros((n, capacity, *obs_shape), dtype=obs_dtype)
+        self.actions = np.zeros((n, capacity, action_dim), dtype=np.float32)
+        self.sizes = np.zeros(n, dtype=np.int64)
+        self.positions = np.zeros(n, dtype=np.int64)
+        self.arrays = (self.observations, self.actions, self.sizes, self.positions)
+        for name, array in zip(("observations", "actions", "sizes", "positions"), self.arrays, strict=True):
+            self.register_buffer(f"stored_{name}", torch.from_numpy(array))  # the same memory
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GeneticMemories:
+        return self
+
+    def append(self, index: int, observations: np.ndarray, actions: np.ndarray) -> None:
+        """
+        Add transitions to an individual's memory, overwriting its oldest ones.
+
+        :param index: which individual
+        :param observations: ``(k, *obs_shape)`` in time order
+        :param actions: ``(k, action_dim)``
+        """
+        start, k = self.positions[index], len(observations)
+        slots = (start + np.arange(k)) % self.capacity
+        newest = slice(max(k - self.capacity, 0), None)  # earlier ones would be overwritten at once
+        self.observations[index, slots[newest]] = observations[newest]
+        self.actions[index, slots[newest]] = actions[newest]
+        self.positions[index] = (start + k) % self.capacity
+        self.sizes[index] = min(self.sizes[index] + k, self.capacity)
+
+    def latest(self, index: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param index: which individual
+        :param n: how many transitions at most
+        :return: observations and actions of the newest ones, the oldest of them first
+        """
+        n = min(n, int(self.sizes[index]))
+        slots = (self.positions[index] - n + np.arange(n)) % self.capacity
+        return self.observations[index, slots], self.actions[index, slots]
+
+    def draw(self, index: int, n: int, rng: np.random.Generator, newest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param index: which individual
+        :param n: how many different transitions, at most as many as there are
+        :param rng: generator
+        :param newest: draw from that many newest ones only
+        :return: observations ``(n, *obs_shape)`` and actions ``(n, action_dim)``
+        """
+        size = int(self.sizes[index]) if newest is None else min(newest, int(self.sizes[index]))
+        ages = rng.choice(size, n, replace=False, shuffle=False)
+        slots = (self.positions[index] - 1 - ages) % self.capacity
+        return self.observations[index, slots], self.actions[index, slots]
+
+    def clear(self, index: int) -> None:
+        """Forget everything an individual has seen."""
+        self.sizes[index] = self.positions[index] = 0
+
+    def take(self, sources: np.ndarray) -> None:
+        """
+        All memories at once change hands.
+
+        :param sources: ``(n,)``: whose memory each individual gets; the first ones may be given only
+        """
+        changed = np.flatnonzero(sources != np.arange(len(sources)))
+        for array in self.arrays:
+            array[changed] = array[np.asarray(sources)[changed]]
+
+    def inherit(self, first: int, second: int, child: int, rng: np.random.Generator) -> None:
+        """A child begins with the newest half-capacity of either parent, in random order."""
+        heritage = [self.latest(parent, self.capacity // 2) for parent in (first, second)]
+        self.clear(child)
+        for transitions in heritage:
+            self.append(child, *transitions)
+        order = rng.permutation(int(self.sizes[child]))
+        for array in (self.observations, self.actions):
+            array[child, : len(order)] = array[child, order]

@@ -1,0 +1,133 @@
+"""The cross-entropy method with a diagonal Gaussian."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.evolution.base import Evolver, check_told
+
+
+def log_rank_weights(n_parents: int) -> np.ndarray:
+    """
+    :param n_parents: number of parents, at least 1
+    :return: ``(n_parents,)``, best first, summing to 1: ``log((n + 1) / i)`` for rank ``i``
+
+    >>> log_rank_weights(2).round(3).tolist()
+    [0.73, 0.27]
+    """
+    weights = np.log((n_parents + 1) / np.arange(1, n_parents + 1))
+    return weights / weights.sum()
+
+
+class CEM(Evolver):
+    """
+    Cross-entropy method: sample a Gaussian with diagonal covariance, refit it on the best part of the sample.
+
+    Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, section 2.3; authors' code: apourchot/CEM-RL,
+    ``ES.py: sepCEM``. Differences: an elite takes its slot only once there is one; a NaN fitness ranks last.
+
+    :param mean: ``(n_params,)``, where the search starts
+    :param pop_size: number of candidates, at least 2
+    :param n_parents: how many of them the Gaussian is refitted on, ``None`` for half of them
+    :param sigma_init: initial **variance** of every coordinate (the name is the authors')
+    :param damping_init: variance that is added at the first refit
+    :param damping_final: variance that is added in the long run
+    :param damping_decay: share of the difference that a generation keeps
+    :param covariance_rule: ``"code"`` divides the weighted squares by ``n_parents`` (authors' code), ``"paper"`` does not
+    :param antithetic: draw mirrored pairs, rows k and k + pop_size / 2; ``None`` for yes if ``pop_size`` is even
+    :param elitism: the last candidate is the best of the last generation
+    :raises ValueError: if a number is out of range
+    """
+
+    mean: Tensor
+    variance: Tensor
+    damping: Tensor
+    elite: Tensor
+    elite_score: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        pop_size: int,
+        n_parents: int | None = None,
+        sigma_init: float = 1e-3,
+        damping_init: float = 1e-3,
+        damping_final: float = 1e-5,
+        damping_decay: float = 0.95,
+        covariance_rule: Literal["code", "paper"] = "code",
+        antithetic: bool | None = None,
+        elitism: bool = False,
+    ):
+        check_range("pop_size", pop_size, 2, integer=True)
+        n_parents = pop_size // 2 if n_parents is None else n_parents
+        check_range("n_parents", n_parents, 1, pop_size, integer=True)
+        check_range("sigma_init", sigma_init, 0, open_low=True)
+        for name, value in (("damping_init", damping_init), ("damping_final", damping_final)):
+            check_range(name, value, 0)
+        check_range("damping_decay", damping_decay, 0, 1)
+        check_choice("covariance_rule", covariance_rule, ("code", "paper"))
+        if antithetic and pop_size % 2:
+            raise ValueError(f"antithetic must be False or None with an odd pop_size; got pop_size={pop_size}")
+        mean = mean.detach().to(torch.float64)
+        super().__init__(mean.expand(pop_size, -1))
+        self.antithetic = pop_size % 2 == 0 if antithetic is None else antithetic
+        self.elitism, self.covariance_rule = elitism, covariance_rule
+        self.damping_final, self.damping_decay = damping_final, damping_decay
+        self.weights = log_rank_weights(n_parents)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("variance", torch.full_like(mean, sigma_init))
+        self.register_buffer("damping", torch.tensor(damping_init, dtype=torch.float64))
+        self.register_buffer("elite", mean.clone())
+        self.register_buffer("elite_score", torch.tensor(-torch.inf, dtype=torch.float64))
+
+    @property
+    def n_parents(self) -> int:
+        """How many candidates the Gaussian is refitted on."""
+        return len(self.weights)
+
+    def noise(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param n: number of rows
+        :param rng: generator
+        :return: ``(n, n_params)`` standard normal numbers, in mirrored pairs if ``antithetic`` and ``n`` is even
+        """
+        n_params = self.mean.numel()
+        if self.antithetic and n % 2 == 0:
+            half = rng.standard_normal((n // 2, n_params))
+            return np.concatenate([half, -half])
+        return rng.standard_normal((n, n_params))
+
+    def sample(self, noise: np.ndarray) -> Tensor:
+        """
+        :param noise: ``(n, n_params)`` standard normal numbers
+        :return: ``(n, n_params)`` draws of the Gaussian
+        """
+        return self.mean + torch.as_tensor(noise, device=self.mean.device) * self.variance.sqrt()
+
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        candidates = self.sample(self.noise(self.pop_size, rng))
+        if self.elitism and torch.isfinite(self.elite_score):
+            candidates[-1] = self.elite
+        return candidates
+
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
+        check_told(candidates, fitness)
+        candidates = candidates.to(torch.float64)
+        scores = np.where(np.isnan(fitness), -np.inf, fitness)
+        order = np.argsort(-scores, kind="stable")
+        parents = candidates[order[: self.n_parents]]
+        weights = torch.as_tensor(self.weights, device=candidates.device)[:, None]
+        self.damping.mul_(self.damping_decay).add_((1 - self.damping_decay) * self.damping_final)
+        squares = (weights * (parents - self.mean).square()).sum(dim=0)  # around the mean before this refit
+        if self.covariance_rule == "code":
+            squares = squares / self.n_parents
+        self.mean.copy_((weights * parents).sum(dim=0))
+        self.variance.copy_(squares + self.damping)
+        self.elite.copy_(parents[0])
+        self.elite_score.fill_(float(fitness[order[0]]))
+        self.candidates.copy_(candidates)

@@ -1,0 +1,122 @@
+"""Several learners side by side, each with a discount factor of its own, on one replay buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from sb3_erl.common.lap import LAPReplayBuffer
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.learners.base import Learner, LearnerSettings, Sampler
+
+
+class Portfolio(Learner):
+    """
+    Learners of any kind that take the same number of updates, each on batches of its own.
+
+    Khadka et al. (ICML 2019), https://arxiv.org/abs/1905.00976, section 3. Learner i is also the attribute
+    ``learner_<i>``, which is how its optimizers are named in files.
+
+    :param policy: holds the learners' networks as ``members``
+    :param members: the learners
+    :param gammas: their discount factors, each in [0, 1]
+    """
+
+    def __init__(self, policy: BasePolicy, members: Sequence[Learner], gammas: Sequence[float]):
+        super().__init__(policy, LearnerSettings())
+        self.members, self.gammas = list(members), list(gammas)
+        self.turn = 0
+        """Number of the learner that is updated now."""
+        for number, member in enumerate(members):
+            setattr(self, f"learner_{number}", member)
+
+    @property
+    def actors(self) -> list[Any]:
+        """The learners' actors, each with ``predict``."""
+        return [member.policy.actor for member in self.members]
+
+    @property
+    def migrants(self) -> list[int]:
+        """
+        Numbers of the learners whose actors can become individuals.
+
+        Individuals have the shape, and where it has any the buffers, of the first learner's actor. So that learner is
+        always among them, another one if its actor is of the same structure and has no buffers of its own.
+        """
+        first, *others = self.actors
+        fits = [not list(actor.buffers()) and _structure(actor) == _structure(first) for actor in others]
+        return [0, *(number for number, fit in enumerate(fits, 1) if fit)]
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers of the learners of this package; those of SB3 classes belong to their models."""
+        found: dict[str, torch.optim.Optimizer] = {}
+        for number, member in enumerate(self.members):
+            if type(member).optimizers is not Learner.optimizers:
+                found |= {_home(number, name): optimizer for name, optimizer in member.optimizers.items()}
+        return found
+
+    @property
+    def save_params(self) -> tuple[list[str], list[str]]:
+        """See :attr:`Learner.save_params`."""
+        names: tuple[list[str], list[str]] = ([], [])
+        for number, member in enumerate(self.members):
+            for all_names, own in zip(names, member.save_params, strict=True):
+                all_names += [_home(number, name) for name in own]
+        return names
+
+    def follow(self, host: Any, batch_size: int) -> None:
+        """See :meth:`Learner.follow`; discount factors are the portfolio's."""
+        self.n_updates = host.learner_updates
+        for member, gamma in zip(self.members, self.gammas, strict=True):
+            member.follow(host, batch_size)
+            member.discount_by(gamma)
+
+    def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
+        """
+        See :meth:`Learner.update`.
+
+        :param sample: draws one batch for the learner whose :attr:`turn` it is, see :meth:`sample`
+        :param n_updates: of every learner
+        :return: means by learner, ``learner_<i>/<name>``
+        """
+        metrics: dict[str, float] = {}
+        for number, member in enumerate(self.members):
+            self.turn = number
+            own = member.update(sample, n_updates)
+            metrics |= {f"learner_{number}/{name}": value for name, value in own.items()}
+        self.n_updates += n_updates
+        return metrics
+
+    def sample(self, buffer: ReplayBuffer, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """
+        A batch for the learner whose turn it is: TD7 by its own priorities, the others uniformly.
+
+        :param buffer: common to all learners; n-step returns are discounted by the learner's factor
+        :param batch_size: number of transitions
+        :param env: normalises observations and rewards
+        :return: the batch
+        """
+        if isinstance(buffer, LAPReplayBuffer):
+            return buffer.sample(batch_size, env, getattr(self.members[self.turn], "owner", None))
+        if isinstance(buffer, NStepReplayBuffer):
+            buffer.gamma = self.gammas[self.turn]
+        return buffer.sample(batch_size, env=env)
+
+
+def _home(number: int, name: str) -> str:
+    """Where a learner's attribute is found from the algorithm's point of view."""
+    own = name.removeprefix("learner_rule.")
+    return f"learner_rule.learner_{number}.{own if own != name else 'policy.' + name}"
+
+
+def _structure(actor: nn.Module) -> tuple[type, ParameterLayout, str]:
+    """What two networks have in common that are the same function of their parameters: layers, sizes, activations."""
+    return type(actor), ParameterLayout.of(actor), repr(actor)
