@@ -67,17 +67,13 @@ class ActorOnlyPolicy(BasePolicy):
 
     def make_actor(self) -> ERLActor:
         """A fresh actor."""
-        kwargs = self._update_features_extractor(
-            {
-                "observation_space": self.observation_space,
-                "action_space": self.action_space,
-                "net_arch": self.net_arch,
-                "activation_fn": self.activation_fn,
-                "normalize_images": self.normalize_images,
-                "layer_norm": self.layer_norm,
-            }
-        )
+        kwargs = self._update_features_extractor(self._actor_arguments())
         return self.actor_class(**kwargs).to(self.device)
+
+    def _actor_arguments(self) -> dict[str, Any]:
+        """Arguments of ``actor_class`` beside those of the features extractor."""
+        names = ("observation_space", "action_space", "net_arch", "activation_fn", "normalize_images", "layer_norm")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
@@ -126,6 +122,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
+    takes_discrete_actions: ClassVar[bool] = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorOnlyPolicy,
         "CnnPolicy": ActorOnlyCnnPolicy,
@@ -197,7 +194,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
         deployed = self.policy.deployed
         plain = numpy_population(deployed, candidates_stack(deployed, to_numpy(candidates)))
-        return ModuleActor(self._pool.filled(candidates)) if plain is None else plain
+        return ModuleActor(self._pool.filled(candidates, deployed)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         """:return: ``(pop_size,)``, higher is better, NaN is worst"""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
@@ -115,7 +116,20 @@ class GenerationalMixin(AddressedMixin):
         assert self.env is not None, "You must set the environment before calling learn()"
         shape = self.action_space.shape
         assert shape is not None
-        return VectorizedEvaluator(self.env, self._vec_normalize_env, self.policy.unscale_action, shape)
+        return VectorizedEvaluator(self.env, self._vec_normalize_env, self._to_environment, shape)
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        """
+        What SB3's ``predict`` does with a network's output.
+
+        :param actions: ``(n_envs, *action_shape)`` as the actors of this class give them
+        :return: actions that the environment takes
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions.astype(np.int64)
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def _evaluate(self, jobs: Sequence[Job], actor: PopulationActor, callback: BaseCallback) -> EpisodeBatch | None:
         """

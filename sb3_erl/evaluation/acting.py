@@ -9,6 +9,8 @@ several times faster than a torch forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, PlainNorm, StdNorm
+from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, BestAction, BinnedAction, PlainNorm, StdNorm
+from sb3_erl.common.observation_statistics import ObservationStatistics
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.evaluation.base import PopulationActor
 
@@ -62,12 +65,42 @@ def _plain_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarr
     return centred / np.sqrt(variance + np.float32(PlainNorm.epsilon)) * scale + shift
 
 
-NORMS = {StdNorm: _std_norm, PlainNorm: _plain_norm}
+def _best(scores: np.ndarray) -> np.ndarray:
+    return scores.argmax(-1)[..., None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Standardized:
+    clip: np.float32
+
+    def __call__(self, x: np.ndarray, *tensors: np.ndarray) -> np.ndarray:
+        mean, std = tensors[-2:]
+        return np.clip((x - mean) / std, -self.clip, self.clip)
+
+
+def _function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
+    """What a layer does to its input, given its tensors; ``None`` if it is of an unknown kind."""
+    if isinstance(module, nn.Linear):
+        return _linear
+    if isinstance(module, ObservationStatistics):
+        return _Standardized(np.float32(module.clip))
+    if isinstance(module, BinnedAction):
+        n_bins = module.n_bins
+        return lambda x, low, width: low + width * x.reshape(len(x), -1, n_bins).argmax(-1).astype(np.float32)
+    return LAYERS.get(type(module))
+
+
+LAYERS: dict[type[nn.Module], Callable[..., np.ndarray]] = {
+    **ACTIVATIONS,
+    StdNorm: _std_norm,
+    PlainNorm: _plain_norm,
+    BestAction: _best,
+}
 
 
 def supported(modules: Sequence[nn.Module]) -> bool:
     """Whether :class:`NumpyActor` can run this sequence of modules."""
-    known = all(isinstance(m, nn.Linear) or type(m) in NORMS or type(m) in ACTIVATIONS for m in modules)
+    known = all(_function_of(m) is not None for m in modules)
     plain = all(m.alpha == 1.0 for m in modules if isinstance(m, nn.ELU))
     slopes = all(m.negative_slope == 0.01 for m in modules if isinstance(m, nn.LeakyReLU))
     return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
@@ -87,14 +120,9 @@ class NumpyActor:
         if not supported(modules):
             raise ValueError(f"modules must be linear layers, norms and plain activations; got {list(modules)}")
         remaining = iter(stacks)
-        self._layers: list[tuple[Callable[..., np.ndarray], Stack]] = []
-        for module in modules:
-            if isinstance(module, nn.Linear):
-                self._layers.append((_linear, next(remaining)))
-            elif isinstance(module, StdNorm):
-                self._layers.append((NORMS[type(module)], next(remaining)))
-            else:
-                self._layers.append((ACTIVATIONS[type(module)], ()))
+        self._layers: list[tuple[Any, Stack]] = [
+            (_function_of(module), next(remaining) if has_tensors(module) else ()) for module in modules
+        ]
         self._gathered: list[Stack] = []
         self._candidates: tuple[int, ...] | None = None
 
@@ -149,6 +177,11 @@ class JointActor:
             answers = self._parts[part](observations[rows], [homes[row][1] for row in rows])
             actions |= dict(zip(rows, answers, strict=True))
         return np.stack([actions[row] for row in range(len(homes))])
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a layer has parameters, or numbers in their place."""
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
 def tensors_of(module: nn.Module) -> Stack:
@@ -214,7 +247,9 @@ def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) 
     """
 
     def network(modules: Sequence[nn.Module], stack_of: Callable[[nn.Module], Stack] = stack_of) -> NumpyActor:
-        return NumpyActor(modules, [stack_of(m) for m in modules if isinstance(m, nn.Linear | StdNorm)])
+        layers = [m for m in modules if has_tensors(m)]
+        own = [any(True for _ in m.parameters(recurse=False)) for m in layers]  # the others have one row for all
+        return NumpyActor(modules, [(stack_of if mine else tensors_of)(m) for m, mine in zip(layers, own, strict=True)])
 
     space = actor.observation_space
     flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
@@ -243,7 +278,8 @@ def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
         modules = [*actor.latent_pi, output, nn.Tanh()]  # type: ignore[misc]
     elif isinstance(output, nn.Sequential):
         modules = list(output)
-    return modules if modules and isinstance(modules[-1], nn.Tanh) and supported(modules) else None
+    ends_well = bool(modules) and (isinstance(modules[-1], nn.Tanh) or not actor.squash_output)
+    return modules if ends_well and supported(modules) else None
 
 
 def candidates_stack(actor: nn.Module, vectors: np.ndarray) -> Callable[[nn.Module], Stack]:

@@ -47,12 +47,19 @@ class Job:
     :param episode: number of this episode among the candidate's episodes
     :param horizon: stop after this many steps, ``None`` for a whole episode
     :param explorer: exploration, ``None`` for the deterministic action
+    :param address: use the random numbers of another candidate's episode, ``None`` for its own
     """
 
     candidate: int
     episode: int = 0
     horizon: int | None = None
     explorer: Explorer | None = None
+    address: int | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Where the random numbers of this episode are, within a stream of the phase."""
+        return self.candidate if self.address is None else self.address, self.episode
 
 
 @dataclass(frozen=True)

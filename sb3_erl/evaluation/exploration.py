@@ -23,6 +23,24 @@ class UniformExploration:
         return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
 
 
+class UnboundedExploration:
+    """
+    Normal noise on outputs that the environment's bounds clip later, in the units of the action space.
+
+    :param std: standard deviation in each dimension
+    """
+
+    def __init__(self, std: float):
+        self._std = std
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.evaluation.base.Explorer`."""
+        self._rng = np.random.default_rng(sequence)
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return (action + self._std * self._rng.standard_normal(action.shape)).astype(action.dtype)
+
+
 class NoiseExploration:
     """
     SB3's action noise on top of the deterministic action, clipped to [-1, 1].

@@ -85,10 +85,9 @@ class VectorizedEvaluator:
         if running is None:
             return
         job = running.job
-        key = (job.candidate, job.episode)
-        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *key))
+        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *job.key))
         if job.explorer is not None:
-            job.explorer.begin(address.sequence(Stream.EXPLORATION, *key))
+            job.explorer.begin(address.sequence(Stream.EXPLORATION, *job.key))
 
     @staticmethod
     def _act(slots: list[_Running | None], actor: PopulationActor, obs: np.ndarray, actions: np.ndarray) -> None:
