@@ -228,7 +228,7 @@ class SeedGA(Evolver):
 
     pool: Tensor
     ancestors: Tensor
-    children: Tensor
+    offspring: Tensor
     fitness: Tensor
     elite_score: Tensor
 
@@ -254,7 +254,7 @@ class SeedGA(Evolver):
         # Rows of genomes: (offset, power) per window, -1 after the last; whole numbers as floats because SB3 wants floats.
         self.register_buffer("pool", _rows([None] * (1 + truncation)))  # the elite, then the next parents
         self.register_buffer("ancestors", _rows([None] * (1 + truncation)))  # those of the current children
-        self.register_buffer("children", torch.tensor([[-1.0, -1.0, 0.0]]).repeat(pop_size, 1).double())
+        self.register_buffer("offspring", torch.tensor([[-1.0, -1.0, 0.0]]).repeat(pop_size, 1).double())
         self.register_buffer("fitness", torch.full((pop_size,), -torch.inf, dtype=torch.float64))
         self.register_buffer("elite_score", torch.tensor(-torch.inf, dtype=torch.float64))
         self._is_asked = False
@@ -274,7 +274,7 @@ class SeedGA(Evolver):
     @property
     def pop_size(self) -> int:
         """Children per generation."""
-        return len(self.children)
+        return len(self.offspring)
 
     @property
     def elite(self) -> Genome | None:
@@ -289,12 +289,12 @@ class SeedGA(Evolver):
     @property
     def population(self) -> list[Genome]:
         """Genomes of the children last asked for; empty before the first :meth:`ask`."""
-        return self._genomes_of(range(self.pop_size)) if self.children[0, 1] >= 0 else []
+        return self._genomes_of(range(self.pop_size)) if self.offspring[0, 1] >= 0 else []
 
     def _genomes_of(self, chosen: Sequence[int]) -> list[Genome]:
         """Genomes of the elite and of children by their number."""
         ancestors, found = _genomes(self.ancestors), []
-        for parent, offset, power in self.children[[max(index, 0) for index in chosen]].tolist():
+        for parent, offset, power in self.offspring[[max(index, 0) for index in chosen]].tolist():
             source = ancestors[int(parent)] if parent >= 0 else None
             found.append(Genome((int(offset),)) if source is None else source.child(offset, power))
         elite = ancestors[0]
@@ -328,7 +328,7 @@ class SeedGA(Evolver):
         offsets = self.decoder.table.offsets(rng, self.pop_size, self.decoder.n_params)
         picked = 1 + rng.integers(n_parents, size=self.pop_size) if n_parents else np.full(self.pop_size, -1)
         bred = np.stack([picked, offsets, np.full(self.pop_size, self.sigma)], axis=1)
-        self.children.copy_(torch.from_numpy(bred))
+        self.offspring.copy_(torch.from_numpy(bred))
         self._is_asked = True
         return self._stack(self.population)
 
@@ -394,7 +394,7 @@ class SeedGA(Evolver):
             saved = state_dict.get(prefix + name)
             if saved is None:
                 continue
-            if name in ("children", "fitness") and len(saved) != len(buffer):
+            if name in ("offspring", "fitness") and len(saved) != len(buffer):
                 raise PopulationSizeError(
                     f"pop_size must be that of the saved model: it holds {len(saved)} children, this model {self.pop_size} "
                     "of them; load without changing pop_size, or start a new model"

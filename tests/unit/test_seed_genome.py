@@ -248,7 +248,7 @@ def test_saved_state_does_not_grow_with_the_network() -> None:
     sizes = []
     for width in (3, 60):
         layout = ParameterLayout.of(nn.Linear(width, width))
-        evolver = ga() if width == 3 else SeedGA(layout, 12, 3, 0.05, 4, table=NoiseTable(40_000, 8))
+        evolver = ga() if width == 3 else SeedGA(layout, 12, 3, 0.05, 4, table=NoiseTable(4_000_000, 8))
         for g in range(3):
             generation(evolver, g, np.arange(12.0))
         sizes.append(sum(tensor.numel() for tensor in evolver.state_dict().values()))
@@ -258,7 +258,7 @@ def test_saved_state_does_not_grow_with_the_network() -> None:
 def test_offsets_of_the_largest_table_survive_saving() -> None:
     evolver = ga()
     evolver.ask(rng())
-    evolver.children[0, 1] = 249_999_999
+    evolver.offspring[0, 1] = 249_999_999
     other = ga()
     other.load_state_dict(evolver.state_dict())
     assert other.population[0] == Genome((249_999_999,))
