@@ -112,7 +112,12 @@ def test_decoding_is_one_addition_from_the_parent(monkeypatch: pytest.MonkeyPatc
     evolver.ask(rng(9))
     asked: list[int] = []
     window = NoiseTable.window
-    monkeypatch.setattr(NoiseTable, "window", lambda self, *args: asked.append(1) or window(self, *args))
+
+    def counted(self: NoiseTable, offset: int, length: int) -> np.ndarray:
+        asked.append(offset)
+        return window(self, offset, length)
+
+    monkeypatch.setattr(NoiseTable, "window", counted)
     evolver.finalists(np.arange(12.0))
     assert len(asked) == 3, "three children; the elite is kept"
 
@@ -239,9 +244,11 @@ def test_saved_state_is_genomes_and_continues_to_the_last_bit() -> None:
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
         assert tensor.is_floating_point() and tensor.numel() > 0
-    shorter = run(ga(), range(1))
-    loaded.load_state_dict(shorter.state_dict())
-    assert loaded.population == shorter.population
+    shorter, busy = run(ga(), range(1)), ga()
+    busy.ask(rng())
+    for other in (loaded, busy):
+        other.load_state_dict(shorter.state_dict())
+        assert other.population == shorter.population and other.parents == shorter.parents
 
 
 def test_saved_state_does_not_grow_with_the_network() -> None:
