@@ -371,6 +371,7 @@ class CEM(EvolutionaryAlgorithm):
     :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
     no gradients. The network is CEM-RL's actor.
 
+    :param learning_rate: SB3's third argument; not used, because the distribution is refitted in closed form
     :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
     :param sigma_init: initial variance of every parameter
     :param antithetic: mirrored sampling, ``None`` for yes if ``pop_size`` is even
@@ -385,6 +386,7 @@ class CEM(EvolutionaryAlgorithm):
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 0.0,
         pop_size: int = 10,
         n_eval_episodes: int = 1,
         n_parents: int | None = None,

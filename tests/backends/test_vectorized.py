@@ -317,7 +317,7 @@ def pendulum(n_envs: int) -> VecEnv:
 
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_same_run_on_pendulum(name: str) -> None:
-    end = last_generation(name, pendulum(1), 400)
+    end = last_generation(name, pendulum(1), 460)
     expected, fitness = run(name, pendulum(1), end)
     result, other = run(name, pendulum(4), end)
     assert differences(expected, result) == [] and other == fitness
@@ -351,7 +351,7 @@ def test_same_run_on_stacked_images(name: str) -> None:
         "policy": "CnnPolicy",
         "policy_kwargs": {"net_arch": [4], "features_extractor_kwargs": {"features_dim": 4}},
     }
-    end = last_generation(name, pictures(1), 60, **kwargs)
+    end = last_generation(name, pictures(1), 64, **kwargs)
     expected, fitness = run(name, pictures(1), end, **kwargs)
     result, other = run(name, pictures(3), end, **kwargs)
     assert name not in HYBRIDS or expected["replay_buffer.observations"].shape[-3:] == (2, 36, 36)
