@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -84,6 +84,8 @@ class MazeMap:
                 f"got {self.start}, {distance:g} away"
             )
 
+    y_points_down: ClassVar[bool] = True
+
     @property
     def segments(self) -> np.ndarray:
         """``(n_walls, 4)``"""
@@ -119,7 +121,9 @@ class MazeRobots:
 
     def __init__(self, maze: MazeMap, n: int = 1):
         self.maze, self._walls = maze, maze.segments
-        self.x, self.y, self.heading, self.speed, self.turning = np.zeros((5, n), np.float32)
+        self.places = np.zeros((n, 2), np.float32)
+        """``(x, y)`` of each centre."""
+        self.heading, self.speed, self.turning = np.zeros((3, n), np.float32)
         self.collisions = np.zeros(n, np.int64)
         self.reset()
 
@@ -129,7 +133,7 @@ class MazeRobots:
 
         :param rows: index of the robots, by default all of them
         """
-        self.x[rows], self.y[rows] = self.maze.start
+        self.places[rows] = self.maze.start
         self.heading[rows] = self.maze.heading
         self.speed[rows] = self.turning[rows] = 0
         self.collisions[rows] = 0
@@ -137,12 +141,13 @@ class MazeRobots:
     @property
     def positions(self) -> np.ndarray:
         """``(n, 2)`` in float64, a copy."""
-        return np.stack([self.x, self.y], axis=1).astype(np.float64)
+        return self.places.astype(np.float64)
 
     @property
     def goal_distances(self) -> np.ndarray:
         """``(n,)`` distance of the robots' centres to the goal."""
-        return np.hypot(*(self.positions - self.maze.goal).T)
+        away = self.positions - self.maze.goal
+        return np.hypot(away[:, 0], away[:, 1])
 
     def step(self, actions: np.ndarray) -> None:
         """
@@ -156,14 +161,14 @@ class MazeRobots:
         self.turning = _approach(self.turning, targets[:, 0])
         self.speed = _approach(self.speed, targets[:, 1])
         angle = self.heading.astype(np.float64) * _DEGREE  # the heading before it turns
-        x = self.x + (np.cos(angle) * self.speed).astype(np.float32)
-        y = self.y + (np.sin(angle) * self.speed).astype(np.float32)
+        step = (np.stack([np.cos(angle), np.sin(angle)], axis=1) * self.speed[:, None]).astype(np.float32)
         heading = self.heading + self.turning
         heading = np.where(heading > 360, heading - np.float32(360), heading)
         self.heading = np.where(heading < 0, heading + np.float32(360), heading)
-        places = np.stack([x, y], axis=1).astype(np.float64)
-        blocked = wall_distances(places, self._walls).min(axis=1, initial=np.inf) < self.maze.robot_radius
-        self.x, self.y = np.where(blocked, self.x, x), np.where(blocked, self.y, y)
+        places = self.places + step
+        nearest = wall_distances(places.astype(np.float64), self._walls).min(axis=1, initial=np.inf)
+        blocked = nearest < self.maze.robot_radius
+        self.places = np.where(blocked[:, None], self.places, places)
         self.collisions += blocked
 
     def sense(self) -> np.ndarray:
@@ -216,11 +221,15 @@ class MazePicture:
         self.maze = maze
         x, y, width = maze.view
         steps = (np.arange(size) - (size - 1) / 2) * (width / size)
-        self._points = np.stack(np.meshgrid(x + steps, y + steps), axis=-1)  # (row, column, 2)
+        self._x, self._y = x + steps, y + steps
+        points = np.stack(np.meshgrid(self._x, self._y), axis=-1)  # (row, column, 2)
         self.background = np.full((size, size), _FLOOR, np.uint8)
         """``(size, size)`` without the robot."""
-        self.background[wall_distances(self._points, maze.segments).min(axis=-1, initial=np.inf) <= _LINE] = _WALL
-        self.background[np.hypot(*np.moveaxis(self._points - maze.goal, -1, 0)) <= _GOAL_RADIUS] = _GOAL
+        self.background[wall_distances(points, maze.segments).min(axis=-1, initial=np.inf) <= _LINE] = _WALL
+        self.background[self._within(*maze.goal, _GOAL_RADIUS)] = _GOAL
+
+    def _within(self, x: float, y: float, radius: float) -> np.ndarray:
+        return np.square(self._x - x) + np.square(self._y - y)[:, None] <= radius**2
 
     def draw(self, x: float, y: float, heading: float) -> np.ndarray:
         """
@@ -230,9 +239,9 @@ class MazePicture:
         :return: ``(size, size)`` uint8
         """
         picture, radius, angle = self.background.copy(), self.maze.robot_radius, np.radians(heading)
-        rows, columns = np.nonzero(np.hypot(*np.moveaxis(self._points - (x, y), -1, 0)) <= radius)
+        rows, columns = np.nonzero(self._within(x, y, radius))
         mark = np.array([[x, y, x + radius * np.cos(angle), y + radius * np.sin(angle)]])
-        marked = wall_distances(self._points[rows, columns], mark)[:, 0] <= _LINE
+        marked = wall_distances(np.stack([self._x[columns], self._y[rows]], axis=1), mark)[:, 0] <= _LINE
         picture[rows, columns] = np.where(marked, _MARK, _ROBOT)
         return picture
 
@@ -246,7 +255,7 @@ class _Episodes:
         self.maze, self.obs_type, self.reward = maze or MazeMap(), obs_type, reward
         self.robots = MazeRobots(self.maze, n)
         self.time = np.zeros(n, np.int64)
-        self.min_distance = np.full(n, np.inf)
+        self.distance, self.min_distance = self.robots.goal_distances, self.robots.goal_distances
         self._picture = MazePicture(self.maze) if obs_type == "image" else None
         self._stack = np.zeros((n, _FRAME_SIZE, _FRAME_SIZE, _N_FRAMES), np.uint8)
         self.action_space = spaces.Box(-0.5, 0.5, (2,), np.float32)
@@ -259,7 +268,7 @@ class _Episodes:
     def reset(self, rows: Sequence[int]) -> np.ndarray:
         self.robots.reset(rows)
         self.time[rows] = 0
-        self.min_distance[rows] = self.robots.goal_distances[rows]
+        self.distance[rows] = self.min_distance[rows] = self.robots.goal_distances[rows]
         self._stack[rows] = 0
         return self._observe(rows)[rows]
 
@@ -267,7 +276,7 @@ class _Episodes:
         """:return: observations, rewards and which episodes ended"""
         self.robots.step(actions)
         self.time += 1
-        distances = self.robots.goal_distances
+        self.distance = distances = self.robots.goal_distances
         self.min_distance = np.fmin(self.min_distance, distances)
         ended = self.time >= horizon
         paid = {"final_distance": -distances, "min_distance": -self.min_distance, "sparse": (distances < REACH) * 1.0}
@@ -279,19 +288,22 @@ class _Episodes:
         robots = self.robots
         self._stack[rows, ..., :-1] = self._stack[rows, ..., 1:]
         for i in rows:
-            self._stack[i, ..., -1] = self._picture.draw(robots.x[i], robots.y[i], robots.heading[i])
+            self._stack[i, ..., -1] = self._picture.draw(*robots.places[i].tolist(), float(robots.heading[i]))
         return self._stack.copy()
 
-    def info(self, row: int) -> dict[str, Any]:
-        distance = float(self.robots.goal_distances[row])
-        return {
-            "bc": self.robots.positions[row],
-            "distance": distance,
-            "min_distance": float(self.min_distance[row]),
-            "is_success": distance < REACH,
-            "reached_any": bool(self.min_distance[row] < REACH),
-            "collisions": int(self.robots.collisions[row]),
-        }
+    def infos(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        positions, distances = self.robots.positions, self.distance
+        return [
+            {
+                "bc": positions[i].copy(),
+                "distance": float(distances[i]),
+                "min_distance": float(self.min_distance[i]),
+                "is_success": bool(distances[i] < REACH),
+                "reached_any": bool(self.min_distance[i] < REACH),
+                "collisions": int(self.robots.collisions[i]),
+            }
+            for i in rows
+        ]
 
 
 class HardMaze(gym.Env):
@@ -352,11 +364,11 @@ class HardMaze(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._episodes.reset([0])[0], self._episodes.info(0)
+        return self._episodes.reset([0])[0], self._episodes.infos([0])[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observations, rewards, ended = self._episodes.step(np.asarray(action)[None], self.horizon)
-        return observations[0], float(rewards[0]), bool(ended[0]), False, self._episodes.info(0)
+        return observations[0], float(rewards[0]), bool(ended[0]), False, self._episodes.infos([0])[0]
 
     def render(self) -> Any:
         """:return: ``(420, 420, 3)`` uint8, or ``None`` without ``render_mode``"""
@@ -365,7 +377,7 @@ class HardMaze(gym.Env):
         if self._rendering is None:
             self._rendering = MazePicture(self.maze, _RENDER_SIZE)
         robots = self.robots
-        grey = self._rendering.draw(float(robots.x[0]), float(robots.y[0]), float(robots.heading[0]))
+        grey = self._rendering.draw(*robots.places[0].tolist(), float(robots.heading[0]))
         return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -403,7 +415,7 @@ class VecHardMaze(VecEnv):
     def reset(self) -> np.ndarray:
         """See SB3's ``VecEnv``; seeds change nothing, because nothing is random."""
         observations = self._episodes.reset(range(self.num_envs))
-        self.reset_infos = [self._episodes.info(i) for i in range(self.num_envs)]
+        self.reset_infos = self._episodes.infos(range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -415,7 +427,7 @@ class VecHardMaze(VecEnv):
     def step_wait(self) -> Any:
         """See SB3's ``VecEnv``; ``info["bc"]`` of the last step is where the episode ended, not the new start."""
         observations, rewards, ended = self._episodes.step(self._actions, self.max_steps)
-        infos = [self._episodes.info(i) for i in range(self.num_envs)]
+        infos = self._episodes.infos(range(self.num_envs))
         done = np.flatnonzero(ended).tolist()
         if done:
             for i in done:
@@ -443,7 +455,8 @@ class VecHardMaze(VecEnv):
         if method_name != "reset":
             raise AttributeError(f"method_name must be 'reset' with VecHardMaze; got {method_name!r}. Use HardMaze instead")
         rows = list(self._get_indices(indices))
-        return [(obs, self._episodes.info(i)) for obs, i in zip(self._episodes.reset(rows), rows, strict=True)]
+        observations = self._episodes.reset(rows)  # before the infos, which show the new start
+        return list(zip(observations, self._episodes.infos(rows), strict=True))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
         """No single maze is wrapped."""
