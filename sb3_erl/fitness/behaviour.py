@@ -353,7 +353,7 @@ def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
 def _checked(behavior: np.ndarray) -> np.ndarray:
     if behavior.ndim == 0 or behavior.size == 0 or behavior.dtype.kind not in "buif":
         raise ValueError(
-            f"a behaviour must be an array of at least one real number; got shape {behavior.shape} of {behavior.dtype}. Return "
+            f"a behaviour must be an array of at least one number; got {behavior.dtype} of shape {behavior.shape}. Return "
             "np.array([...]) for a single number, too"
         )
     return behavior
