@@ -54,7 +54,7 @@ def draw_positions(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("draw_positions needs matplotlib; pip install 'sb3-erl[plots]'") from error
-    place = domain.unwrapped if isinstance(domain, gym.Env) else domain
+    place: Any = domain.unwrapped if isinstance(domain, gym.Env) else domain
     place = getattr(place, "maze", place)
     if not hasattr(place, "lines"):
         raise ValueError(f"domain must be a HardMaze, a DeceptiveCup or a MazeMap; got {type(place).__name__}")
@@ -66,10 +66,10 @@ def draw_positions(
         axes.plot(*line.T, color="black", linewidth=2)
     for share, track in zip(np.linspace(0, 1, len(tracks)), tracks, strict=True):
         axes.plot(*track.T, color=colormaps["viridis"](share), linewidth=0.8, alpha=0.7)
-    axes.scatter(*last.T, c=np.linspace(0, 1, len(last)), cmap="viridis", s=12, zorder=3, label="end")
-    axes.scatter(*place.start, marker="o", color="tab:blue", zorder=4, label="start")
+    axes.scatter(last[:, 0], last[:, 1], c=np.linspace(0, 1, len(last)), cmap="viridis", s=12, zorder=3, label="end")
+    axes.scatter(place.start[0], place.start[1], marker="o", color="tab:blue", zorder=4, label="start")
     if place.goal is not None:
-        axes.scatter(*place.goal, marker="*", color="tab:red", s=120, zorder=4, label="goal")
+        axes.scatter(place.goal[0], place.goal[1], marker="*", color="tab:red", s=120, zorder=4, label="goal")
     if place.y_points_down:
         axes.invert_yaxis()
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -231,6 +231,15 @@ class MazePicture:
     def _within(self, x: float, y: float, radius: float) -> np.ndarray:
         return np.square(self._x - x) + np.square(self._y - y)[:, None] <= radius**2
 
+    def draw_robot(self, robots: MazeRobots, row: int) -> np.ndarray:
+        """
+        :param robots: with their places
+        :param row: which of them
+        :return: ``(size, size)`` uint8
+        """
+        x, y = robots.places[row].tolist()
+        return self.draw(x, y, float(robots.heading[row]))
+
     def draw(self, x: float, y: float, heading: float) -> np.ndarray:
         """
         :param x: of the robot
@@ -285,10 +294,9 @@ class _Episodes:
     def _observe(self, rows: Sequence[int]) -> np.ndarray:
         if self._picture is None:
             return self.robots.sense()
-        robots = self.robots
         self._stack[rows, ..., :-1] = self._stack[rows, ..., 1:]
         for i in rows:
-            self._stack[i, ..., -1] = self._picture.draw(*robots.places[i].tolist(), float(robots.heading[i]))
+            self._stack[i, ..., -1] = self._picture.draw_robot(self.robots, i)
         return self._stack.copy()
 
     def infos(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -376,8 +384,7 @@ class HardMaze(gym.Env):
             return None
         if self._rendering is None:
             self._rendering = MazePicture(self.maze, _RENDER_SIZE)
-        robots = self.robots
-        grey = self._rendering.draw(*robots.places[0].tolist(), float(robots.heading[0]))
+        grey = self._rendering.draw_robot(self.robots, 0)
         return np.repeat(grey[..., None], 3, axis=2)
 
 

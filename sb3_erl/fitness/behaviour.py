@@ -84,8 +84,8 @@ class FinalPosition(Behavior):
     Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 4.2; authors' code: uber-research/deep-neuroevolution,
     ``es_distributed/policies.py``, which takes the centre of mass.
 
-    :param point: ``"com"``, the centre of mass of all bodies of a MuJoCo model, or ``"torso"``, its root body; without a
-        MuJoCo model the latter is ``info["x_position"]`` and, if there is one, ``info["y_position"]``
+    :param point: ``"com"``, the centre of mass of all bodies of a MuJoCo model, or ``"torso"``: ``info["x_position"]`` and
+        ``info["y_position"]`` (0 if missing, in planar tasks), or else the root body of the MuJoCo model
     :raises ValueError: if ``point`` is unknown
     """
 
@@ -105,13 +105,13 @@ class FinalPosition(Behavior):
         :raises ValueError: if the environment has no position
         """
         inner: Any = env.unwrapped
+        if self.point == "torso" and "x_position" in info:
+            return np.array([info["x_position"], info.get("y_position", 0.0)], dtype=np.float64)
         if _is_mujoco(env):
             if self.point == "torso":
                 return np.array(inner.data.xpos[1, :2])  # body 0 is the world
             mass = inner.model.body_mass
             return (mass @ inner.data.xipos)[:2] / mass.sum()
-        if self.point == "torso" and "x_position" in info:
-            return np.array([info["x_position"], info.get("y_position", 0.0)], dtype=np.float64)
         needed = "a MuJoCo environment" if self.point == "com" else 'a MuJoCo environment or info["x_position"]'
         raise ValueError(
             f"behavior with point={self.point!r} needs {needed}; got {inner}. Give a function of the episode as behavior"
