@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_erl.envs import deceptive_cup, hard_maze
+from sb3_erl.envs import deceptive_cup
 from sb3_erl.envs.deceptive_cup import DeceptiveCup
 from sb3_erl.envs.hard_maze import HardMaze, MazeMap, VecHardMaze
 
@@ -26,11 +26,12 @@ __all__ = ["DeceptiveCup", "HardMaze", "MazeMap", "VecHardMaze", "draw_positions
 
 def register_envs() -> None:
     """Register the environments of this module with Gymnasium; once is enough, and the import does it."""
-    for name, entry_point, horizon, kwargs in (
-        ("HardMaze-v0", "sb3_erl.envs.hard_maze:HardMaze", hard_maze.HORIZON, {"obs_type": "sensors"}),
-        ("HardMazeImage-v0", "sb3_erl.envs.hard_maze:HardMaze", hard_maze.HORIZON, {"obs_type": "image"}),
+    entries: tuple[tuple[str, str, int | None, dict[str, Any]], ...] = (
+        ("HardMaze-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "sensors"}),
+        ("HardMazeImage-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "image"}),
         ("DeceptiveCup-v0", "sb3_erl.envs.deceptive_cup:DeceptiveCup", deceptive_cup.HORIZON, {}),
-    ):
+    )
+    for name, entry_point, horizon, kwargs in entries:
         if name not in gym.registry:
             gym.register(name, entry_point, max_episode_steps=horizon, kwargs=kwargs)
 

@@ -320,9 +320,9 @@ class HardMaze(gym.Env):
 
     The reward is 0 until the last step, which pays minus the distance to the goal; reaching the goal does not end the
     episode. As only the end pays, the horizon belongs to the task: the last step is ``terminated``, so value functions do
-    not bootstrap there, and Gymnasium's ``TimeLimit`` marks it as ``truncated`` as well. ``info`` holds, on every step,
-    ``bc`` (the position, ``(2,)``), ``distance``, ``min_distance``, ``is_success`` (closer than 10 now), ``reached_any``
-    and ``collisions``.
+    not bootstrap there. Change it by ``max_steps``; Gymnasium's ``max_episode_steps`` would cut an episode before it pays.
+    ``info`` holds, on every step, ``bc`` (the position, ``(2,)``), ``distance``, ``min_distance``, ``is_success`` (closer
+    than 10 now), ``reached_any`` and ``collisions``.
 
     Actions: ``(turning rate, speed)`` in [-0.5, 0.5]. Sensors: see :meth:`MazeRobots.sense`. Pictures: ``(84, 84, 4)``
     uint8, the newest of four last and missing ones black; they are our own, see :class:`MazePicture`.
@@ -330,7 +330,7 @@ class HardMaze(gym.Env):
     :param obs_type: ``"sensors"`` or ``"image"``
     :param reward: ``"final_distance"``, ``"min_distance"`` (minus the smallest distance of the episode) or ``"sparse"`` (1 if
         the goal is reached at the end)
-    :param max_steps: length of an episode; ``None`` for ``max_episode_steps`` of ``gymnasium.make``, which is 400
+    :param max_steps: length of an episode
     :param maze: another maze
     :param render_mode: ``"rgb_array"`` or ``None``
     :raises ValueError: if an argument is out of range
@@ -342,15 +342,14 @@ class HardMaze(gym.Env):
         self,
         obs_type: Obs = "sensors",
         reward: RewardRule = "final_distance",
-        max_steps: int | None = None,
+        max_steps: int = HORIZON,
         maze: MazeMap | None = None,
         render_mode: str | None = None,
     ):
         check_choice("render_mode", render_mode, ("rgb_array", None))
-        if max_steps is not None:
-            check_range("max_steps", max_steps, 1, integer=True)
+        check_range("max_steps", max_steps, 1, integer=True)
         self._episodes = _Episodes(1, maze, obs_type, reward)
-        self._max_steps, self.render_mode = max_steps, render_mode
+        self.max_steps, self.render_mode = max_steps, render_mode
         self._rendering: MazePicture | None = None
         self.observation_space, self.action_space = self._episodes.observation_space, self._episodes.action_space
 
@@ -364,18 +363,12 @@ class HardMaze(gym.Env):
         """The one robot's state."""
         return self._episodes.robots
 
-    @property
-    def horizon(self) -> int:
-        """Steps of an episode: the smaller one of ``max_steps`` and the limit of ``gymnasium.make``."""
-        limit = None if self.spec is None else self.spec.max_episode_steps
-        return min((steps for steps in (self._max_steps, limit) if steps is not None), default=HORIZON)
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         return self._episodes.reset([0])[0], self._episodes.infos([0])[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observations, rewards, ended = self._episodes.step(np.asarray(action)[None], self.horizon)
+        observations, rewards, ended = self._episodes.step(np.asarray(action)[None], self.max_steps)
         return observations[0], float(rewards[0]), bool(ended[0]), False, self._episodes.infos([0])[0]
 
     def render(self) -> Any:

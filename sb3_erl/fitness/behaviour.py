@@ -316,7 +316,7 @@ def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
     """
     :param info: of the last step of an episode
     :param key: of the entry
-    :return: the behaviour, a copy
+    :return: the behaviour, a copy; ``(1,)`` for a single number
     :raises ValueError: if there is none
 
     >>> read_behavior({"bc": [1.0, 2.0]})
@@ -351,12 +351,12 @@ def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _checked(behavior: np.ndarray) -> np.ndarray:
-    if behavior.ndim == 0 or behavior.size == 0 or behavior.dtype.kind not in "buif":
+    if behavior.size == 0 or behavior.dtype.kind not in "buif":
         raise ValueError(
             f"a behaviour must be an array of at least one number; got {behavior.dtype} of shape {behavior.shape}. Return "
-            "np.array([...]) for a single number, too"
+            "(dim,) for a vector or (T, n) for a sequence"
         )
-    return behavior
+    return np.atleast_1d(behavior)
 
 
 def _is_mujoco(env: gym.Env) -> bool:
