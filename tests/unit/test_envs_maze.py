@@ -215,9 +215,9 @@ def test_the_greedy_way_ends_in_the_cup_and_the_way_around_does_not() -> None:
 
 def test_touching_a_grown_wall_is_not_allowed() -> None:
     agents = CupAgents(2)
-    agents.positions = np.array([[4.0, 1.05], [4.0, 1.0]])
+    agents.positions = np.array([[2.4, 1.25], [2.399, 1.25]])  # 2.4 is exactly the radius away from a side wall's end
     assert agents.step(np.array([[0.0, 1.0], [0.0, 1.0]])).tolist() == [True, False]
-    assert agents.positions.tolist() == [[4.0, 1.05], [4.0, 1.25]]
+    assert agents.positions.tolist() == [[2.4, 1.25], [2.399, 1.5]]
 
 
 def test_actions_of_the_cup_are_clipped() -> None:
