@@ -6,6 +6,7 @@ from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
@@ -18,10 +19,11 @@ ALGOS: dict[str, type[Any]] = {
     "cerl": CERL,
     "erl": ERL,
     "erl_re2": ERLRe2,
+    "openai_es": OpenAIES,
     "pderl": PDERL,
     "pop_td7": PopTD7,
     "td7": TD7,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
-__all__ = ["ALGOS", "CEM", "CEMRL", "CERL", "ERL", "PDERL", "TD7", "ERLRe2", "PopTD7", "__version__"]
+__all__ = ["ALGOS", "CEM", "CEMRL", "CERL", "ERL", "PDERL", "TD7", "ERLRe2", "OpenAIES", "PopTD7", "__version__"]

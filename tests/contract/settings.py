@@ -48,6 +48,9 @@ FAST: dict[str, Any] = {
     "distill_epochs": 2,
     "distill_batch_size": 8,
     "target_update_interval": 20,
+    "n_pairs": 2,
+    "noise_table_size": 100_000,
+    "obs_stat_prob": 0.5,
     "device": "cpu",
     "seed": 3,
 }
@@ -105,7 +108,8 @@ def having(*arguments: str, among: list[str] = HYBRIDS) -> list[str]:
 
 def pop_size(name: str) -> int:
     """Number of individuals with fast settings."""
-    return fast(name)["pop_size"]
+    settings = fast(name)
+    return settings["pop_size"] if "pop_size" in settings else 2 * settings["n_pairs"]
 
 
 def n_exploring(name: str) -> int:
