@@ -20,7 +20,7 @@ from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
 from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, Transition
+from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
 from sb3_erl.evaluation.exploration import UnboundedExploration
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
@@ -156,6 +156,10 @@ class OpenAIES(EvolutionaryAlgorithm):
         elif self.episode_cutoff is not None:
             check_range("episode_cutoff", self.episode_cutoff, 1, integer=True)
 
+    @property
+    def _n_jobs(self) -> int:
+        return super()._n_jobs + self.n_center_episodes
+
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
@@ -181,28 +185,31 @@ class OpenAIES(EvolutionaryAlgorithm):
         self._seen = {}
         self.evolver.learning_rate, self.evolver.sigma = self._now(self.lr_schedule), self._now(self.sigma)
         candidates = self.evolver.ask(rng)
-        episodes = self._evaluate(self._jobs(0, len(candidates)), self._population_actor(candidates), callback)
+        jobs = self._jobs(0, len(candidates)) + [Job(0, k, self.cutoff) for k in range(self.n_center_episodes)]
+        episodes = self._evaluate(jobs, self._actor_beside_mean(candidates), callback)
         if episodes is None:
             return False
+        center = episodes.of(range(1))
+        episodes = episodes.of(range(1, len(candidates) + 1))
         while episodes.n_timesteps < self.min_timesteps:
-            more = self.evolver.ask_more(rng, self.n_pairs)
-            candidates = th.cat([candidates, more])
-            jobs = self._jobs(len(candidates) - len(more), len(candidates))
-            further = self._evaluate(jobs, self._population_actor(candidates), callback)
-            if further is None:
+            candidates = th.cat([candidates, self.evolver.ask_more(rng, self.n_pairs)])
+            jobs = self._jobs(len(candidates) - 2 * self.n_pairs, len(candidates))
+            more = self._evaluate(jobs, self._actor_beside_mean(candidates), callback)
+            if more is None:
                 return False
-            episodes = EpisodeBatch(episodes.episodes + further.episodes, episodes.n_timesteps + further.n_timesteps)
+            episodes = EpisodeBatch(episodes.episodes + more.episodes, episodes.n_timesteps + more.n_timesteps)
         candidates, episodes = self._shortest_series(candidates, episodes)
-        center = self._evaluate_center(len(candidates), callback)
-        if center is None:
-            return False
         fitness = self._fitness(candidates, episodes)
         self.evolver.tell(candidates, fitness, rng)
         self._observe(len(candidates))
-        self._deploy_mean()
-        self._log_generation(fitness, episodes, center)
+        write_parameters(self.evolver.mean, self.policy.deployed)
+        self._log_generation(episodes, center)
         self._adapt_cutoff(episodes)
         return True
+
+    def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
+        """Acts for the mean, which has number 0, and for the candidates, which have the numbers after it."""
+        return self._population_actor(th.cat([self.evolver.mean[None], candidates]))
 
     def _jobs(self, first: int, last: int) -> list[Job]:
         explorer: Explorer | None = None
@@ -210,39 +217,31 @@ class OpenAIES(EvolutionaryAlgorithm):
             explorer = UnboundedExploration(self.action_noise_std)
         jobs = []
         for i in range(first, last):
-            twin = i - i % 2 if self.common_random_numbers else None
-            jobs += [Job(i, k, self.cutoff, explorer, twin) for k in range(self.n_eval_episodes)]
+            twin = i - i % 2 + 1 if self.common_random_numbers else None
+            jobs += [Job(i + 1, k, self.cutoff, explorer, twin) for k in range(self.n_eval_episodes)]
         return jobs
 
     def _shortest_series(self, candidates: th.Tensor, episodes: EpisodeBatch) -> tuple[th.Tensor, EpisodeBatch]:
         """The first pairs that have ``min_timesteps`` steps together, at least ``n_pairs`` of them."""
         steps = np.zeros(len(candidates), dtype=np.int64)
         for episode in episodes.episodes:
-            steps[episode.job.candidate] += episode.length
+            steps[episode.job.candidate - 1] += episode.length
         enough = int(np.searchsorted(steps.cumsum(), self.min_timesteps)) + 1
         n = min(max(2 * self.n_pairs, enough + enough % 2), len(candidates))
-        return candidates[:n], episodes.of(range(n))
-
-    def _evaluate_center(self, number: int, callback: BaseCallback) -> EpisodeBatch | None:
-        """Episodes of the mean itself, without noise; they count as environment steps and for nothing else."""
-        jobs = [Job(number, k, self.cutoff) for k in range(self.n_center_episodes)]
-        if not jobs:
-            return EpisodeBatch((), 0)
-        only = self._population_actor(self.evolver.mean[None])
-        return self._evaluate(jobs, _AlwaysFirst(only), callback)
+        return candidates[:n], episodes.of(range(1, n + 1))
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
-        if self.fitness_shaping == "centered_rank":
-            return super()._fitness(candidates, episodes)
-        signs = [sign_return(episode.rewards) for episode in episodes.episodes]
-        return episodes.mean_per_candidate(signs, len(candidates))
+        values = [e.total_reward for e in episodes.episodes]
+        if self.fitness_shaping != "centered_rank":
+            values = [sign_return(e.rewards) for e in episodes.episodes]
+        return episodes.mean_per_candidate(values, len(candidates) + 1)[1:]
 
     # ---------------------------------------------------------------- observations
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Count the observations of some of the population's episodes."""
-        statistics, number = self._statistics, job.candidate * self.n_eval_episodes + job.episode
-        if statistics is None or not transitions or job.candidate >= len(self.evolver.pairs) * 2:
+        statistics, number = self._statistics, (job.candidate - 1) * self.n_eval_episodes + job.episode
+        if statistics is None or not transitions or job.candidate == 0:
             return
         probability = self.obs_stat_prob
         if probability is None:
@@ -257,10 +256,7 @@ class OpenAIES(EvolutionaryAlgorithm):
             self._statistics.merge({number: sums for number, sums in self._seen.items() if number < last})
         self._seen = {}
 
-    # ---------------------------------------------------------------- deploy and log
-
-    def _deploy_mean(self) -> None:
-        write_parameters(self.evolver.mean, self.policy.deployed)
+    # ---------------------------------------------------------------- what follows a generation
 
     def _adapt_cutoff(self, episodes: EpisodeBatch) -> None:
         if self.cutoff is None or not isinstance(self.episode_cutoff, list | tuple):
@@ -270,12 +266,12 @@ class OpenAIES(EvolutionaryAlgorithm):
         if share >= threshold:
             self.cutoff = int(min([ratio * self.cutoff, *largest]))
 
-    def _log_generation(self, fitness: np.ndarray, episodes: EpisodeBatch, center: EpisodeBatch) -> None:
+    def _log_generation(self, episodes: EpisodeBatch, center: EpisodeBatch) -> None:
         record, update = self.logger.record, self.evolver.last_update
         assert update is not None
         record("time/generations", self.n_generations + 1, exclude="tensorboard")
         returns = np.array([episode.total_reward for episode in episodes.episodes])
-        self._log_population(super()._fitness(self.evolver.mean[None].expand(len(fitness), -1), episodes))
+        self._log_population(returns)
         if center.episodes:
             own = np.array([episode.total_reward for episode in center.episodes])
             record("rollout/center_ep_rew_mean", float(own.mean()))
@@ -290,13 +286,3 @@ class OpenAIES(EvolutionaryAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_seen"]
-
-
-class _AlwaysFirst:
-    """Lets the first candidate of an actor act for a candidate of any number."""
-
-    def __init__(self, actor: Any):
-        self._actor = actor
-
-    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
-        return self._actor(observations, [0] * len(candidates))

@@ -51,6 +51,7 @@ FAST: dict[str, Any] = {
     "n_pairs": 2,
     "noise_table_size": 100_000,
     "obs_stat_prob": 0.5,
+    "n_center_episodes": 1,
     "device": "cpu",
     "seed": 3,
 }
@@ -118,8 +119,13 @@ def n_exploring(name: str) -> int:
 
 
 def n_rollouts(name: str) -> int:
-    """Rollouts in each generation of a class with fast settings: the population's and the learners' own."""
-    return pop_size(name) + n_exploring(name)
+    """Rollouts in each generation of a class with fast settings: the population's and those of nobody in it."""
+    return pop_size(name) + n_exploring(name) + fast(name).get("n_center_episodes", 0)
+
+
+def apart(name: str) -> str:
+    """Log key for the mean return of the rollouts in a generation that are not the population's."""
+    return "rollout/learner_ep_rew_mean" if n_exploring(name) else "rollout/center_ep_rew_mean"
 
 
 def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:

@@ -19,6 +19,7 @@ from tests.contract.settings import (
     HYBRIDS,
     NAMES,
     STEPWISE,
+    apart,
     known,
     make,
     n_rollouts,
@@ -116,7 +117,7 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
     assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
     assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)
     if len(learners):
-        assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(np.mean(learners), abs=1e-5)
+        assert tables.column(apart(name))[-1] == pytest.approx(np.mean(learners), abs=1e-5)
     assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
     assert set(tables.column("rollout/ep_len_mean")) == {8.0}
 

@@ -103,6 +103,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
+    "openai_es": EVOLUTION,
     "td7": SALE,
     "pop_td7": SALE,
 }
@@ -111,12 +112,13 @@ BY_CLASS: dict[str, dict[str, str]] = {
 IGNORED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage")),
     "cerl": ("gamma",),
+    "openai_es": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
     "cem": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
 }
 """
 Arguments that SB3's tests hand to TD3 to be fast or small, and which must not reach a class.
 
-CERL has discount factors in place of one; CEM has none of a learner's arguments; TD7 refuses any ``train_freq`` but 1
+CERL has discount factors in place of one; CEM and OpenAI-ES have none of a learner's arguments; TD7 refuses any ``train_freq`` but 1
 (test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something else, and what is
 left of them is run.
 """
