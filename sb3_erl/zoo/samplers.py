@@ -136,6 +136,13 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Float("sigma_init", 1e-4, 1e-1, log=True),
         Choice("elitism", (False, True)),
     ),
+    "openai_es": (
+        Choice("net_arch", tuple(NET_ARCH)),
+        Choice("n_pairs", (2, 4, 8, 16, 32)),
+        Float("learning_rate", 1e-3, 1e-1, log=True),
+        Float("sigma", 1e-2, 2e-1, log=True),
+        Choice("l2_coeff", (0.0, 0.005)),
+    ),
     "td7": TD7,
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }
