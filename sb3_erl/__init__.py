@@ -4,6 +4,7 @@ from typing import Any
 
 from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
+from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 from sb3_erl.algorithms.openai_es import OpenAIES
@@ -17,13 +18,29 @@ ALGOS: dict[str, type[Any]] = {
     "cem": CEM,
     "cem_rl": CEMRL,
     "cerl": CERL,
+    "deep_ga": DeepGA,
     "erl": ERL,
     "erl_re2": ERLRe2,
     "openai_es": OpenAIES,
     "pderl": PDERL,
     "pop_td7": PopTD7,
+    "random_search": RandomSearch,
     "td7": TD7,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
-__all__ = ["ALGOS", "CEM", "CEMRL", "CERL", "ERL", "PDERL", "TD7", "ERLRe2", "OpenAIES", "PopTD7", "__version__"]
+__all__ = [
+    "ALGOS",
+    "CEM",
+    "CEMRL",
+    "CERL",
+    "ERL",
+    "PDERL",
+    "TD7",
+    "DeepGA",
+    "ERLRe2",
+    "OpenAIES",
+    "PopTD7",
+    "RandomSearch",
+    "__version__",
+]

@@ -135,7 +135,10 @@ class OpenAIES(EvolutionaryAlgorithm):
         if self.cutoff is None and self.episode_cutoff is not None:
             start = self.episode_cutoff if isinstance(self.episode_cutoff, int) else self.episode_cutoff[0]
             self.cutoff = int(start)
+        given = self.policy_kwargs
+        self.policy_kwargs = {"standardize": self.normalize_obs, **given}
         super()._setup_model()
+        self.policy_kwargs = given
 
     def _check_arguments(self) -> None:
         check_range("n_pairs", self.n_pairs, 1, integer=True)
@@ -174,8 +177,8 @@ class OpenAIES(EvolutionaryAlgorithm):
     def _statistics(self) -> ObservationStatistics | None:
         """Of the observations, ``None`` if nobody keeps any: then VecNormalize may."""
         deployed = self.policy.deployed
-        wanted = self.normalize_obs and not getattr(self._vec_normalize_env, "norm_obs", False)
-        return deployed.statistics if wanted and isinstance(deployed, ESActor) else None
+        twice = getattr(self._vec_normalize_env, "norm_obs", False)
+        return deployed.statistics if isinstance(deployed, ESActor) and not twice else None
 
     # ---------------------------------------------------------------- the generation: ask, evaluate, tell
 

@@ -33,6 +33,7 @@ class ESActor(ERLActor):
     ``policies.py: MujocoPolicy``. Outputs are in the units of the action space and not squashed; ``predict`` clips them.
 
     :param action_bins: choose among that many values in each action dimension, ``None`` for continuous actions
+    :param standardize: begin with statistics of the observations (flat ones only)
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ESActor(ERLActor):
         normalize_images: bool = True,
         layer_norm: bool = False,
         action_bins: int | None = None,
+        standardize: bool = True,
     ):
         sizes: Any = (observation_space, action_space, net_arch, features_extractor, features_dim)
         super().__init__(*sizes, activation_fn, normalize_images, layer_norm)  # type: ignore[call-arg]
@@ -65,12 +67,13 @@ class ESActor(ERLActor):
             if isinstance(layer, nn.Linear):
                 normalized_columns(layer, 1.0)
         normalized_columns(output, 0.01)
-        first = [ObservationStatistics((features_dim,))] if isinstance(features_extractor, FlattenExtractor) else []
+        self.standardize = standardize and isinstance(features_extractor, FlattenExtractor)
+        first = [ObservationStatistics((features_dim,))] if self.standardize else []
         self.mu = nn.Sequential(*first, *hidden, output, *choice)
 
     @property
     def statistics(self) -> ObservationStatistics | None:
-        """Of the observations, which they standardise; ``None`` for images."""
+        """Of the observations, which they standardise; ``None`` without any."""
         first = self.mu[0]
         return first if isinstance(first, ObservationStatistics) else None
 
@@ -79,7 +82,8 @@ class ESActor(ERLActor):
         return actions.long() if isinstance(self.action_space, spaces.Discrete) else actions
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "action_bins": self.action_bins}
+        own = {"action_bins": self.action_bins, "standardize": self.standardize}
+        return {**super()._get_constructor_parameters(), **own}
 
 
 class ESPolicy(ActorOnlyPolicy):
@@ -87,6 +91,7 @@ class ESPolicy(ActorOnlyPolicy):
     One :class:`ESActor`.
 
     :param action_bins: see :class:`ESActor`
+    :param standardize: see :class:`ESActor`
     :raises ValueError: if ``action_bins`` is below 2 or actions are discrete already
     """
 
@@ -100,6 +105,7 @@ class ESPolicy(ActorOnlyPolicy):
         lr_schedule: Schedule,
         *args: Any,
         action_bins: int | None = None,
+        standardize: bool = True,
         **kwargs: Any,
     ):
         if action_bins is not None and (action_bins < 2 or not isinstance(action_space, spaces.Box)):
@@ -107,18 +113,19 @@ class ESPolicy(ActorOnlyPolicy):
                 f"policy_kwargs: action_bins must be None, or at least 2 with a Box action space; got {action_bins!r} with "
                 f"{action_space}"
             )
-        self.action_bins = action_bins
+        self.action_bins, self.standardize = action_bins, standardize
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)  # type: ignore[arg-type]
         self._squash_output = False
 
     def _actor_arguments(self) -> dict[str, Any]:
-        return {**super()._actor_arguments(), "action_bins": self.action_bins}
+        return {**super()._actor_arguments(), "action_bins": self.action_bins, "standardize": self.standardize}
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.deployed._predict(observation, deterministic)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "action_bins": self.action_bins}
+        own = {"action_bins": self.action_bins, "standardize": self.standardize}
+        return {**super()._get_constructor_parameters(), **own}
 
 
 class ESLinearPolicy(ESPolicy):

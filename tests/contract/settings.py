@@ -52,6 +52,9 @@ FAST: dict[str, Any] = {
     "noise_table_size": 100_000,
     "obs_stat_prob": 0.5,
     "n_center_episodes": 1,
+    "truncation": 2,
+    "n_finalists": 2,
+    "n_finalist_episodes": 1,
     "device": "cpu",
     "seed": 3,
 }
@@ -120,7 +123,7 @@ def n_exploring(name: str) -> int:
 
 def n_rollouts(name: str) -> int:
     """Rollouts in each generation of a class with fast settings: the population's and those of nobody in it."""
-    return pop_size(name) + n_exploring(name) + fast(name).get("n_center_episodes", 0)
+    return pop_size(name) + n_exploring(name) + fast(name).get("n_center_episodes", fast(name).get("n_finalists", 0))
 
 
 def apart(name: str) -> str:

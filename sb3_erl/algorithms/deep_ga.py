@@ -1,0 +1,211 @@
+"""Deep GA: mutants of the best, stored as the seeds of their mutations; random search is the same without parents."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_erl.common.arguments import known_to
+from sb3_erl.common.checks import check_range
+from sb3_erl.common.es_policies import ESCnnPolicy, ESLinearPolicy, ESPolicy
+from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
+from sb3_erl.common.parameters import ParameterLayout, write_parameters
+from sb3_erl.common.seeding import Stream
+from sb3_erl.evaluation.base import EpisodeBatch, Job
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.evolution.seed_genome import SeedGA
+
+
+class DeepGA(EvolutionaryAlgorithm):
+    """
+    A genetic algorithm with mutation and truncation selection only, whose genomes are lists of seeds.
+
+    Such et al. (2017), https://arxiv.org/abs/1712.06567; authors' code: uber-research/deep-neuroevolution,
+    ``gpu_implementation/ga.py``. Each generation mutates parents that are picked uniformly among the best; the best of a
+    generation are evaluated again, beside the elite, and the best of these is the elite, which is deployed. Actions may be
+    continuous or discrete.
+
+    Differences from the authors' code: the noise table has 25 million numbers (theirs 250 million), everything follows from
+    the seed of the run, and continuous actions are clipped to the environment's bounds.
+
+    What is saved are genomes. They mean something only together with the noise table and the network they were made for, so a
+    model cannot be loaded with another ``noise_seed`` or ``noise_table_size``.
+
+    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
+        ``env``, the environment or its id
+    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param learning_rate: SB3's third argument; not used
+    :param pop_size: children per generation
+    :param truncation: how many of the best become parents
+    :param sigma: standard deviation of a mutation, a float or a schedule. The published 0.002 is for millions of parameters;
+        networks of thousands need 0.02 to 0.1
+    :param n_finalists: candidates for the elite, the present one among them
+    :param n_finalist_episodes: further episodes of each of them
+    :param init: see :class:`~sb3_erl.evolution.seed_genome.Initialisation`
+    :param init_output_std: see :class:`~sb3_erl.evolution.seed_genome.Initialisation`
+    :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit
+    :param n_eval_episodes: episodes per child
+    :param noise_table_size: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`; 4 bytes each
+    :param noise_seed: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`
+    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ESPolicy,
+        "LinearPolicy": ESLinearPolicy,
+        "CnnPolicy": ESCnnPolicy,
+    }
+    takes_discrete_actions = True
+    evolver: SeedGA
+    truncation: int
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 0.0,
+        pop_size: int = 1000,
+        truncation: int = 20,
+        sigma: float | Schedule = 0.002,
+        n_finalists: int = 10,
+        n_finalist_episodes: int = 30,
+        init: Literal["fan_in", "unit_norm"] = "fan_in",
+        init_output_std: float = 0.1,
+        episode_cutoff: int | None = None,
+        n_eval_episodes: int = 1,
+        noise_table_size: int = 25_000_000,
+        noise_seed: int = 123,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.truncation, self.sigma = truncation, sigma
+        self.n_finalists, self.n_finalist_episodes = n_finalists, n_finalist_episodes
+        self.init, self.init_output_std, self.episode_cutoff = init, init_output_std, episode_cutoff
+        self.noise_table_size, self.noise_seed = noise_table_size, noise_seed
+        self.made_for: list[Any] | None = None
+        """Noise table and shapes that the genomes were made for."""
+        super().__init__(**known_to(super().__init__, locals()))
+
+    # ---------------------------------------------------------------- set-up
+
+    def _setup_model(self) -> None:
+        check_range("n_finalist_episodes", self.n_finalist_episodes, 1, integer=True)
+        if self.episode_cutoff is not None:
+            check_range("episode_cutoff", self.episode_cutoff, 1, integer=True)
+        given = self.policy_kwargs
+        self.policy_kwargs = {"standardize": False, **given}  # moving statistics would change what old genomes mean
+        super()._setup_model()
+        self.policy_kwargs = given
+
+    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
+        shapes = [list(shape) for shape in layout.shapes]
+        made_for = [self.noise_table_size, self.noise_seed, self.init, self.init_output_std, shapes]
+        if self.made_for is not None and self.made_for != made_for:
+            old, new = next(pair for pair in zip(self.made_for, made_for, strict=True) if pair[0] != pair[1])
+            raise ValueError(
+                "noise_table_size, noise_seed, init, init_output_std and the network must be those the genomes were saved "
+                f"with; got {new} instead of {old}. Load without changing them, or start a new model"
+            )
+        self.made_for = made_for
+        table, sizes = NoiseTable(self.noise_table_size, self.noise_seed), (self.pop_size, self.truncation)
+        return SeedGA(layout, *sizes, self._sigma_now, self.n_finalists, self.init, self.init_output_std, table)
+
+    @property
+    def _n_jobs(self) -> int:
+        return self.pop_size * self.n_eval_episodes + self.n_finalists * self.n_finalist_episodes
+
+    @property
+    def _sigma_now(self) -> float:
+        return float(FloatSchedule(self.sigma)(self._current_progress_remaining))
+
+    # ---------------------------------------------------------------- the generation: ask, evaluate, evaluate again, tell
+
+    def _generation(self, callback: BaseCallback) -> bool:
+        """Ask -> evaluate -> evaluate the best again -> tell -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
+        rng = self._rng(Stream.EVOLUTION)
+        self.evolver.sigma = self._sigma_now
+        candidates = self.evolver.ask(rng)
+        first = self._episodes(candidates, 0, self.n_eval_episodes, callback)
+        if first is None:
+            return False
+        fitness = self._fitness(candidates, first)
+        finalists = self.evolver.finalists(fitness)
+        again = self._episodes(finalists, len(candidates), self.n_finalist_episodes, callback)
+        if again is None:
+            return False
+        totals = [episode.total_reward for episode in again.episodes]
+        validation = again.mean_per_candidate(totals, len(candidates) + len(finalists))[len(candidates) :]
+        self.evolver.tell(candidates, fitness, rng, validation)
+        elite = self.evolver.elite
+        assert elite is not None
+        write_parameters(self.evolver.rebuild(elite), self.policy.deployed)
+        self._log_generation(fitness, validation)
+        return True
+
+    def _episodes(self, vectors: th.Tensor, first: int, n_episodes: int, callback: BaseCallback) -> EpisodeBatch | None:
+        """Episodes of individuals whose numbers within the generation begin with ``first``."""
+        jobs = [Job(first + i, k, self.episode_cutoff) for i in range(len(vectors)) for k in range(n_episodes)]
+        actor = self._population_actor(vectors)
+        return self._evaluate(jobs, lambda rows, numbers: actor(rows, [number - first for number in numbers]), callback)
+
+    def _log_generation(self, fitness: np.ndarray, validation: np.ndarray) -> None:
+        elite, footprint = self.evolver.elite, self.evolver.footprint
+        assert elite is not None
+        self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
+        self._log_population(fitness)
+        self.logger.record("population/elite_return", float(np.nanmax(validation)))
+        self.logger.record("population/elite_genome_length", len(elite.offsets))
+        self.logger.record("population/parameters", footprint.n_params, exclude="tensorboard")
+        self.logger.record("population/bytes_per_genome", footprint.genome_bytes, exclude="tensorboard")
+        self.logger.record("train/sigma", self.evolver.sigma)
+
+
+class RandomSearch(DeepGA):
+    """
+    Individuals without parents, and an elite that has to prove itself: :class:`DeepGA` with a truncation of 0.
+
+    The baseline of Such et al. (2017), https://arxiv.org/abs/1712.06567, section 4. Parameters that are not listed here are
+    those of :class:`DeepGA`.
+
+    :param policy: policy alias or class; or, without ``env``, the environment or its id
+    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param pop_size: individuals per generation
+    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 0.0,
+        pop_size: int = 1000,
+        n_finalists: int = 10,
+        n_finalist_episodes: int = 30,
+        init: Literal["fan_in", "unit_norm"] = "fan_in",
+        init_output_std: float = 0.1,
+        episode_cutoff: int | None = None,
+        n_eval_episodes: int = 1,
+        noise_table_size: int = 25_000_000,
+        noise_seed: int = 123,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        truncation = 0
+        super().__init__(**known_to(super().__init__, locals()))
