@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -137,12 +138,12 @@ class DeepGA(EvolutionaryAlgorithm):
         rng = self._rng(Stream.EVOLUTION)
         self.evolver.sigma = self._sigma_now
         candidates = self.evolver.ask(rng)
-        first = self._episodes(candidates, 0, self.n_eval_episodes, callback)
+        first = self._episodes(candidates, 0, self.n_eval_episodes, callback, is_last=False)
         if first is None:
             return False
         fitness = self._fitness(candidates, first)
         finalists = self.evolver.finalists(fitness)
-        again = self._episodes(finalists, len(candidates), self.n_finalist_episodes, callback)
+        again = self._episodes(finalists, len(candidates), self.n_finalist_episodes, callback, is_first=False)
         if again is None:
             return False
         totals = [episode.total_reward for episode in again.episodes]
@@ -154,17 +155,24 @@ class DeepGA(EvolutionaryAlgorithm):
         self._log_generation(fitness, validation)
         return True
 
-    def _episodes(self, vectors: th.Tensor, first: int, n_episodes: int, callback: BaseCallback) -> EpisodeBatch | None:
+    def _episodes(
+        self, vectors: th.Tensor, first: int, n_episodes: int, callback: BaseCallback, **phase: bool
+    ) -> EpisodeBatch | None:
         """Episodes of individuals whose numbers within the generation begin with ``first``."""
         jobs = [Job(first + i, k, self.episode_cutoff) for i in range(len(vectors)) for k in range(n_episodes)]
         actor = self._population_actor(vectors)
-        return self._evaluate(jobs, lambda rows, numbers: actor(rows, [number - first for number in numbers]), callback)
+
+        def act(observations: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+            return actor(observations, [number - first for number in numbers])
+
+        return self._evaluate(jobs, act, callback, **phase)
 
     def _log_generation(self, fitness: np.ndarray, validation: np.ndarray) -> None:
         elite, footprint = self.evolver.elite, self.evolver.footprint
         assert elite is not None
         self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
         self._log_population(fitness)
+        self.logger.record("rollout/finalist_ep_rew_mean", float(np.nanmean(validation)))
         self.logger.record("population/elite_return", float(np.nanmax(validation)))
         self.logger.record("population/elite_genome_length", len(elite.offsets))
         self.logger.record("population/parameters", footprint.n_params, exclude="tensorboard")

@@ -189,7 +189,8 @@ class OpenAIES(EvolutionaryAlgorithm):
         self.evolver.learning_rate, self.evolver.sigma = self._now(self.lr_schedule), self._now(self.sigma)
         candidates = self.evolver.ask(rng)
         jobs = self._jobs(0, len(candidates)) + [Job(0, k, self.cutoff) for k in range(self.n_center_episodes)]
-        episodes = self._evaluate(jobs, self._actor_beside_mean(candidates), callback)
+        actor, is_last = self._actor_beside_mean(candidates), self.min_timesteps == 0
+        episodes = self._evaluate(jobs, actor, callback, is_last=is_last)
         if episodes is None:
             return False
         center = episodes.of(range(1))
@@ -197,10 +198,13 @@ class OpenAIES(EvolutionaryAlgorithm):
         while episodes.n_timesteps < self.min_timesteps:
             candidates = th.cat([candidates, self.evolver.ask_more(rng, self.n_pairs)])
             jobs = self._jobs(len(candidates) - 2 * self.n_pairs, len(candidates))
-            more = self._evaluate(jobs, self._actor_beside_mean(candidates), callback)
+            actor = self._actor_beside_mean(candidates)
+            more = self._evaluate(jobs, actor, callback, is_first=False, is_last=False)
             if more is None:
                 return False
             episodes = EpisodeBatch(episodes.episodes + more.episodes, episodes.n_timesteps + more.n_timesteps)
+        if not is_last:
+            callback.on_rollout_end()
         candidates, episodes = self._shortest_series(candidates, episodes)
         fitness = self._fitness(candidates, episodes)
         self.evolver.tell(candidates, fitness, rng)

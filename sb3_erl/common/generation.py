@@ -131,22 +131,37 @@ class GenerationalMixin(AddressedMixin):
             return self.policy.unscale_action(actions)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
-    def _evaluate(self, jobs: Sequence[Job], actor: PopulationActor, callback: BaseCallback) -> EpisodeBatch | None:
+    def _evaluate(
+        self,
+        jobs: Sequence[Job],
+        actor: PopulationActor,
+        callback: BaseCallback,
+        is_first: bool = True,
+        is_last: bool = True,
+    ) -> EpisodeBatch | None:
         """
         Run jobs with callbacks, counters and buffer attached.
 
+        :param jobs: with numbers of candidates that no other call of this generation uses
+        :param actor: acts for the candidates
+        :param callback: called at every vector step
+        :param is_first: whether callbacks see the start of a rollout; all calls of a generation are one rollout to them
+        :param is_last: whether callbacks see its end
         :return: the episodes, ``None`` if a callback or the budget stopped the phase
         """
         assert self._evaluator is not None
+        if not self.has_budget:
+            return None
         self.policy.set_training_mode(False)
-        callback.on_rollout_start()
+        if is_first:
+            callback.on_rollout_start()
         self._callback = callback
         try:
             with self._stopwatch.measure("evaluation"):
                 episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
-        if episodes is not None:
+        if episodes is not None and is_last:
             callback.on_rollout_end()
         return episodes
 

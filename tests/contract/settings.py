@@ -128,7 +128,8 @@ def n_rollouts(name: str) -> int:
 
 def apart(name: str) -> str:
     """Log key for the mean return of the rollouts in a generation that are not the population's."""
-    return "rollout/learner_ep_rew_mean" if n_exploring(name) else "rollout/center_ep_rew_mean"
+    keys = {"n_center_episodes": "rollout/center_ep_rew_mean", "n_finalist_episodes": "rollout/finalist_ep_rew_mean"}
+    return next((key for argument, key in keys.items() if argument in fast(name)), "rollout/learner_ep_rew_mean")
 
 
 def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
 }
 BUDGET = 2000
 OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
+OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}
 """Many small generations, which a strategy needs; it takes ten times as many steps, none of which cost a gradient."""
 
 
@@ -37,7 +38,7 @@ OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.
 @pytest.mark.parametrize("name", NAMES)
 def test_identity(name: str) -> None:
     env = Monitor(IdentityEnvBox(eps=0.5))
-    is_strategy = bool(known(name, {"n_pairs": None}))
+    is_strategy = bool(known(name, {"noise_seed": None}))
     settings = SETTINGS | OF_STRATEGIES if is_strategy else SETTINGS
     model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
