@@ -162,8 +162,8 @@ class DeepGA(EvolutionaryAlgorithm):
         jobs = [Job(first + i, k, self.episode_cutoff) for i in range(len(vectors)) for k in range(n_episodes)]
         actor = self._population_actor(vectors)
 
-        def act(observations: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-            return actor(observations, [number - first for number in numbers])
+        def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+            return actor(observations, [candidate - first for candidate in candidates])
 
         return self._evaluate(jobs, act, callback, **phase)
 

@@ -27,8 +27,8 @@ def watch_phases(model: Any) -> list[tuple[list[Job], EpisodeBatch]]:
     """Everything that is evaluated from now on."""
     phases, evaluate = [], model._evaluate
 
-    def keep(jobs: list[Job], *args: Any) -> EpisodeBatch:
-        episodes = evaluate(jobs, *args)
+    def keep(jobs: list[Job], *args: Any, **kwargs: Any) -> EpisodeBatch:
+        episodes = evaluate(jobs, *args, **kwargs)
         phases.append((jobs, episodes))
         return episodes
 
