@@ -65,8 +65,10 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "cem": {"pop_size": 4},
     "cem_rl": {"pop_size": 4},
     "cerl": {"sync_period": 2},
+    "deep_ga": {"pop_size": 4},
     "erl": {"sync_period": 2},
     "pderl": {"sync_period": 2},
+    "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }
