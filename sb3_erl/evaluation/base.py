@@ -70,6 +70,7 @@ class Episode:
     :param last_observation: observation after the last step, as the policy sees it
     :param terminated: the environment ended the episode (not a time limit)
     :param cut: stopped at ``job.horizon`` although the environment would have gone on
+    :param behavior: what the environment says of it, see :mod:`sb3_erl.fitness.behaviour`; ``None`` if it says nothing
     """
 
     job: Job
@@ -77,6 +78,7 @@ class Episode:
     last_observation: np.ndarray
     terminated: bool
     cut: bool
+    behavior: np.ndarray | None = None
 
     @property
     def length(self) -> int:

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_erl.common.seeding import Address, Stream
 from sb3_erl.evaluation.base import ActionMap, Episode, EpisodeBatch, Job, PopulationActor, Recorder, Transition
 from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.fitness.behaviour import KEY, read_behavior
 
 
 @dataclass
@@ -47,6 +48,7 @@ class VectorizedEvaluator:
         self.unscale_action = unscale_action
         self.action_shape = action_shape
         self.reset_slot = SlotResetter(env)
+        self._knows_behavior = env.has_attr("current_behavior")
 
     def evaluate(
         self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder
@@ -137,10 +139,18 @@ class VectorizedEvaluator:
                 )
             )
             if done or cut:
-                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut)
+                behavior = self._behavior(index, info)
+                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut, behavior)
         obs[...] = new_obs
         original[...] = new_original
         return go_on
+
+    def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
+        if KEY in info:
+            return read_behavior(info)
+        if self._knows_behavior:  # cut here: the environment does not know that this was the last step
+            return self.env.env_method("current_behavior", indices=[index])[0]
+        return None
 
     @staticmethod
     def _store(queue: list[_Running], n_stored: int, recorder: Recorder, unfinished: bool = False) -> int:

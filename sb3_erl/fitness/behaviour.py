@@ -263,7 +263,7 @@ def make_behavior(behavior: str | type[Behavior] | BehaviorFunction, **kwargs: A
     return FromEpisode(behavior)
 
 
-class BehaviorWrapper(gym.Wrapper):
+class BehaviorWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
     Writes the behaviour of each episode into ``info["bc"]`` of its last step.
 
@@ -279,6 +279,7 @@ class BehaviorWrapper(gym.Wrapper):
         behavior: str | type[Behavior] | BehaviorFunction = "auto",
         behavior_kwargs: dict[str, Any] | None = None,
     ):
+        gym.utils.RecordConstructorArgs.__init__(self, behavior=behavior, behavior_kwargs=behavior_kwargs)
         super().__init__(env)
         self._characterisation = make_behavior(behavior, **(behavior_kwargs or {}))
         self._info: dict[str, Any] | None = None
