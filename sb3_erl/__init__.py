@@ -7,6 +7,8 @@ from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.ga_ns import GANS
+from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
@@ -21,6 +23,10 @@ ALGOS: dict[str, type[Any]] = {
     "deep_ga": DeepGA,
     "erl": ERL,
     "erl_re2": ERLRe2,
+    "ga_ns": GANS,
+    "ns_es": NSES,
+    "nsr_es": NSRES,
+    "nsra_es": NSRAES,
     "openai_es": OpenAIES,
     "pderl": PDERL,
     "pop_td7": PopTD7,
@@ -35,6 +41,10 @@ __all__ = [
     "CEMRL",
     "CERL",
     "ERL",
+    "GANS",
+    "NSES",
+    "NSRAES",
+    "NSRES",
     "PDERL",
     "TD7",
     "DeepGA",

@@ -163,11 +163,23 @@ class OpenAIES(EvolutionaryAlgorithm):
     def _n_jobs(self) -> int:
         return super()._n_jobs + self.n_center_episodes
 
+    @property
+    def _n_centers(self) -> int:
+        """How many means there are; candidates are numbered after them."""
+        return 1
+
+    @property
+    def _es(self) -> MirroredES:
+        """Whose candidates this generation evaluates."""
+        return self.evolver
+
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
+        return self._make_es(self.policy.deployed, NoiseTable(self.noise_table_size, self.noise_seed))
+
+    def _make_es(self, network: BasePolicy, table: NoiseTable) -> MirroredES:
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
-        table = NoiseTable(self.noise_table_size, self.noise_seed)
-        return MirroredES(read_parameters(self.policy.deployed), self.n_pairs, self._now(self.sigma), table=table, **own)
+        return MirroredES(read_parameters(network), self.n_pairs, self._now(self.sigma), table=table, **own)
 
     def _now(self, value: float | Schedule) -> float:
         """The value of a schedule at this moment."""
@@ -176,47 +188,70 @@ class OpenAIES(EvolutionaryAlgorithm):
     @property
     def _statistics(self) -> ObservationStatistics | None:
         """Of the observations, ``None`` if nobody keeps any: then VecNormalize may."""
-        deployed = self.policy.deployed
-        twice = getattr(self._vec_normalize_env, "norm_obs", False)
-        return deployed.statistics if isinstance(deployed, ESActor) and not twice else None
+        network, twice = self._network, getattr(self._vec_normalize_env, "norm_obs", False)
+        return network.statistics if isinstance(network, ESActor) and not twice else None
 
     # ---------------------------------------------------------------- the generation: ask, evaluate, tell
 
     def _generation(self, callback: BaseCallback) -> bool:
         """Ask -> evaluate -> tell -> observe -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
         rng = self._rng(Stream.EVOLUTION)
-        self._seen = {}
-        self.evolver.learning_rate, self.evolver.sigma = self._now(self.lr_schedule), self._now(self.sigma)
-        candidates = self.evolver.ask(rng)
-        jobs = self._jobs(0, len(candidates)) + [Job(0, k, self.cutoff) for k in range(self.n_center_episodes)]
-        actor, is_last = self._actor_beside_mean(candidates), self.min_timesteps == 0
-        episodes = self._evaluate(jobs, actor, callback, is_last=is_last)
-        if episodes is None:
+        evaluated = self._ask_and_evaluate(rng, callback, self.n_center_episodes)
+        if evaluated is None:
             return False
-        center = episodes.of(range(1))
-        episodes = episodes.of(range(1, len(candidates) + 1))
+        candidates, episodes, center = evaluated
+        self._learn(candidates, episodes)
+        write_parameters(self._es.mean, self.policy.deployed)
+        self._log_generation(episodes, center)
+        return True
+
+    def _ask_and_evaluate(
+        self, rng: np.random.Generator, callback: BaseCallback, n_center_episodes: int = 0, is_first: bool = True
+    ) -> tuple[th.Tensor, EpisodeBatch, EpisodeBatch] | None:
+        """
+        :param rng: generator
+        :param callback: called at every vector step
+        :param n_center_episodes: episodes of the mean beside those of the candidates
+        :param is_first: whether a rollout begins for callbacks
+        :return: candidates, their episodes and those of the mean; ``None`` if training was stopped
+        """
+        self._seen = {}
+        self._es.learning_rate, self._es.sigma = self._now(self.lr_schedule), self._now(self.sigma)
+        candidates = self._es.ask(rng)
+        jobs = self._jobs(0, len(candidates)) + [Job(0, k, self.cutoff) for k in range(n_center_episodes)]
+        actor, is_last = self._actor_beside_mean(candidates), self.min_timesteps == 0
+        episodes = self._evaluate(jobs, actor, callback, is_first, is_last)
+        if episodes is None:
+            return None
+        center = episodes.of(range(self._n_centers))
+        episodes = episodes.of(self._numbers(len(candidates)))
         while episodes.n_timesteps < self.min_timesteps:
-            candidates = th.cat([candidates, self.evolver.ask_more(rng, self.n_pairs)])
+            candidates = th.cat([candidates, self._es.ask_more(rng, self.n_pairs)])
             jobs = self._jobs(len(candidates) - 2 * self.n_pairs, len(candidates))
-            actor = self._actor_beside_mean(candidates)
-            more = self._evaluate(jobs, actor, callback, is_first=False, is_last=False)
+            more = self._evaluate(jobs, self._actor_beside_mean(candidates), callback, is_first=False, is_last=False)
             if more is None:
-                return False
+                return None
             episodes = EpisodeBatch(episodes.episodes + more.episodes, episodes.n_timesteps + more.n_timesteps)
         if not is_last:
             callback.on_rollout_end()
-        candidates, episodes = self._shortest_series(candidates, episodes)
-        fitness = self._fitness(candidates, episodes)
-        self.evolver.tell(candidates, fitness, rng)
+        return *self._shortest_series(candidates, episodes), center
+
+    def _learn(self, candidates: th.Tensor, episodes: EpisodeBatch) -> None:
+        """Move the mean, count observations, and let episodes grow if they were cut."""
+        self._tell(candidates, episodes)
         self._observe(len(candidates))
-        write_parameters(self.evolver.mean, self.policy.deployed)
-        self._log_generation(episodes, center)
         self._adapt_cutoff(episodes)
-        return True
+
+    def _tell(self, candidates: th.Tensor, episodes: EpisodeBatch) -> None:
+        self._es.tell(candidates, self._fitness(candidates, episodes))
+
+    def _numbers(self, n_candidates: int) -> range:
+        """Numbers of the candidates among all that act in a generation: they come after the means."""
+        return range(self._n_centers, self._n_centers + n_candidates)
 
     def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
-        """Acts for the mean, which has number 0, and for the candidates, which have the numbers after it."""
-        return self._population_actor(th.cat([self.evolver.mean[None], candidates]))
+        """Acts for the mean, which has number 0, and for the candidates, see :meth:`_numbers`."""
+        return self._population_actor(th.cat([self._es.mean.expand(self._n_centers, -1), candidates]))
 
     def _jobs(self, first: int, last: int) -> list[Job]:
         explorer: Explorer | None = None
@@ -224,31 +259,32 @@ class OpenAIES(EvolutionaryAlgorithm):
             explorer = UnboundedExploration(self.action_noise_std)
         jobs = []
         for i in range(first, last):
-            twin = i - i % 2 + 1 if self.common_random_numbers else None
-            jobs += [Job(i + 1, k, self.cutoff, explorer, twin) for k in range(self.n_eval_episodes)]
+            number = self._n_centers + i
+            twin = number - i % 2 if self.common_random_numbers else None
+            jobs += [Job(number, k, self.cutoff, explorer, twin) for k in range(self.n_eval_episodes)]
         return jobs
 
     def _shortest_series(self, candidates: th.Tensor, episodes: EpisodeBatch) -> tuple[th.Tensor, EpisodeBatch]:
         """The first pairs that have ``min_timesteps`` steps together, at least ``n_pairs`` of them."""
         steps = np.zeros(len(candidates), dtype=np.int64)
         for episode in episodes.episodes:
-            steps[episode.job.candidate - 1] += episode.length
+            steps[episode.job.candidate - self._n_centers] += episode.length
         enough = int(np.searchsorted(steps.cumsum(), self.min_timesteps)) + 1
         n = min(max(2 * self.n_pairs, enough + enough % 2), len(candidates))
-        return candidates[:n], episodes.of(range(1, n + 1))
+        return candidates[:n], episodes.of(self._numbers(n))
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         values = [e.total_reward for e in episodes.episodes]
         if self.fitness_shaping != "centered_rank":
             values = [sign_return(e.rewards) for e in episodes.episodes]
-        return episodes.mean_per_candidate(values, len(candidates) + 1)[1:]
+        return episodes.mean_per_candidate(values, self._n_centers + len(candidates))[self._n_centers :]
 
     # ---------------------------------------------------------------- observations
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Count the observations of some of the population's episodes."""
-        statistics, number = self._statistics, (job.candidate - 1) * self.n_eval_episodes + job.episode
-        if statistics is None or not transitions or job.candidate == 0:
+        number = (job.candidate - self._n_centers) * self.n_eval_episodes + job.episode
+        if self._statistics is None or not transitions or number < 0:
             return
         probability = self.obs_stat_prob
         if probability is None:
@@ -274,7 +310,7 @@ class OpenAIES(EvolutionaryAlgorithm):
             self.cutoff = int(min([ratio * self.cutoff, *largest]))
 
     def _log_generation(self, episodes: EpisodeBatch, center: EpisodeBatch) -> None:
-        record, update = self.logger.record, self.evolver.last_update
+        record, update = self.logger.record, self._es.last_update
         assert update is not None
         record("time/generations", self.n_generations + 1, exclude="tensorboard")
         returns = np.array([episode.total_reward for episode in episodes.episodes])
@@ -283,11 +319,11 @@ class OpenAIES(EvolutionaryAlgorithm):
             own = np.array([episode.total_reward for episode in center.episodes])
             record("rollout/center_ep_rew_mean", float(own.mean()))
             record("population/rank_of_center", population_rank(own, returns))
-        record("train/sigma", self.evolver.sigma)
-        record("train/learning_rate", self.evolver.learning_rate)
+        record("train/sigma", self._es.sigma)
+        record("train/learning_rate", self._es.learning_rate)
         record("train/grad_norm", update.grad_norm)
         record("train/update_ratio", update.update_ratio)
-        record("train/theta_norm", float(self.evolver.mean.norm()))
+        record("train/theta_norm", float(self._es.mean.norm()))
         if self.cutoff is not None:
             record("rollout/episode_cutoff", self.cutoff)
 

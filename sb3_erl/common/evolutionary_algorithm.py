@@ -191,10 +191,15 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self._log_population(fitness)
         return True
 
+    @property
+    def _network(self) -> BasePolicy:
+        """Whose statistics of observations the candidates act with."""
+        return self.policy.deployed
+
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
-        deployed = self.policy.deployed
-        plain = numpy_population(deployed, candidates_stack(deployed, to_numpy(candidates)))
-        return ModuleActor(self._pool.filled(candidates, deployed)) if plain is None else plain
+        network = self._network
+        plain = numpy_population(network, candidates_stack(network, to_numpy(candidates)))
+        return ModuleActor(self._pool.filled(candidates, network)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         """:return: ``(pop_size,)``, higher is better, NaN is worst"""

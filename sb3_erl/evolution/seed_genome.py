@@ -373,9 +373,19 @@ class SeedGA(Evolver):
             )
         scores = nan_is_worst(validation)
         elite = named[int(scores.argmax())]
-        genomes = self._genomes_of([elite, *parents_after(fitness, elite, self.truncation)])
-        self.pool = _rows([*genomes]).to(self.pool.device)
-        self.elite_score.fill_(float(scores.max()))
+        self.choose([elite, *parents_after(fitness, elite, self.truncation)], fitness, float(scores.max()))
+
+    def choose(self, chosen: Sequence[int], fitness: np.ndarray, elite_score: float) -> None:
+        """
+        Close a generation with an elite and parents that somebody else selected.
+
+        :param chosen: ``(1 + n_parents,)``, the elite and then the parents, best first: numbers of children, or ``ELITE`` for
+            the previous elite
+        :param fitness: ``(pop_size,)`` of the children, higher is better, NaN is worst
+        :param elite_score: what made the elite one
+        """
+        self.pool = _rows([*self._genomes_of(chosen)]).to(self.pool.device)
+        self.elite_score.fill_(elite_score)
         self.fitness.copy_(torch.from_numpy(nan_is_worst(fitness)))
         self._is_asked = False
 

@@ -209,13 +209,18 @@ class FromEpisode(Behavior):
 
 
 class Auto(Behavior):
-    """``info["bc"]`` if the environment gives it, else what fits its kind: centre of mass (MuJoCo), memory (Atari)."""
+    """
+    ``info["bc"]`` if the environment gives it, else what fits its kind: centre of mass (MuJoCo), memory (Atari), the last
+    observation where that is a vector.
+    """
 
     def __init__(self) -> None:
         self._chosen: Behavior | None = None
+        self._last: Any = None
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
+        self._last = observation
         if self._chosen is None and _is_mujoco(env):
             self._chosen = FinalPosition()
         elif self._chosen is None and hasattr(env.unwrapped, "ale"):
@@ -225,14 +230,22 @@ class Auto(Behavior):
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
+        self._last = observation
         if self._chosen is not None:
             self._chosen.step(env, observation, action, reward, info)
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """See :class:`Behavior`."""
-        if self._chosen is not None and KEY not in info:
+        if KEY not in info and self._chosen is not None:
             return self._chosen.end(env, info)
+        if KEY not in info and is_vector(env.observation_space):
+            return np.array(self._last, dtype=np.float64)
         return read_behavior(info)
+
+
+def is_vector(space: gym.Space) -> bool:
+    """Whether observations are short enough to be compared as they are."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
 
 
 BEHAVIORS: dict[str, type[Behavior]] = {

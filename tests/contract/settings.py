@@ -55,6 +55,10 @@ FAST: dict[str, Any] = {
     "truncation": 2,
     "n_finalists": 2,
     "n_finalist_episodes": 1,
+    "meta_population_size": 2,
+    "novelty_k": 3,
+    "archive_prob": 0.3,
+    "behavior": "final_observation",
     "device": "cpu",
     "seed": 3,
 }
@@ -67,6 +71,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "cerl": {"sync_period": 2},
     "deep_ga": {"pop_size": 4},
     "erl": {"sync_period": 2},
+    "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},
@@ -125,12 +130,22 @@ def n_exploring(name: str) -> int:
 
 def n_rollouts(name: str) -> int:
     """Rollouts in each generation of a class with fast settings: the population's and those of nobody in it."""
-    return pop_size(name) + n_exploring(name) + fast(name).get("n_center_episodes", fast(name).get("n_finalists", 0))
+    settings = fast(name)
+    others = [settings[key] for key in ("n_center_episodes", "n_finalists", "meta_population_size") if key in settings]
+    return pop_size(name) + n_exploring(name) + sum(others)
+
+
+def split_returns(name: str, returns: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of all rollouts in a generation, in order: those of the population, and those of nobody in it."""
+    members = fast(name).get("meta_population_size", 0)  # evaluated first, all others last
+    return np.array(returns[members:][: pop_size(name)]), np.array(returns[:members] + returns[members:][pop_size(name) :])
 
 
 def apart(name: str) -> str:
     """Log key for the mean return of the rollouts in a generation that are not the population's."""
-    keys = {"n_center_episodes": "rollout/center_ep_rew_mean", "n_finalist_episodes": "rollout/finalist_ep_rew_mean"}
+    center = "rollout/center_ep_rew_mean"
+    keys = {"n_center_episodes": center, "meta_population_size": center}
+    keys["n_finalist_episodes"] = "rollout/finalist_ep_rew_mean"
     return next((key for argument, key in keys.items() if argument in fast(name)), "rollout/learner_ep_rew_mean")
 
 

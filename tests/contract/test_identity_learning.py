@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_erl import ALGOS
+from sb3_erl.fitness.behaviour import EpisodeTrace
 from tests.contract.settings import NAMES, known
 
 SETTINGS: dict[str, Any] = {
@@ -32,6 +34,14 @@ BUDGET = 2000
 OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
 OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}
 """Many small generations, which a strategy needs; it takes ten times as many steps, none of which cost a gradient."""
+
+
+def how_good(trace: EpisodeTrace) -> np.ndarray:
+    """A behaviour of which every new value up to the best possible one has to be found."""
+    return np.array([sum(trace.rewards)])
+
+
+OF_STRATEGIES |= {"behavior": how_good, "meta_population_size": 2}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from tests.contract.settings import (
     known,
     make,
     n_rollouts,
-    pop_size,
+    split_returns,
     whole,
 )
 from tests.envs import toy_vec_env
@@ -43,7 +43,7 @@ POPULATION = {"population/fitness_max", "population/fitness_mean", "population/f
 def test_keys_and_values(name: str) -> None:
     model = make(name)
     tables = Tables(model)
-    model.learn(200)
+    model.learn(max(200, 6 * n_rollouts(name) * 8 if name in GENERATIONAL else 0))
     assert all(ALWAYS <= set(table) for table in tables.tables)
     warm = tables.tables[3:]
     assert len(warm) >= 2
@@ -112,7 +112,7 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
     n_episodes = n_rollouts(name)
     model.learn(2 * n_episodes * 8, [ConvertCallback(keep), witness])
     assert witness.generation_ends[-1] == 2 * n_episodes * 8 and len(returns) == 2 * n_episodes
-    population, learners = np.split(np.array(returns[n_episodes:]), [pop_size(name)])
+    population, learners = split_returns(name, returns[n_episodes:])
     assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)
     assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
     assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)

@@ -40,7 +40,7 @@ def told_to(model: Any) -> list[tuple[th.Tensor, np.ndarray]]:
     """What the evolver is told from now on."""
     told, tell = [], model.evolver.tell
 
-    def keep(candidates: th.Tensor, fitness: np.ndarray, rng: Any) -> None:
+    def keep(candidates: th.Tensor, fitness: np.ndarray, rng: Any = None) -> None:
         told.append((candidates.clone(), fitness))
         tell(candidates, fitness, rng)
 
