@@ -47,13 +47,14 @@ class EndPositions(BaseCallback):
         super().__init__()
         self.ends: list[np.ndarray] = []
         self.returns: list[float] = []
+        self.best = -np.inf
 
     def _on_step(self) -> bool:
-        for done, reward, info in zip(*(self.locals[key] for key in ("dones", "rewards", "infos")), strict=True):
-            if done:
-                self.ends.append(info["bc"])
-                self.returns.append(float(reward))  # the only reward of an episode is its last
-        return not self.returns or max(self.returns) < SOLVED
+        for row in np.flatnonzero(self.locals["dones"]):
+            self.ends.append(self.locals["infos"][row]["bc"])
+            self.returns.append(float(self.locals["rewards"][row]))  # the only reward of an episode is its last
+            self.best = max(self.best, self.returns[-1])
+        return self.best < SOLVED
 
 
 def run(algorithm: str, seed: int, folder: str) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def run(algorithm: str, seed: int, folder: str) -> dict[str, Any]:
         "algorithm": algorithm,
         "seed": seed,
         "episodes": len(ends),
-        "best_return": round(max(seen.returns), 3),
-        "solved": max(seen.returns) > SOLVED,
+        "best_return": round(seen.best, 3),
+        "solved": seen.best > SOLVED,
         "seconds": round(time.perf_counter() - start),
     }
 
@@ -90,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     os.makedirs(options.output, exist_ok=True)
     with ProcessPoolExecutor(options.jobs) as pool, open(Path(options.output) / "runs.csv", "w", newline="") as file:
-        jobs = [pool.submit(run, algo, seed + 1, options.output) for seed in range(options.seeds) for algo in options.algo]
+        jobs = [pool.submit(run, algo, seed + 1, options.output) for algo in options.algo for seed in range(options.seeds)]
         table: csv.DictWriter | None = None
         for job in jobs:
             row = job.result()

@@ -16,38 +16,10 @@ import numpy as np
 
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.fitness.novelty import Behaviors, NoveltyArchive
+from sb3_erl.fitness.shaping import Ties, centered_ranks
 
 Mode = Literal["ns", "nsr", "nsra"]
 MemberRule = Literal["novelty_prob", "round_robin"]
-Ties = Literal["average", "stable"]
-
-
-def centered_ranks(values: np.ndarray, ties: Ties = "average") -> np.ndarray:
-    """
-    Ranks of all values together, scaled to [-0.5, 0.5].
-
-    Salimans et al. (2017), https://arxiv.org/abs/1703.03864; authors' code: openai/evolution-strategies-starter,
-    ``es.py: compute_centered_ranks``. Differences: equal values share their mean rank by default (the authors' unstable
-    sort orders them arbitrarily), and NaN is worst.
-
-    :param values: any shape, higher is better
-    :param ties: ``"average"``, or ``"stable"`` to rank equal values in the order in which they stand
-    :return: same shape, float64; 0 for a single value
-
-    >>> centered_ranks(np.array([[5.0, 1.0], [7.0, 1.0]])).round(3).tolist()
-    [[0.167, -0.333], [0.5, -0.333]]
-    """
-    check_choice("ties", ties, ("average", "stable"))
-    flat = np.asarray(values, dtype=np.float64).ravel()
-    flat = np.where(np.isnan(flat), -np.inf, flat)
-    if flat.size < 2:
-        return np.zeros(np.shape(values))
-    ranks = np.empty(flat.size)
-    ranks[np.argsort(flat, kind="stable")] = np.arange(flat.size)
-    if ties == "average":
-        _, group, counts = np.unique(flat, return_inverse=True, return_counts=True)
-        ranks = (np.bincount(group, ranks) / counts)[group]
-    return (ranks / (flat.size - 1) - 0.5).reshape(np.shape(values))
 
 
 def mix_ranks(returns: np.ndarray, novelty: np.ndarray, reward_weight: float, ties: Ties = "average") -> np.ndarray:
@@ -57,8 +29,8 @@ def mix_ranks(returns: np.ndarray, novelty: np.ndarray, reward_weight: float, ti
     :param returns: ``(n, 2)`` (or any shape) of all perturbed candidates of a generation
     :param novelty: same shape
     :param reward_weight: share of the returns in [0, 1]: 0 is NS-ES, 0.5 is NSR-ES, 1 is the plain evolution strategy
-    :param ties: see :func:`centered_ranks`
-    :return: same shape, in [-0.5, 0.5]
+    :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`
+    :return: float32, same shape, in [-0.5, 0.5]
     :raises ValueError: if the shapes differ or the weight is out of range
     """
     check_range("reward_weight", reward_weight, 0, 1)
@@ -67,7 +39,8 @@ def mix_ranks(returns: np.ndarray, novelty: np.ndarray, reward_weight: float, ti
         raise ValueError(
             f"novelty must have the shape of returns, one value per episode; got {novelty.shape} and {returns.shape}"
         )
-    return reward_weight * centered_ranks(returns, ties) + (1 - reward_weight) * centered_ranks(novelty, ties)
+    share = np.float32(reward_weight)
+    return share * centered_ranks(returns, ties) + (1 - share) * centered_ranks(novelty, ties)
 
 
 class FixedWeight:

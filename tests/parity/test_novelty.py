@@ -11,13 +11,13 @@ from sb3_erl.envs.deceptive_cup import CupAgents
 from sb3_erl.envs.hard_maze import REACH, MazeMap, MazePicture, MazeRobots, VecHardMaze
 from sb3_erl.evolution.novelty import (
     AdaptiveWeight,
-    centered_ranks,
     member_probabilities,
     mix_ranks,
     reward_weight,
     select_by_novelty,
 )
 from sb3_erl.fitness.novelty import NoveltyArchive, behavior_distances
+from sb3_erl.fitness.shaping import centered_ranks
 from tests.parity.cases import Case, dispatch
 
 SYSTEM = "novelty"

@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl.evolution.novelty import (
     AdaptiveWeight,
-    centered_ranks,
     member_probabilities,
     mix_ranks,
     next_member,
@@ -22,6 +21,7 @@ from sb3_erl.evolution.novelty import (
 )
 from sb3_erl.fitness.behaviour import BehaviorWrapper, EpisodeTrace, make_behavior, mean_behavior, read_behavior
 from sb3_erl.fitness.novelty import NoveltyArchive, behavior_distances
+from sb3_erl.fitness.shaping import centered_ranks
 
 
 def filled(*entries: Any, **kwargs: Any) -> NoveltyArchive:
@@ -296,7 +296,7 @@ def test_an_episode_that_is_cut_off_has_a_behaviour_too() -> None:
 
 @pytest.mark.parametrize(
     ("behavior", "message"),
-    [("auto", "BehaviorWrapper"), ("final_position", "MuJoCo"), ("memory", "Atari"), (lambda trace: "far", "number")],
+    [("info", "BehaviorWrapper"), ("final_position", "MuJoCo"), ("memory", "Atari"), (lambda trace: "far", "number")],
 )
 def test_an_environment_without_behaviour_is_an_error(behavior: Any, message: str) -> None:
     env = BehaviorWrapper(Line(), behavior)
@@ -304,6 +304,13 @@ def test_an_environment_without_behaviour_is_an_error(behavior: Any, message: st
     with pytest.raises(ValueError, match=message):
         for _ in range(3):
             env.step(np.array([0.5]))
+
+
+def test_a_vector_is_its_own_behaviour_where_nothing_else_is_known() -> None:
+    env = BehaviorWrapper(Line())
+    env.reset()
+    *_, info = [env.step(np.array([0.5])) for _ in range(3)][-1]
+    assert info["bc"].tolist() == [1.5] and info["bc"].dtype == np.float64
 
 
 def test_unknown_names_are_refused() -> None:
