@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import sb3_erl.envs  # noqa: F401 registers the environments
 from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
