@@ -87,6 +87,10 @@ EVOLUTION: dict[str, str] = {
     "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": LEARNER,
     "test_train_eval_mode.py::test_td3_train_with_batch_norm": LEARNER,
 }
+DISCRETE_TOO: dict[str, str] = {
+    **EVOLUTION,
+    "test_spaces.py::test_action_spaces[CartPole-v1-{cls}]": "expects discrete actions to be refused: they are welcome",
+}
 MEMORIES: dict[str, str] = {
     **GENERATIONAL,
     "test_save_load.py::test_save_load[{cls}]": (
@@ -95,6 +99,8 @@ MEMORIES: dict[str, str] = {
 }
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
+    "deep_ga": DISCRETE_TOO,
+    "random_search": DISCRETE_TOO,
     "cem_rl": GENERATIONAL,
     "cerl": {
         **GENERATIONAL,
@@ -103,10 +109,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
-    "openai_es": {
-        **EVOLUTION,
-        "test_spaces.py::test_action_spaces[CartPole-v1-{cls}]": "expects discrete actions to be refused: they are welcome",
-    },
+    "openai_es": DISCRETE_TOO,
     "td7": SALE,
     "pop_td7": SALE,
 }
@@ -115,13 +118,15 @@ BY_CLASS: dict[str, dict[str, str]] = {
 IGNORED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage")),
     "cerl": ("gamma",),
-    "openai_es": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
-    "cem": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
+    **dict.fromkeys(
+        ("cem", "deep_ga", "openai_es", "random_search"),
+        ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
+    ),
 }
 """
 Arguments that SB3's tests hand to TD3 to be fast or small, and which must not reach a class.
 
-CERL has discount factors in place of one; CEM and OpenAI-ES have none of a learner's arguments; TD7 refuses any
+CERL has discount factors in place of one; a class without a learner has none of a learner's arguments; TD7 refuses any
 ``train_freq`` but 1 (test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something
 else, and what is left of them is run.
 """
