@@ -15,7 +15,7 @@ import pytest
 
 from sb3_erl import ALGOS
 from tests.contract.sb3_suite import source, substitute_path
-from tests.contract.sb3_suite.deselect import IGNORED, deselected
+from tests.contract.sb3_suite.deselect import IGNORED, deselected, small
 from tests.contract.settings import IMAGES
 from tests.warm import WarmPython
 
@@ -72,8 +72,9 @@ def run_suite(python: WarmPython, tests: Path, name: str, folder: Path) -> tuple
         "SB3_SUITE_REPLACES": "TD3",
         "SB3_SUITE_DESELECT": json.dumps(sorted(deselected(name))),
         "SB3_SUITE_IGNORED": json.dumps(IGNORED.get(name, ())),
+        "SB3_SUITE_SMALL": json.dumps(small(name)),
     }
-    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "--durations=10", "--junitxml=report.xml"]
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "--durations=25", "--junitxml=report.xml"]
     result = python.run(["-m", "pytest", *flags, "tests"], folder, folder, timeout=800, **environment)
     report = folder / "report.xml"
     outcomes: Counter[str] = Counter()

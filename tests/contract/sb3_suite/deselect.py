@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from sb3_erl import ALGOS
 
 DICT = "Dict observations are refused at construction, with the way out in the message: test_wrong_input.py"
@@ -130,6 +133,21 @@ CERL has discount factors in place of one; a class without a learner has none of
 ``train_freq`` but 1 (test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something
 else, and what is left of them is run.
 """
+
+SMALL: dict[str, Any] = {
+    **{"pop_size": 4, "n_pairs": 2, "truncation": 2, "n_finalists": 2, "n_finalist_episodes": 1, "noise_table_size": 3_000_000},
+    **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
+}
+"""What a test that says nothing else gets, of the arguments that a class has: a small population of small networks."""
+
+
+def small(name: str) -> dict[str, Any]:
+    """
+    :param name: key in ALGOS
+    :return: arguments that keep runs short
+    """
+    present = inspect.signature(ALGOS[name].__init__).parameters
+    return {key: value for key, value in SMALL.items() if key in present and key not in IGNORED.get(name, ())}
 
 
 def deselected(name: str) -> dict[str, str]:
