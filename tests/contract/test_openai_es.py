@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import OpenAIES
@@ -170,7 +171,7 @@ def test_numpy_and_torch_choose_the_same_discrete_action() -> None:
 
 @pytest.mark.slow
 def test_cart_pole_is_balanced() -> None:
-    env = gym.make("CartPole-v1")
+    env = Monitor(gym.make("CartPole-v1"))
     kwargs: dict[str, Any] = {"n_pairs": 16, "noise_table_size": 5_000_000, "policy_kwargs": {"net_arch": [64, 64]}}
     model = OpenAIES("MlpPolicy", env, seed=1, device="cpu", **kwargs)
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)

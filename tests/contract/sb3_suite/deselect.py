@@ -135,7 +135,14 @@ else, and what is left of them is run.
 """
 
 SMALL: dict[str, Any] = {
-    **{"pop_size": 4, "n_pairs": 2, "truncation": 2, "n_finalists": 2, "n_finalist_episodes": 1, "noise_table_size": 3_000_000},
+    **{
+        "pop_size": 4,
+        "n_pairs": 2,
+        "truncation": 2,
+        "n_finalists": 2,
+        "n_finalist_episodes": 1,
+        "noise_table_size": 3_000_000,
+    },
     **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
 }
 """What a test that says nothing else gets, of the arguments that a class has: a small population of small networks."""
