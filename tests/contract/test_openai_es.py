@@ -172,9 +172,9 @@ def test_numpy_and_torch_choose_the_same_discrete_action() -> None:
 @pytest.mark.slow
 def test_cart_pole_is_balanced() -> None:
     env = Monitor(gym.make("CartPole-v1"))
-    kwargs: dict[str, Any] = {"n_pairs": 16, "noise_table_size": 5_000_000, "policy_kwargs": {"net_arch": [64, 64]}}
-    model = OpenAIES("MlpPolicy", env, seed=1, device="cpu", **kwargs)
+    kwargs: dict[str, Any] = {"n_pairs": 4, "sigma": 0.1, "learning_rate": 0.05, "noise_table_size": 5_000_000}
+    model = OpenAIES("LinearPolicy", env, seed=0, device="cpu", **kwargs)
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
     model.learn(12_000)
     after, _ = evaluate_policy(model, env, n_eval_episodes=10)
-    assert before < 100 and after > 300, f"{before} -> {after} of 500"
+    assert before < 100 and after > 350, f"{before} -> {after} of 500"

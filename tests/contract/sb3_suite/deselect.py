@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from sb3_erl import ALGOS
+from tests.contract.settings import ONE_OF_EACH_FAMILY
 
 DICT = "Dict observations are refused at construction, with the way out in the message: test_wrong_input.py"
 PREDICT = "demands policy.predict == actor.predict for random tensors; predict acts with policy.deployed: test_policy_files.py"
@@ -157,10 +158,22 @@ def small(name: str) -> dict[str, Any]:
     return {key: value for key, value in SMALL.items() if key in present and key not in IGNORED.get(name, ())}
 
 
+ONCE: dict[str, str] = {
+    "test_callbacks.py::test_callbacks": "test_callbacks.py",
+    "test_cnn.py::test_cnn": "test_images.py",
+    "test_save_load.py::test_save_load_env_cnn": "test_images.py",
+    "test_spaces.py::test_identity_spaces": "test_predict.py",
+}
+"""The longest tests, run with one class of each family; every other class has the same in our own files."""
+
+
 def deselected(name: str) -> dict[str, str]:
     """
     :param name: key in ALGOS
     :return: reason by test name
     """
     cls = ALGOS[name].__name__
-    return {pattern.replace("{cls}", cls): reason for pattern, reason in BY_CLASS.get(name, {}).items()}
+    reasons = dict(BY_CLASS.get(name, {}))
+    if name not in ONE_OF_EACH_FAMILY:
+        reasons = {**{pattern: f"runs with another class of the family; {file}" for pattern, file in ONCE.items()}, **reasons}
+    return {pattern.replace("{cls}", cls): reason for pattern, reason in reasons.items()}
