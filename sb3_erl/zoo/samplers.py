@@ -101,6 +101,9 @@ ERL: tuple[Knob, ...] = (
     Float("mutation_prob", 0.5, 1.0),
 )
 
+# Where an individual without parents begins.
+INITIAL: tuple[Knob, ...] = (Choice("init", ("fan_in", "unit_norm")), Float("init_output_std", 1e-2, 1.0, log=True))
+
 SPACES: dict[str, tuple[Knob, ...]] = {
     # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
     "erl_re2": (
@@ -143,6 +146,15 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Float("sigma", 1e-2, 2e-1, log=True),
         Choice("l2_coeff", (0.0, 0.005)),
     ),
+    # Such et al. (2017) use one setting for all tasks, of a thousand children and for networks of millions of parameters.
+    "deep_ga": (
+        Choice("net_arch", tuple(NET_ARCH)),
+        Choice("pop_size", (20, 50, 100, 200)),
+        Choice("truncation", (5, 10, 20)),
+        Float("sigma", 1e-3, 2e-1, log=True),
+        *INITIAL,
+    ),
+    "random_search": (Choice("net_arch", tuple(NET_ARCH)), Choice("pop_size", (20, 50, 100, 200)), *INITIAL),
     "td7": TD7,
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }

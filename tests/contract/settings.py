@@ -28,6 +28,9 @@ LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signat
 Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
 generation before.
 """
+FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST) for name in NAMES}
+ONE_OF_EACH_FAMILY = list({family: name for name, family in reversed(FAMILIES.items())}.values())
+"""Classes of a family step environments, learn, save and load in the same base classes; these stand for theirs."""
 EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]
 """Hybrids whose learner has an actor, which explores in episodes of its own."""
 
@@ -98,13 +101,18 @@ def known(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in arguments}
 
 
+SELDOM: dict[str, Any] = {"train_freq": 4}
+"""Few updates, which most of the time goes into, for the classes that can do with few."""
+
+
 def fast(name: str, **overrides: Any) -> dict[str, Any]:
     """
     :param name: key in ALGOS
     :param overrides: arguments that win
     :return: keyword arguments of the class
     """
-    return {**known(name, FAST), **BY_CLASS.get(name, {}), **overrides}
+    seldom = SELDOM if name in HYBRIDS and name in GENERATIONAL else {}
+    return {**known(name, FAST), **seldom, **BY_CLASS.get(name, {}), **overrides}
 
 
 def whole(name: str) -> dict[str, Any]:
