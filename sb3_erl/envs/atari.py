@@ -46,7 +46,8 @@ def make_atari(env_id: str, n_envs: int = 1, seed: int | None = None, n_stack: i
     gym.register_envs(ale_py)
     if not is_atari(env_id):
         raise ValueError(
-            f"env_id must be that of an Atari game, for example 'FrostbiteNoFrameskip-v4' or 'ALE/Frostbite-v5'; got {env_id!r}"
+            "env_id must be that of an Atari game, for example 'FrostbiteNoFrameskip-v4' or 'ALE/Frostbite-v5'; "
+            f"got {env_id!r}"
         )
     kwargs["wrapper_kwargs"] = {**WHOLE_GAMES, **kwargs.get("wrapper_kwargs", {})}
     kwargs["env_kwargs"] = {**PLAIN_EMULATOR, **kwargs.get("env_kwargs", {})}

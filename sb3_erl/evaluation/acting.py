@@ -270,7 +270,8 @@ class LentNetworks:
             self._places[candidate], pool.holders[place] = place, (self._phase, candidate)
 
     def __getitem__(self, candidate: int) -> BasePolicy:
-        if candidate not in self._places:
+        place = self._places.get(candidate)
+        if place is None or self._pool.holders[place] != (self._phase, candidate):
             self.hold([candidate])
         return self._pool.networks[self._places[candidate]]
 
