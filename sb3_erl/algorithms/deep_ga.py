@@ -14,9 +14,10 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_range
-from sb3_erl.common.es_policies import ESCnnPolicy, ESLinearPolicy, ESPolicy
-from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
+from sb3_erl.common.es_pixel_policies import GAPixelPolicy
+from sb3_erl.common.es_policies import ESLinearPolicy, ESPolicy
 from sb3_erl.common.parameters import ParameterLayout, write_parameters
+from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.base import EpisodeBatch, Job
 from sb3_erl.evolution.base import Evolver
@@ -24,7 +25,7 @@ from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.evolution.seed_genome import SeedGA
 
 
-class DeepGA(EvolutionaryAlgorithm):
+class DeepGA(ReferenceBatchMixin):
     """
     A genetic algorithm with mutation and truncation selection only, whose genomes are lists of seeds.
 
@@ -61,7 +62,7 @@ class DeepGA(EvolutionaryAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ESPolicy,
         "LinearPolicy": ESLinearPolicy,
-        "CnnPolicy": ESCnnPolicy,
+        "CnnPolicy": GAPixelPolicy,
     }
     takes_discrete_actions = True
     evolver: SeedGA
@@ -135,6 +136,8 @@ class DeepGA(EvolutionaryAlgorithm):
 
     def _generation(self, callback: BaseCallback) -> bool:
         """Ask -> evaluate -> evaluate the best again -> tell -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
+        if not self._collect_reference(callback):
+            return False
         rng = self._rng(Stream.EVOLUTION)
         self.evolver.sigma = self._sigma_now
         candidates = self.evolver.ask(rng)

@@ -97,6 +97,8 @@ class GANS(NoveltyMixin, DeepGA):
 
     def _generation(self, callback: BaseCallback) -> bool:
         """Ask -> evaluate -> measure novelty -> select -> archive -> deploy -> log."""
+        if not self._collect_reference(callback):
+            return False
         rng = self._rng(Stream.EVOLUTION)
         self.evolver.sigma = self._sigma_now
         candidates = self.evolver.ask(rng)

@@ -151,6 +151,8 @@ class NSES(NoveltyMixin, OpenAIES):
 
     def _generation(self, callback: BaseCallback) -> bool:
         """Evaluate members -> draw one -> ask -> evaluate -> tell -> observe -> log; the archive grows if all went well."""
+        if not self._collect_reference(callback):
+            return False
         shown = self._evaluate_members(callback)
         if shown is None:
             return False
@@ -175,6 +177,15 @@ class NSES(NoveltyMixin, OpenAIES):
         self._log_generation(episodes, EpisodeBatch((), 0))
         self._log_novelty(novelty, returns)
         return True
+
+    def _collect_reference(self, callback: BaseCallback) -> bool:
+        needs = getattr(self.policy.deployed, "needs_reference", False)
+        collected = super()._collect_reference(callback)
+        if needs and collected:
+            for index, network in enumerate(self.evolver.networks):
+                copy_buffers(self.policy.deployed, network)
+                self.evolver.show(index)
+        return collected
 
     def _evaluate_members(self, callback: BaseCallback) -> tuple[list[np.ndarray], np.ndarray] | None:
         """:return: behaviours of all members and ``(meta_population_size,)`` their mean returns; ``None`` if stopped"""

@@ -15,10 +15,11 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_range
-from sb3_erl.common.es_policies import ESActor, ESCnnPolicy, ESLinearPolicy, ESPolicy
-from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
+from sb3_erl.common.es_pixel_policies import ESPixelPolicy
+from sb3_erl.common.es_policies import ESActor, ESLinearPolicy, ESPolicy
 from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
 from sb3_erl.evaluation.exploration import UnboundedExploration
@@ -31,7 +32,7 @@ STORED_EPISODES = 100
 """Episodes per generation whose observations are counted, as with the authors' 10000 episodes and their probability 0.01."""
 
 
-class OpenAIES(EvolutionaryAlgorithm):
+class OpenAIES(ReferenceBatchMixin):
     """
     Evolution strategies as a scalable alternative to reinforcement learning.
 
@@ -79,7 +80,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ESPolicy,
         "LinearPolicy": ESLinearPolicy,
-        "CnnPolicy": ESCnnPolicy,
+        "CnnPolicy": ESPixelPolicy,
     }
     takes_discrete_actions = True
     evolver: MirroredES
@@ -195,6 +196,8 @@ class OpenAIES(EvolutionaryAlgorithm):
 
     def _generation(self, callback: BaseCallback) -> bool:
         """Ask -> evaluate -> tell -> observe -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
+        if not self._collect_reference(callback):
+            return False
         rng = self._rng(Stream.EVOLUTION)
         evaluated = self._ask_and_evaluate(rng, callback, self.n_center_episodes)
         if evaluated is None:
@@ -283,6 +286,7 @@ class OpenAIES(EvolutionaryAlgorithm):
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Count the observations of some of the population's episodes."""
+        super().store(job, transitions)
         number = (job.candidate - self._n_centers) * self.n_eval_episodes + job.episode
         if self._statistics is None or not transitions or number < 0:
             return

@@ -11,9 +11,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.evolutionary_algorithm import ActorOnlyCnnPolicy, ActorOnlyPolicy
+from sb3_erl.common.evolutionary_algorithm import ActorOnlyPolicy
 from sb3_erl.common.networks import BestAction, BinnedAction, mlp
 from sb3_erl.common.observation_statistics import ObservationStatistics
+from sb3_erl.common.parameters import copy_buffers
 from sb3_erl.common.policies import ERLActor
 
 
@@ -117,6 +118,13 @@ class ESPolicy(ActorOnlyPolicy):
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)  # type: ignore[arg-type]
         self._squash_output = False
 
+    def make_actor(self) -> ERLActor:
+        """A fresh actor with the statistics of ``deployed``."""
+        actor = super().make_actor()
+        if hasattr(self, "deployed"):
+            copy_buffers(self.deployed, actor)
+        return actor
+
     def _actor_arguments(self) -> dict[str, Any]:
         return {**super()._actor_arguments(), "action_bins": self.action_bins, "standardize": self.standardize}
 
@@ -130,11 +138,5 @@ class ESPolicy(ActorOnlyPolicy):
 
 class ESLinearPolicy(ESPolicy):
     """:class:`ESPolicy` without hidden layers."""
-
-    default_net_arch: ClassVar[tuple[int, ...]] = ()
-
-
-class ESCnnPolicy(ESPolicy, ActorOnlyCnnPolicy):
-    """:class:`ESPolicy` behind SB3's ``NatureCNN``."""
 
     default_net_arch: ClassVar[tuple[int, ...]] = ()

@@ -61,6 +61,8 @@ def write_parameters(vector: Tensor, module: nn.Module) -> None:
     """
     Copy a flat vector into a module (SB3's ``load_from_vector`` would make the parameters views of the vector).
 
+    A module whose buffers follow from its parameters has a method ``parameters_changed``, which is called.
+
     :param vector: ``(n_params,)`` in the order of ``module.parameters()``
     :param module: the network that is overwritten in place
     :raises ValueError: if the vector has another length than the module has parameters
@@ -73,6 +75,8 @@ def write_parameters(vector: Tensor, module: nn.Module) -> None:
         stop = start + parameter.numel()
         parameter.copy_(vector[start:stop].view_as(parameter))
         start = stop
+    if hasattr(module, "parameters_changed"):
+        module.parameters_changed()
 
 
 @torch.no_grad()

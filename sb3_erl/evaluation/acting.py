@@ -197,15 +197,17 @@ class ModuleActor:
     :param networks: one network per candidate
     """
 
-    def __init__(self, networks: Sequence[BasePolicy]):
+    def __init__(self, networks: Sequence[BasePolicy] | LentNetworks):
         self._networks = networks
-        for network in networks:
+        for network in () if isinstance(networks, LentNetworks) else networks:
             network.set_training_mode(False)
 
     @torch.no_grad()
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         rows = []
+        if isinstance(self._networks, LentNetworks):
+            self._networks.hold(candidates)
         for observation, candidate in zip(observations, candidates, strict=True):
             network = self._networks[candidate]
             tensor, _ = network.obs_to_tensor(np.asarray(observation))
@@ -215,28 +217,63 @@ class ModuleActor:
 
 class NetworkPool:
     """
-    Networks that are kept between generations and overwritten with each generation's vectors.
+    Networks that are kept between generations and overwritten with the vectors of those who act.
 
     :param make: makes one network
     """
 
     def __init__(self, make: Callable[[], BasePolicy]):
-        self._make = make
-        self._networks: list[BasePolicy] = []
+        self.make = make
+        self.networks: list[BasePolicy] = []
+        self.holders: list[tuple[object, int] | None] = []
+        """For each network whose parameters it has: a phase and the candidate in it."""
 
-    def filled(self, vectors: torch.Tensor, buffers_of: nn.Module | None = None) -> list[BasePolicy]:
+    def filled(self, vectors: torch.Tensor, buffers_of: nn.Module | None = None) -> LentNetworks:
         """
-        :param vectors: ``(n, n_params)``
+        :param vectors: ``(n, n_params)``, not to be written while they act
         :param buffers_of: a network whose running statistics all take over
-        :return: n networks with these parameters
+        :return: a network with these parameters for each of those who act at the same time
         """
-        while len(self._networks) < len(vectors):
-            self._networks.append(self._make())
-        for network, vector in zip(self._networks, vectors, strict=False):
-            write_parameters(vector, network)
-            if buffers_of is not None:
-                copy_buffers(buffers_of, network)
-        return self._networks[: len(vectors)]
+        return LentNetworks(self, vectors, buffers_of)
+
+
+class LentNetworks:
+    """
+    Networks of a pool for the candidates of one phase; see :meth:`NetworkPool.filled`.
+
+    A candidate is given a network when it begins to act and keeps it while it acts, so that what follows from parameters
+    alone (the moments of a reference batch) is worked out once, and memory is that of as many networks as act at a time.
+    """
+
+    def __init__(self, pool: NetworkPool, vectors: torch.Tensor, buffers_of: nn.Module | None):
+        self._pool, self._vectors, self._buffers_of = pool, vectors, buffers_of
+        self._phase = object()  # not self, which would keep the vectors alive
+        self._places: dict[int, int] = {}
+
+    def hold(self, candidates: Sequence[int]) -> None:
+        """Give these candidates, and no others, a network each."""
+        pool, wanted = self._pool, dict.fromkeys(candidates)
+        self._places = {c: p for c, p in self._places.items() if c in wanted and pool.holders[p] == (self._phase, c)}
+        new = [candidate for candidate in wanted if candidate not in self._places]
+        free = [place for place in range(len(pool.networks)) if place not in self._places.values()] if new else []
+        for candidate in new:
+            if not free:
+                free.append(len(pool.networks))
+                pool.networks.append(pool.make())
+                pool.holders.append(None)
+            place = free.pop(0)
+            network = pool.networks[place]
+            if self._buffers_of is not None:
+                copy_buffers(self._buffers_of, network)
+            write_parameters(self._vectors[candidate], network)  # after the buffers, which may follow from parameters
+            network.set_training_mode(False)
+            self._places[candidate], pool.holders[place] = place, (self._phase, candidate)
+
+    def __getitem__(self, candidate: int) -> BasePolicy:
+        place = self._places.get(candidate)
+        if place is None or self._pool.holders[place] != (self._phase, candidate):
+            self.hold([candidate])
+        return self._pool.networks[self._places[candidate]]
 
 
 def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) -> PopulationActor | None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from sb3_erl.common.checks import check_range
 
+PUBLISHED_SIZE = 250_000_000
+"""What the papers have for networks of up to four million parameters."""
 _BLOCK = 1 << 20
 _lock = threading.Lock()
 _drawn: WeakValueDictionary[tuple[int, int], np.ndarray] = WeakValueDictionary()
@@ -67,15 +69,16 @@ class NoiseTable:
         :param length: of a window
         :raises ValueError: if the table is shorter than ten windows
         """
+        enough = max(10 * length, min(1000 * length, PUBLISHED_SIZE))
         if self.size < 10 * length:
             raise ValueError(
                 f"noise_table_size must be at least 10 times the {length} parameters that are perturbed at once; "
-                f"got {self.size}. Set noise_table_size={1000 * length} or take a smaller network"
+                f"got {self.size}. Set noise_table_size={enough} or take a smaller network"
             )
-        if self.size < 1000 * length:
+        if self.size < enough:
             warnings.warn(
                 f"noise_table_size={self.size} is less than 1000 times the {length} parameters that are perturbed at once, "
-                f"so perturbations overlap often; noise_table_size={1000 * length} avoids that",
+                f"so perturbations overlap often; noise_table_size={enough} is better",
                 stacklevel=3,
             )
 
