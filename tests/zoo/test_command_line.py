@@ -34,6 +34,7 @@ SMALL = {
     "n_finalists": "2",
     "n_finalist_episodes": "1",
     "n_center_episodes": "1",
+    "meta_population_size": "1",
 }
 LEARNING_RATE = "lin_0.001"
 STORED = ["--save-replay-buffer"]

@@ -113,7 +113,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
-    "openai_es": DISCRETE_TOO,
+    **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
 }
@@ -123,7 +123,7 @@ IGNORED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage")),
     "cerl": ("gamma",),
     **dict.fromkeys(
-        ("cem", "deep_ga", "openai_es", "random_search"),
+        ("cem", "deep_ga", "openai_es", "random_search", "ga_ns", "ns_es", "nsr_es", "nsra_es"),
         ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
     ),
 }
@@ -143,6 +143,8 @@ SMALL: dict[str, Any] = {
         "n_finalists": 2,
         "n_finalist_episodes": 1,
         "noise_table_size": 3_000_000,
+        "meta_population_size": 2,
+        "behavior": "final_observation",
     },
     **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
 }
