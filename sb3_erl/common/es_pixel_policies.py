@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.common.checks import UnsupportedSpaceError, check_choice, check_range
 from sb3_erl.common.es_policies import ESActor, ESPolicy
 from sb3_erl.common.policies import ERLActor
 
@@ -246,6 +247,12 @@ class ESPixelPolicy(ESPolicy):
             raise ValueError(
                 "policy_kwargs: virtual_batch_norm=True needs features_extractor_class=PixelExtractor or a class derived from "
                 f"it; got {features_extractor_class.__name__}"
+            )
+        if kwargs.get("normalize_images", True) and not is_image_space(observation_space, check_channels=False):
+            raise UnsupportedSpaceError(
+                "CnnPolicy needs images as observations, a Box of uint8 from 0 to 255 with three dimensions; got "
+                f"{observation_space}. Use MlpPolicy, or, for images that are scaled already, "
+                "policy_kwargs={'normalize_images': False}"
             )
         kwargs["features_extractor_kwargs"] = {**own, **(features_extractor_kwargs or {})}
         kwargs["features_extractor_class"] = features_extractor_class
