@@ -40,8 +40,9 @@ class DeepGA(ReferenceBatchMixin):
     What is saved are genomes. They mean something only together with the noise table and the network they were made for, so a
     model cannot be loaded with another ``noise_seed`` or ``noise_table_size``.
 
-    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
-        ``env``, the environment or its id
+    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` (see
+        :class:`~sb3_erl.common.es_pixel_policies.GAPixelPolicy`) or a policy class; or, without ``env``, the environment or
+        its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
     :param learning_rate: SB3's third argument; not used
     :param pop_size: children per generation
@@ -65,6 +66,7 @@ class DeepGA(ReferenceBatchMixin):
         "CnnPolicy": GAPixelPolicy,
     }
     takes_discrete_actions = True
+    begins_with_actors = False
     evolver: SeedGA
     truncation: int
 

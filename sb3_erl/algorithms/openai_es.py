@@ -50,8 +50,9 @@ class OpenAIES(ReferenceBatchMixin):
     5. actions are clipped to the environment's bounds;
     6. ``obs_stat_prob`` and other settings are not those of the paper's 1440 workers by default: see the Zoo's file.
 
-    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
-        ``env``, the environment or its id
+    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` (see
+        :class:`~sb3_erl.common.es_pixel_policies.ESPixelPolicy`) or a policy class; or, without ``env``, the environment or
+        its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
     :param learning_rate: step size of the optimiser, a float or a schedule
     :param n_pairs: mirrored pairs per generation
@@ -83,6 +84,7 @@ class OpenAIES(ReferenceBatchMixin):
         "CnnPolicy": ESPixelPolicy,
     }
     takes_discrete_actions = True
+    begins_with_actors = False
     evolver: MirroredES
 
     def __init__(

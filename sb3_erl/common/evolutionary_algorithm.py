@@ -123,6 +123,8 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
 
     default_policy: ClassVar[str] = "MlpPolicy"
     takes_discrete_actions: ClassVar[bool] = False
+    begins_with_actors: ClassVar[bool] = True
+    """Whether the evolver is given ``pop_size`` fresh actors, and not a single one because it makes its own."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorOnlyPolicy,
         "CnnPolicy": ActorOnlyCnnPolicy,
@@ -164,15 +166,15 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         policy: Any = self.policy_class(*arguments, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self._setup_addresses()
-        actors = [self.policy.make_actor() for _ in range(self.pop_size)]
-        fresh = th.stack([read_parameters(actor) for actor in actors])
+        makers = [self.policy.make_actor] * (self.pop_size if self.begins_with_actors else 1)
+        fresh = th.stack([read_parameters(make()) for make in makers])
         self.evolver = self._make_evolver(fresh, ParameterLayout.of(self.policy.deployed)).to(self.device)
         self._pool = NetworkPool(self.policy.make_actor)
 
     @abstractmethod
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         """
-        :param candidates: ``(pop_size, n_params)``, freshly initialised actors
+        :param candidates: ``(pop_size, n_params)``, freshly initialised actors; one row if not :attr:`begins_with_actors`
         :param layout: tensors of one actor
         :return: the evolver; its tensors are loaded afterwards where a model is loaded
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -75,8 +75,9 @@ def write_parameters(vector: Tensor, module: nn.Module) -> None:
         stop = start + parameter.numel()
         parameter.copy_(vector[start:stop].view_as(parameter))
         start = stop
-    if hasattr(module, "parameters_changed"):
-        module.parameters_changed()
+    changed: Callable[[], None] | None = getattr(module, "parameters_changed", None)
+    if changed is not None:
+        changed()
 
 
 @torch.no_grad()

@@ -63,7 +63,8 @@ class ReferenceBatchMixin(EvolutionaryAlgorithm):
         if not isinstance(deployed, PixelActor) or not deployed.needs_reference:
             return True
         actor, n_images, episode = self._population_actor(read_parameters(deployed)[None]), deployed.n_reference, 0
-        self._reference_images = images = []
+        images: list[np.ndarray] = []
+        self._reference_images = images
         while len(images) < n_images:
             job = Job(0, episode, n_images - len(images), RandomActions(self.action_space), NOBODY)
             if self._evaluate([job], actor, callback, is_first=episode == 0, is_last=False) is None:

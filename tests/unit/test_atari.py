@@ -33,8 +33,10 @@ def make() -> DeepGA:
 def test_both_families_of_ids_are_the_same_game() -> None:
     first, second = (make_atari(env_id, seed=3) for env_id in (GAME, "ALE/Frostbite-v5"))
     assert first.observation_space.shape == (84, 84, 4) and first.action_space == second.action_space
-    frames = np.stack([env.reset() for env in (first, second)])
+    frames: Any = np.stack([np.asarray(env.reset()) for env in (first, second)])
     assert np.array_equal(*frames) and not frames[0][..., :3].any(), "the stack begins with zeros"
+    a: Any
+    b: Any
     for action in np.random.default_rng(0).integers(18, size=40):
         (a, *_), (b, *_) = (env.step(np.array([action])) for env in (first, second))
         assert np.array_equal(a, b)

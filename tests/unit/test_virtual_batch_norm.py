@@ -188,7 +188,12 @@ def test_moments_are_taken_once_per_candidate(monkeypatch: pytest.MonkeyPatch) -
     model = make(n_envs=2).learn(12 + 5 * EPISODE)
     assert model.n_generations == 1
     taken, take = [], PixelActor.parameters_changed
-    monkeypatch.setattr(PixelActor, "parameters_changed", lambda self: taken.append(self) or take(self))
+
+    def count(actor: PixelActor) -> None:
+        taken.append(actor)
+        take(actor)
+
+    monkeypatch.setattr(PixelActor, "parameters_changed", count)
     model.learn(5 * EPISODE, reset_num_timesteps=False)
     assert model.n_generations == 2
     assert len(taken) == 4 + 1 + 1, "four candidates, the mean in its episode, the mean that is deployed"
