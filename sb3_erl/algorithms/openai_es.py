@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,16 +20,40 @@ from sb3_erl.common.es_policies import ESActor, ESCnnPolicy, ESLinearPolicy, ESP
 from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
 from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.common.seeding import Address, Stream
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor, Transition, nothing_to_store
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import UnboundedExploration
+from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.fitness.shaping import ShapingMode, Ties, population_rank, sign_return
+from sb3_erl.fitness.shaping import ShapingMode, Ties, population_rank
 
 STORED_EPISODES = 100
 """Episodes per generation whose observations are counted, as with the authors' 10000 episodes and their probability 0.01."""
+
+
+@dataclass(frozen=True)
+class ObservedEpisodes:
+    """
+    Counts the observations of some of the population's episodes; a :data:`~sb3_erl.evaluation.base.Digest`.
+
+    :param address: root of the draws that choose them
+    :param probability: share of the episodes that is chosen
+    """
+
+    address: Address
+    probability: float
+
+    def __call__(self, job: Job, transitions: Sequence[Transition]) -> ObservationSums | None:
+        """:return: what the episode adds to the statistics, ``None`` for an episode of the mean or one that is not chosen"""
+        if job.candidate == 0 or not transitions:
+            return None
+        if self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() >= self.probability:
+            return None
+        observations = np.stack([transition.observation for transition in transitions])
+        return ObservationSums.of(observations.reshape(len(observations), -1))
 
 
 class OpenAIES(EvolutionaryAlgorithm):
@@ -107,6 +132,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         perturb_fraction: float = 1.0,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -216,7 +242,15 @@ class OpenAIES(EvolutionaryAlgorithm):
 
     def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
         """Acts for the mean, which has number 0, and for the candidates, which have the numbers after it."""
-        return self._population_actor(th.cat([self.evolver.mean[None], candidates]))
+        everybody = th.cat([self.evolver.mean[None], candidates])
+
+        def all_together() -> PopulationActor:
+            return self._population_actor(everybody)
+
+        if len(candidates) != 2 * len(self.evolver.pairs):  # not those that were asked for
+            return all_together()
+
+        return RebuiltActor(self.evolver.source, actor_factory(self.policy.deployed), all_together)
 
     def _jobs(self, first: int, last: int) -> list[Job]:
         explorer: Explorer | None = None
@@ -238,24 +272,26 @@ class OpenAIES(EvolutionaryAlgorithm):
         return candidates[:n], episodes.of(range(1, n + 1))
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
-        values = [e.total_reward for e in episodes.episodes]
-        if self.fitness_shaping != "centered_rank":
-            values = [sign_return(e.rewards) for e in episodes.episodes]
+        by_sign = self.fitness_shaping != "centered_rank"
+        values = [e.sign_sum if by_sign else e.total_reward for e in episodes.episodes]
         return episodes.mean_per_candidate(values, len(candidates) + 1)[1:]
 
     # ---------------------------------------------------------------- observations
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Count the observations of some of the population's episodes."""
-        statistics, number = self._statistics, (job.candidate - 1) * self.n_eval_episodes + job.episode
-        if statistics is None or not transitions or job.candidate == 0:
-            return
+    @property
+    def digest(self) -> Digest:
+        """Sums over the observations of some of the population's episodes, where statistics are kept."""
+        if self._statistics is None:
+            return nothing_to_store
         probability = self.obs_stat_prob
         if probability is None:
             probability = min(1.0, STORED_EPISODES / (self.pop_size * self.n_eval_episodes))
-        if self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < probability:
-            observations = np.stack([transition.observation for transition in transitions])
-            self._seen[number] = ObservationSums.of(observations.reshape(len(observations), -1))
+        return ObservedEpisodes(self.address, probability)
+
+    def store(self, job: Job, digested: ObservationSums | None) -> None:
+        """Keep what an episode adds to the statistics until the generation is complete."""
+        if digested is not None:
+            self._seen[(job.candidate - 1) * self.n_eval_episodes + job.episode] = digested
 
     def _observe(self, n_candidates: int) -> None:
         if self._statistics is not None:
