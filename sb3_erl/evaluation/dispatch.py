@@ -158,6 +158,13 @@ class Dispatcher:
             self.pump(block=True)
         return self.greeting
 
+    def settle(self) -> None:
+        """Forget what is left of the phase and wait until as many workers as wanted are ready and idle."""
+        self._forget_jobs()
+        self._n_jobs = 0
+        while len(self._members) != self.n_workers or any(m.chunks or not m.is_ready for m in self._members.values()):
+            self.pump(block=True)
+
     def begin(self, phase: bytes, n_jobs: int, tables: Sequence[Any]) -> None:
         """
         Begin a phase; what is left of the one before is forgotten.

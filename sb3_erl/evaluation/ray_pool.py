@@ -96,8 +96,8 @@ def _connect(address: str | None, kwargs: dict[str, Any]) -> None:
     ray = import_ray()
     if ray.is_initialized():
         return
-    if address is None:  # nothing that other machines could reach
-        own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    if address is None:
+        own = {"include_dashboard": False}
     else:
         own = {"address": address}
     ray.init(**{"log_to_driver": False, **own, **kwargs})

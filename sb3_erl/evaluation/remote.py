@@ -115,6 +115,12 @@ class RemoteEvaluator(ABC):
         """
         self.add_workers(-n_workers)
 
+    def settle(self) -> None:
+        """Wait until as many workers as wanted are ready and none of them is at work; after the first ``learn`` began."""
+        if self._dispatcher is not None:
+            with self._dropping_workers():
+                self._dispatcher.settle()
+
     @property
     def n_deaths(self) -> int:
         """Workers that were lost and replaced, since the workers were started."""
