@@ -2,8 +2,8 @@
 How many workers one main process keeps busy: ``python -m benchmarks.scaling --out docs/results/scaling.json``.
 
 Environments that sleep stand for environments on other machines, so that many more workers than CPUs can be at work. The same
-list of episodes is run with 1, 2, 4, ... workers; the efficiency of W workers is T(1) / (W * T(W)). Beside each point stands how
-busy the machine was: where its CPUs were more than 70 % busy, the point says something about the machine, not about us.
+list of episodes is run with 1, 2, 4, ... workers; the efficiency of W workers is T(1) / (W * T(W)). Beside each point stands
+how busy the machine was: where its CPUs were more than 70 % busy, the point says something about the machine, not about us.
 A model of the time of a generation is compared with the measurement and then, and only then, asked about more workers.
 """
 
@@ -264,8 +264,8 @@ def main() -> None:
     parts: list[dict[str, Any]] = []
     result: dict[str, Any] = {"backend": args.backend, "size": args.size, "costs": cost, "parts": parts}
     settings: list[tuple[str, int, dict[str, Any]]] = [
-        ("equal", args.jobs, {"step_seconds": 0.05, "n_steps": 20, "spread": 0.0}),
-        ("varied", args.varied_jobs, {"step_seconds": 0.025, "n_steps": 10, "spread": 0.5}),
+        ("equal", args.jobs, {"step_seconds": 0.25, "n_steps": 4, "spread": 0.0}),
+        ("varied", args.varied_jobs, {"step_seconds": 0.02, "n_steps": 12, "spread": 0.5}),
     ]
     for name, n_jobs, env in settings:
         if n_jobs == 0:
