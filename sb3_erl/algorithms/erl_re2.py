@@ -341,7 +341,7 @@ class ERLRe2(GeneticHybrid):
         """Keep this head, with the encoders it acted with, if its worst return beats that of the checkpoint."""
         if not self._deploys_checkpoint:
             return
-        worst = min(episode.total_reward for episode in episodes.episodes)
+        worst = float(np.min([episode.total_reward for episode in episodes.episodes]))  # NaN if one of them failed
         if worst >= self.assessment.score:
             self.checkpoint_state["score"] = worst
             self.policy.deploy(self.policy.actor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,10 +81,10 @@ class _Monitored:
 
 @dataclass(frozen=True)
 class _Normalized:
-    normalizer: VecNormalize
+    pickled: bytes
 
     def __call__(self, env: VecEnv) -> VecEnv:
-        normalizer = copy.deepcopy(self.normalizer)
+        normalizer: VecNormalize = pickle.loads(self.pickled)
         normalizer.set_venv(env)
         return normalizer
 
@@ -155,9 +156,7 @@ def _layer(wrapper: VecEnvWrapper) -> Layer | None:
             "statistics; got VecNormalize(training=True). Set training=False, normalise inside the policy where the algorithm "
             "can (OpenAIES: normalize_obs=True), or use evaluator='vec'"
         )
-    frozen = copy.copy(wrapper)
-    frozen.__setstate__(wrapper.__getstate__())  # what SB3 saves: without environments
-    return _Normalized(frozen)
+    return _Normalized(pickle.dumps(wrapper))  # without its environments
 
 
 def _complete_spec(env: VecEnv) -> EnvSpec:

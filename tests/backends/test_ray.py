@@ -13,7 +13,7 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_erl.evaluation.ray_pool import RayEvaluator
-from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
+from tests.backends.troubles import TroubledEnv, end_of_generation, run
 from tests.contract.helpers import differences
 from tests.contract.settings import make
 
@@ -94,7 +94,3 @@ def test_a_name_is_enough(cluster: Any) -> None:
     expected = make("openai_es", "Pendulum-v1", n_pairs=1, n_center_episodes=0)
     expected.learn(400)
     assert bool((expected.evolver.mean == model.evolver.mean).all())
-
-
-def test_toy_runs_are_long_enough() -> None:
-    assert end_of_generation("erl_re2", 3) > 60 and toy().num_envs == 1
