@@ -69,7 +69,7 @@ class ProcessPool(Pool):
     """
     See :class:`~sb3_erl.evaluation.dispatch.Pool`.
 
-    :param setup: pickled :class:`~sb3_erl.evaluation.worker.WorkerSetup`
+    :param setup: see :class:`~sb3_erl.evaluation.worker.Runner`
     :param start_method: of :mod:`multiprocessing`
     """
 

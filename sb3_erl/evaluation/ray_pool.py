@@ -156,7 +156,7 @@ class RayPool(Pool):
     """
     See :class:`~sb3_erl.evaluation.dispatch.Pool`.
 
-    :param setup: pickled :class:`~sb3_erl.evaluation.worker.WorkerSetup`
+    :param setup: see :class:`~sb3_erl.evaluation.worker.Runner`
     :param options: of the actors
     """
 

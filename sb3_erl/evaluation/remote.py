@@ -30,7 +30,6 @@ from sb3_erl.evaluation.base import (
 from sb3_erl.evaluation.dispatch import Dispatcher, Pool, Traffic
 from sb3_erl.evaluation.environments import MakeEnv, environment_maker
 from sb3_erl.evaluation.wire import Outcome, Phase, unpack_score, unpack_transitions
-from sb3_erl.evaluation.worker import WorkerSetup
 
 
 class RemoteEvaluator(ABC):
@@ -145,16 +144,13 @@ class RemoteEvaluator(ABC):
 
     def bind(self, env: VecEnv, to_environment: ToEnvironment) -> None:
         """
-        Work for a model; workers of the same environments go on.
+        Work for a model; workers that have the same environments go on, also if they worked for another model.
 
         :param env: the model's environments, which are not stepped
         :param to_environment: from what actors give to what the environment takes
         :raises ValueError: if workers cannot make such environments, or make others
         """
-        shape = to_environment.action_space.shape
-        assert shape is not None
-        maker = environment_maker(env, self.make_env)
-        setup = cloudpickle.dumps(WorkerSetup(maker, to_environment, shape), protocol=pickle.HIGHEST_PROTOCOL)
+        setup = cloudpickle.dumps(environment_maker(env, self.make_env), protocol=pickle.HIGHEST_PROTOCOL)
         self._env, self._normalizer, self._to_environment = env, unwrap_vec_normalize(env), to_environment
         if self._dispatcher is not None and setup == self._setup:
             return
@@ -192,7 +188,7 @@ class RemoteEvaluator(ABC):
         dispatcher = self._dispatcher
         assert dispatcher is not None, "bind() comes first"
         digest = recorder.digest
-        phase = Phase(jobs, actor, address, digest, self.step_infos)
+        phase = Phase(jobs, actor, address, digest, self._to_environment, self.step_infos)
         episodes: list[Episode] = []
         with self._dropping_workers():
             dispatcher.episode_timeout = self.episode_timeout

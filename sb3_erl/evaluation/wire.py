@@ -11,7 +11,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 
 from sb3_erl.common.seeding import Address
-from sb3_erl.evaluation.base import Digest, Episode, EpisodeSummary, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, Episode, EpisodeSummary, Job, PopulationActor, ToEnvironment, Transition
 
 RECORD = np.dtype(
     [("total", "<f8"), ("signs", "<f4"), ("length", "<u4"), ("monitored", "<f8"), ("seconds", "<f4"), ("flags", "u1")]
@@ -31,6 +31,7 @@ class Phase:
     :param actor: acts for the candidates
     :param address: root of the random numbers
     :param digest: see :class:`~sb3_erl.evaluation.base.Recorder`
+    :param to_environment: from what the actor gives to what the environment takes
     :param step_infos: whether transitions come back with their infos
     """
 
@@ -38,6 +39,7 @@ class Phase:
     actor: PopulationActor
     address: Address
     digest: Digest | None
+    to_environment: ToEnvironment
     step_infos: bool = True
 
     def packed(self) -> bytes:

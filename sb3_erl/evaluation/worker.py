@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process, resource_tracker, shared_memory
 from typing import Any
@@ -17,25 +17,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_erl.evaluation.base import ActionMap, Job, Transition
+from sb3_erl.evaluation.base import Job, Transition
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from sb3_erl.evaluation.wire import Answer, Phase, Score, pack_scores, pack_transitions
 from sb3_erl.evolution.noise_table import NoiseTable
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """
-    What a worker is made of.
-
-    :param make_env: makes a VecEnv of one environment
-    :param to_environment: from what actors give to what the environment takes
-    :param action_shape: shape of one action
-    """
-
-    make_env: Callable[[], VecEnv]
-    to_environment: ActionMap
-    action_shape: tuple[int, ...]
 
 
 @dataclass
@@ -62,18 +47,15 @@ class Runner:
     """
     Runs jobs on one environment with the evaluator of the default back-end, so that the answer is the same.
 
-    :param setup: a pickled :class:`WorkerSetup`
+    :param setup: a pickled function that makes a VecEnv of one environment
     """
 
     def __init__(self, setup: bytes):
         torch.set_num_threads(1)
-        own: WorkerSetup = pickle.loads(setup)
-        self.env = own.make_env()
+        self.env: VecEnv = pickle.loads(setup)()
         if self.env.num_envs != 1:
             raise ValueError(f"make_env must make one environment, or a VecEnv of one; got one of {self.env.num_envs}")
         self.env.reset()
-        normalizer = unwrap_vec_normalize(self.env)
-        self.evaluator = VectorizedEvaluator(self.env, normalizer, own.to_environment, own.action_shape)
         self._number = -1
         self._phase: Phase | None = None
         self._broken: str | None = None
@@ -103,20 +85,22 @@ class Runner:
         phase, start = self._phase, time.perf_counter()
         if phase is None:
             return Answer(self._number, first, [], 0, 0.0, self._broken).packed()
+        shape = phase.to_environment.action_space.shape or ()
+        evaluator = VectorizedEvaluator(self.env, unwrap_vec_normalize(self.env), phase.to_environment, shape)
         bodies: list[Any] = []
         error: str | None = None
         for number in range(first, last):
             try:
-                bodies.append(self._run(phase, phase.jobs[number]))
+                bodies.append(self._run(evaluator, phase, phase.jobs[number]))
             except Exception:
                 error = traceback.format_exc()
                 break
         n_done, body = len(bodies), bodies if phase.digest is None else pack_scores(bodies)
         return Answer(self._number, first, body, n_done, time.perf_counter() - start, error).packed()
 
-    def _run(self, phase: Phase, job: Job) -> Any:
+    def _run(self, evaluator: VectorizedEvaluator, phase: Phase, job: Job) -> Any:
         collector = _Collector()
-        batch = self.evaluator.evaluate([job], phase.actor, phase.address, collector)
+        batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
         assert batch is not None
         episode, transitions = batch.episodes[0], collector.transitions
         if phase.digest is None:

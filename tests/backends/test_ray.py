@@ -35,9 +35,19 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def evaluator(n_workers: int, flag: Path | None = None, **kwargs: Any) -> RayEvaluator:
-    trouble = "none" if flag is None else "die once"
-    return RayEvaluator(n_workers, partial(TroubledEnv, trouble, str(flag or "")), num_cpus=0.5, **kwargs)
+@pytest.fixture(scope="module")
+def flag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file exists, no environment kills its process."""
+    path = tmp_path_factory.mktemp("ray") / "died"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluator(cluster: Any, flag: Path) -> Iterator[RayEvaluator]:
+    """Workers that are kept from test to test, because Ray takes seconds to start one."""
+    with RayEvaluator(1, partial(TroubledEnv, "die once", str(flag)), num_cpus=0.5) as evaluator:
+        yield evaluator
 
 
 def pids(own: RayEvaluator) -> list[int]:
@@ -47,20 +57,17 @@ def pids(own: RayEvaluator) -> list[int]:
 
 
 @pytest.mark.parametrize(("name", "n_generations"), [("openai_es", 5), ("erl_re2", 3)])
-def test_any_number_of_workers_also_when_one_dies(name: str, n_generations: int, cluster: Any, tmp_path: Path) -> None:
+def test_any_number_of_workers(name: str, n_generations: int, evaluator: RayEvaluator, flag: Path) -> None:
     """One, two and four workers; at last an episode kills the process it runs in."""
     end = end_of_generation(name, n_generations)
     expected, log = run(name, end)
-    with evaluator(1) as own:
-        for n_workers in (1, 2, 4):
-            own.n_workers = n_workers
-            result, other = run(name, end, evaluator=own)
-            assert differences(expected, result) == [] and other == log
-        assert own.n_deaths == 0 and own.traffic.messages_in > 0
-    with evaluator(2, tmp_path / "died") as own:
-        result, other = run(name, end, evaluator=own)
-        assert own.n_deaths == 1 and differences(expected, result) == [] and other == log
-    assert ray.is_initialized(), "it is not ours"
+    for n_workers, dies in ((1, False), (2, False), (4, True)):
+        deaths, evaluator.n_workers = evaluator.n_deaths, n_workers
+        if dies:
+            flag.unlink()
+        result, other = run(name, end, evaluator=evaluator)
+        assert differences(expected, result) == [] and other == log
+        assert evaluator.n_deaths == deaths + dies and evaluator.traffic.messages_in > 0
 
 
 class Trouble(BaseCallback):
@@ -78,19 +85,21 @@ class Trouble(BaseCallback):
         return True
 
 
-def test_a_machine_is_lost(cluster: Any) -> None:
-    """The last test of the cluster: two of four workers live on the machine that goes away."""
+def test_a_machine_is_lost(cluster: Any, evaluator: RayEvaluator) -> None:
+    """The machine that goes away takes some of the four workers with it; another worker is killed before."""
     expected, log = run("erl_re2", 150)
-    with evaluator(4) as own:
-        result, other = run("erl_re2", 150, callback=Trouble(cluster), evaluator=own)
-        assert own.n_deaths >= 2 and differences(expected, result) == [] and other == log
+    evaluator.n_workers, before = 4, evaluator.n_deaths
+    result, other = run("erl_re2", 150, callback=Trouble(cluster), evaluator=evaluator)
+    assert evaluator.n_deaths >= before + 2 and differences(expected, result) == [] and other == log
 
 
-def test_a_name_is_enough(cluster: Any) -> None:
-    model = make("openai_es", "Pendulum-v1", evaluator="ray", n_pairs=1, n_center_episodes=0)
-    model.learn(400)
+def test_a_name_is_enough(cluster: Any, evaluator: RayEvaluator) -> None:
+    """And a cluster that somebody else started is left as it is."""
+    evaluator.close()
+    settings: dict[str, Any] = {"n_pairs": 1, "n_center_episodes": 0}
+    model, expected = (make("openai_es", "Pendulum-v1", evaluator=kind, **settings) for kind in ("ray", "vec"))
+    for one in (model, expected):
+        one.learn(400)
     assert model.num_timesteps == 400 and model.n_generations == 1 and model.workers.traffic.messages_in == 2
     model.workers.close()
-    expected = make("openai_es", "Pendulum-v1", n_pairs=1, n_center_episodes=0)
-    expected.learn(400)
-    assert bool((expected.evolver.mean == model.evolver.mean).all())
+    assert bool((expected.evolver.mean == model.evolver.mean).all()) and ray.is_initialized()
