@@ -33,6 +33,7 @@ from sb3_erl.evaluation.ray_pool import RayEvaluator
 from sb3_erl.evaluation.remote import RemoteEvaluator
 
 SPACES = {"humanoid": (376, 17), "small": (3, 2)}
+"""Observations and actions; sizes of messages and costs are measured with those of Humanoid and 166673 parameters."""
 BUSY = 0.7
 """Share of busy CPUs from which on a point is marked."""
 
@@ -96,11 +97,12 @@ def our_cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def make_model(args: argparse.Namespace, evaluator: RemoteEvaluator, n_jobs: int, **env: Any) -> OpenAIES:
+def make_model(size: str, evaluator: RemoteEvaluator, n_jobs: int, **env: Any) -> OpenAIES:
     """A model whose generations are ``n_jobs`` episodes."""
     settings: dict[str, Any] = {"n_pairs": n_jobs // 2, "n_center_episodes": 0, "seed": 1, "device": "cpu"}
-    evaluator.make_env = lambda: SleepEnv(size=args.size, **env)
-    model = OpenAIES("MlpPolicy", SleepEnv(size=args.size, **env), evaluator=evaluator, **settings)
+    settings["policy_kwargs"] = {"net_arch": [256, 256] if size == "humanoid" else [16]}
+    evaluator.make_env = lambda: SleepEnv(size=size, **env)
+    model = OpenAIES("MlpPolicy", SleepEnv(size=size, **env), evaluator=evaluator, **settings)
     model.learn(1, log_interval=None)  # starts the workers
     evaluator.settle()
     return model
@@ -159,7 +161,7 @@ def measure(args: argparse.Namespace, name: str, n_jobs: int, repeats: int, **en
     """Time one list of episodes with different numbers of workers, most workers first."""
     points: dict[int, dict[str, Any]] = {}
     evaluator = make_evaluator(args)
-    model = make_model(args, evaluator, n_jobs, **env)
+    model = make_model("small", evaluator, n_jobs, **env)  # what computes here would compute elsewhere
     nominal = [n * env["step_seconds"] for n in lengths(model)]
     for n_workers in sorted(args.workers, reverse=True):
         evaluator.n_workers = n_workers
@@ -197,7 +199,7 @@ def costs(args: argparse.Namespace) -> dict[str, float]:
     wanted, dispatch.MESSAGE_SECONDS = dispatch.MESSAGE_SECONDS, 0.0
     evaluator = make_evaluator(args)
     evaluator.n_workers = 2
-    model = make_model(args, evaluator, 512, step_seconds=0.0, n_steps=1)
+    model = make_model("humanoid", evaluator, 512, step_seconds=0.0, n_steps=1)
     generation(model)
     runs = [generation(model) for _ in range(5)]
     evaluator.close()
@@ -256,13 +258,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=128, help="episodes of one second")
     parser.add_argument("--varied-jobs", type=int, default=256, help="episodes of varying length, a quarter of a second")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", choices=list(SPACES), default="humanoid")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"))
     args = parser.parse_args()
     cost = costs(args)
     print("costs", {key: round(value, 7) for key, value in cost.items()}, flush=True)
     parts: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"backend": args.backend, "size": args.size, "costs": cost, "parts": parts}
+    result: dict[str, Any] = {"backend": args.backend, "costs": cost, "parts": parts}
     settings: list[tuple[str, int, dict[str, Any]]] = [
         ("equal", args.jobs, {"step_seconds": 0.25, "n_steps": 4, "spread": 0.0}),
         ("varied", args.varied_jobs, {"step_seconds": 0.02, "n_steps": 12, "spread": 0.5}),
