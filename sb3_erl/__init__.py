@@ -14,6 +14,8 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.evaluation.process_pool import ProcessEvaluator
+from sb3_erl.evaluation.ray_pool import RayEvaluator
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,8 @@ __all__ = [
     "ERLRe2",
     "OpenAIES",
     "PopTD7",
+    "ProcessEvaluator",
     "RandomSearch",
+    "RayEvaluator",
     "__version__",
 ]

@@ -20,6 +20,8 @@ from sb3_erl.common.parameters import ParameterLayout, write_parameters
 from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.base import EpisodeBatch, Job
+from sb3_erl.evaluation.choice import EvaluatorChoice
+from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.evolution.seed_genome import SeedGA
@@ -86,6 +88,7 @@ class DeepGA(ReferenceBatchMixin):
         n_eval_episodes: int = 1,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -170,7 +173,11 @@ class DeepGA(ReferenceBatchMixin):
         def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
             return actor(observations, [candidate - first for candidate in candidates])
 
-        return self._evaluate(jobs, act, callback, **phase)
+        source = self.evolver.source_of(vectors, first)
+        if source is None:
+            return self._evaluate(jobs, act, callback, **phase)
+        rebuilt = RebuiltActor(source, actor_factory(self.policy.deployed), lambda: act)
+        return self._evaluate(jobs, rebuilt, callback, **phase)
 
     def _log_generation(self, fitness: np.ndarray, validation: np.ndarray) -> None:
         elite, footprint = self.evolver.elite, self.evolver.footprint
@@ -212,6 +219,7 @@ class RandomSearch(DeepGA):
         n_eval_episodes: int = 1,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -16,6 +16,7 @@ from sb3_erl.common.checks import check_range
 from sb3_erl.common.novelty_mixin import NoveltyMixin
 from sb3_erl.common.parameters import write_parameters
 from sb3_erl.common.seeding import Stream
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.novelty import NoveltySelection, select_by_novelty
 from sb3_erl.evolution.seed_genome import ELITE
 from sb3_erl.fitness.behaviour import Behavior as BehaviorClass
@@ -69,6 +70,7 @@ class GANS(NoveltyMixin, DeepGA):
         n_eval_episodes: int = 1,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

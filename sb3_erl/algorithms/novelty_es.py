@@ -19,6 +19,7 @@ from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parame
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.evaluation.base import EpisodeBatch, Job
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.meta_population import MetaPopulation
@@ -94,6 +95,7 @@ class NSES(NoveltyMixin, OpenAIES):
         perturb_fraction: float = 1.0,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -299,6 +301,7 @@ class NSRAES(NSES):
         perturb_fraction: float = 1.0,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,16 +21,42 @@ from sb3_erl.common.es_policies import ESActor, ESLinearPolicy, ESPolicy
 from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.reference_batch import ReferenceBatchMixin
-from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.common.seeding import Address, Stream
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import UnboundedExploration
+from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.fitness.shaping import ShapingMode, Ties, population_rank, sign_return
+from sb3_erl.fitness.shaping import ShapingMode, Ties, population_rank
 
 STORED_EPISODES = 100
 """Episodes per generation whose observations are counted, as with the authors' 10000 episodes and their probability 0.01."""
+
+
+@dataclass(frozen=True)
+class ObservedEpisodes:
+    """
+    Counts the observations of some of the population's episodes; a :data:`~sb3_erl.evaluation.base.Digest`.
+
+    :param address: root of the draws that choose them
+    :param first: number of the first candidate; those before it are means
+    :param probability: share of the episodes that is chosen
+    """
+
+    address: Address
+    first: int
+    probability: float
+
+    def __call__(self, job: Job, transitions: Sequence[Transition]) -> ObservationSums | None:
+        """:return: what the episode adds to the statistics, ``None`` for an episode of the mean or one that is not chosen"""
+        if job.candidate < self.first or not transitions:
+            return None
+        if self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() >= self.probability:
+            return None
+        observations = np.stack([transition.observation for transition in transitions])
+        return ObservationSums.of(observations.reshape(len(observations), -1))
 
 
 class OpenAIES(ReferenceBatchMixin):
@@ -110,6 +137,7 @@ class OpenAIES(ReferenceBatchMixin):
         perturb_fraction: float = 1.0,
         noise_table_size: int = 25_000_000,
         noise_seed: int = 123,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -256,7 +284,15 @@ class OpenAIES(ReferenceBatchMixin):
 
     def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
         """Acts for the mean, which has number 0, and for the candidates, see :meth:`_numbers`."""
-        return self._population_actor(th.cat([self._es.mean.expand(self._n_centers, -1), candidates]))
+        everybody = th.cat([self._es.mean.expand(self._n_centers, -1), candidates])
+
+        def all_together() -> PopulationActor:
+            return self._population_actor(everybody)
+
+        if len(candidates) != 2 * len(self._es.pairs):  # not those that were asked for
+            return all_together()
+        source = replace(self._es.source, first=self._n_centers)
+        return RebuiltActor(source, actor_factory(self._network), all_together)
 
     def _jobs(self, first: int, last: int) -> list[Job]:
         explorer: Explorer | None = None
@@ -279,25 +315,27 @@ class OpenAIES(ReferenceBatchMixin):
         return candidates[:n], episodes.of(self._numbers(n))
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
-        values = [e.total_reward for e in episodes.episodes]
-        if self.fitness_shaping != "centered_rank":
-            values = [sign_return(e.rewards) for e in episodes.episodes]
+        by_sign = self.fitness_shaping != "centered_rank"
+        values = [e.sign_sum if by_sign else e.total_reward for e in episodes.episodes]
         return episodes.mean_per_candidate(values, self._n_centers + len(candidates))[self._n_centers :]
 
     # ---------------------------------------------------------------- observations
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Count the observations of some of the population's episodes."""
-        super().store(job, transitions)
-        number = (job.candidate - self._n_centers) * self.n_eval_episodes + job.episode
-        if self._statistics is None or not transitions or number < 0:
-            return
+    @property
+    def digest(self) -> Digest | None:
+        """Sums over the observations of some of the population's episodes, where statistics are kept."""
+        if self._statistics is None:
+            return super().digest
         probability = self.obs_stat_prob
         if probability is None:
             probability = min(1.0, STORED_EPISODES / (self.pop_size * self.n_eval_episodes))
-        if self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < probability:
-            observations = np.stack([transition.observation for transition in transitions])
-            self._seen[number] = ObservationSums.of(observations.reshape(len(observations), -1))
+        return ObservedEpisodes(self.address, self._n_centers, probability)
+
+    def store(self, job: Job, digested: Any) -> None:
+        """Keep what an episode adds to the statistics until the generation is complete."""
+        super().store(job, digested)
+        if isinstance(digested, ObservationSums):
+            self._seen[(job.candidate - self._n_centers) * self.n_eval_episodes + job.episode] = digested
 
     def _observe(self, n_candidates: int) -> None:
         if self._statistics is not None:

@@ -24,6 +24,7 @@ from sb3_erl.common.policies import ERLActor
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.fitness.returns import episode_return
 
@@ -112,6 +113,9 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     :param learning_rate: step size of evolvers that have one
     :param pop_size: candidates per generation, at least 2
     :param n_eval_episodes: episodes per candidate and generation
+    :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
+        ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.evaluation.process_pool.ProcessEvaluator` or
+        :class:`~sb3_erl.evaluation.ray_pool.RayEvaluator` with settings. The result is the same
     :param policy_kwargs: arguments of the policy
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
@@ -139,6 +143,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         learning_rate: float | Schedule = 1e-2,
         pop_size: int = 10,
         n_eval_episodes: int = 1,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -150,6 +155,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
         self.pop_size = pop_size
         self.n_eval_episodes = n_eval_episodes
+        self.evaluator = evaluator
         self._init_generational()
         with spaces_checked(self):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)

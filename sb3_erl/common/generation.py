@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
-from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, PopulationActor, ToEnvironment, nothing_to_store
+from sb3_erl.evaluation.choice import EvaluatorChoice, check_evaluator, remote_evaluator
+from sb3_erl.evaluation.remote import RemoteEvaluator
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
 SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
@@ -28,10 +29,11 @@ class GenerationalMixin(AddressedMixin):
 
     pop_size: int
     n_eval_episodes: int
+    evaluator: EvaluatorChoice
     n_generations: int
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
     _callback: BaseCallback | None
-    _evaluator: VectorizedEvaluator | None
+    _evaluator: Evaluator | None
     _stopwatch: Stopwatch
 
     def _init_generational(self) -> None:
@@ -48,9 +50,10 @@ class GenerationalMixin(AddressedMixin):
         return self.pop_size * self.n_eval_episodes
 
     def _check_rollouts(self) -> None:
-        """:raises ValueError: if there are no episodes, or environments that would never have one"""
+        """:raises ValueError: if there are no episodes, or environments that would never have one, or nobody to run them"""
         check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
-        if self.env is not None and self.n_envs > self._n_jobs:
+        check_evaluator(self.evaluator)
+        if self.env is not None and self.evaluator == "vec" and self.n_envs > self._n_jobs:
             raise ValueError(
                 f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
                 f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
@@ -112,24 +115,21 @@ class GenerationalMixin(AddressedMixin):
         """
         raise NotImplementedError
 
-    def _make_evaluator(self) -> VectorizedEvaluator:
+    def _make_evaluator(self) -> Evaluator:
         assert self.env is not None, "You must set the environment before calling learn()"
         shape = self.action_space.shape
         assert shape is not None
-        return VectorizedEvaluator(self.env, self._vec_normalize_env, self._to_environment, shape)
+        to_environment = ToEnvironment(self.action_space, self.policy.squash_output)
+        remote = remote_evaluator(self.evaluator, self._evaluator)
+        if remote is None:
+            return VectorizedEvaluator(self.env, self._vec_normalize_env, to_environment, shape)
+        remote.bind(self.env, to_environment)
+        return remote
 
-    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
-        """
-        What SB3's ``predict`` does with a network's output.
-
-        :param actions: ``(n_envs, *action_shape)`` as the actors of this class give them
-        :return: actions that the environment takes
-        """
-        if not isinstance(self.action_space, spaces.Box):
-            return actions.astype(np.int64)
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+    @property
+    def workers(self) -> RemoteEvaluator | None:
+        """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
+        return self._evaluator if isinstance(self._evaluator, RemoteEvaluator) else None
 
     def _evaluate(
         self,
@@ -161,6 +161,9 @@ class GenerationalMixin(AddressedMixin):
                 episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
+        n_failed = 0 if episodes is None else sum(episode.failed for episode in episodes.episodes)
+        if n_failed > 0:
+            self.logger.record("rollout/failed_episodes", n_failed)
         if episodes is not None and is_last:
             callback.on_rollout_end()
         return episodes
@@ -171,7 +174,7 @@ class GenerationalMixin(AddressedMixin):
         """Count a vector step and ask the callbacks; see :class:`~sb3_erl.evaluation.base.Recorder`."""
         assert self._callback is not None
         self.num_timesteps += int(running.sum())
-        self._last_obs = variables["new_obs"]
+        self._last_obs = variables.get("new_obs", self._last_obs)
         self._callback.update_locals(variables)
         if not self._callback.on_step():
             return False
@@ -190,8 +193,23 @@ class GenerationalMixin(AddressedMixin):
         """Count finished episodes, as SB3's off-policy classes do."""
         self._episode_num += n_episodes
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Nothing to store without a replay buffer."""
+    def skip_steps(self, n_steps: int) -> int:
+        """Count steps that no callback watches; see :class:`~sb3_erl.evaluation.base.Recorder`."""
+        callback = self._callback
+        if callback is None or not _is_idle(callback):
+            return 0
+        n_skipped = max(0, min(n_steps, self._total_timesteps - self.num_timesteps - 1))
+        self.num_timesteps += n_skipped
+        callback.n_calls += n_skipped
+        return n_skipped
+
+    @property
+    def digest(self) -> Digest | None:
+        """What :meth:`store` is given of each job: nothing without a replay buffer."""
+        return nothing_to_store
+
+    def store(self, job: Job, digested: Any) -> None:
+        """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""
 
     # ---------------------------------------------------------------- logging
 
@@ -200,3 +218,10 @@ class GenerationalMixin(AddressedMixin):
         for name in ("max", "mean", "std"):
             value = getattr(finite, name)() if len(finite) else np.nan
             self.logger.record(f"population/fitness_{name}", float(value))
+
+
+def _is_idle(callback: BaseCallback) -> bool:
+    """Whether a callback does nothing: the one that SB3 makes of ``None``, or an empty list."""
+    if type(callback) is CallbackList:
+        return not callback.callbacks
+    return type(callback) is ConvertCallback and callback.callback is None

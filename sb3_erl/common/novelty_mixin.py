@@ -14,7 +14,7 @@ from sb3_erl.fitness.behaviour import BEHAVIORS, BehaviorWrapper, is_vector, mea
 from sb3_erl.fitness.novelty import Distance, NoveltyArchive
 
 FINAL_OBSERVATION = "final_observation"
-"""A behaviour that every environment has; the algorithm sees it without a wrapper."""
+"""A behaviour that every environment has; in this process it is seen without a wrapper."""
 
 
 class NoveltyMixin(GenerationalMixin):
@@ -35,15 +35,14 @@ class NoveltyMixin(GenerationalMixin):
     def _check_novelty(self) -> None:
         """:raises ValueError: if an argument is out of range or unknown"""
         check_range("novelty_k", self.novelty_k, 1, integer=True)
-        known = [*BEHAVIORS, FINAL_OBSERVATION]
-        if isinstance(self.behavior, str) and self.behavior not in known:
-            raise ValueError(f"behavior must be one of {known}, a class or a function; got {self.behavior!r}")
+        if isinstance(self.behavior, str) and self.behavior not in BEHAVIORS:
+            raise ValueError(f"behavior must be one of {list(BEHAVIORS)}, a class or a function; got {self.behavior!r}")
         if not hasattr(self, "archive"):
             self.archive = NoveltyArchive(self.distance, self.archive_max_size)
 
     def _make_evaluator(self) -> Any:
         assert self.env is not None
-        if self.behavior != FINAL_OBSERVATION:
+        if self.behavior != FINAL_OBSERVATION or self.evaluator != "vec":
             give_behavior(self.env, self.behavior, self.behavior_kwargs)
         return super()._make_evaluator()
 
@@ -56,23 +55,25 @@ class NoveltyMixin(GenerationalMixin):
         """
         found: dict[int, list[np.ndarray]] = {candidate: [] for candidate in candidates}
         for episode in episodes.episodes:
-            if episode.job.candidate in found:
+            if episode.job.candidate in found and not episode.failed:
                 found[episode.job.candidate].append(self._behavior_of(episode))
         means = {candidate: mean_behavior(behaviors) for candidate, behaviors in found.items() if behaviors}
         nothing = np.full_like(next(iter(means.values()), np.zeros(1)), np.nan, dtype=np.float64)
         return [means.get(candidate, nothing) for candidate in candidates]
 
     def _behavior_of(self, episode: Episode) -> np.ndarray:
-        everybody_has_one = self.behavior == "auto" and episode.behavior is None and is_vector(self.observation_space)
-        if self.behavior == FINAL_OBSERVATION or everybody_has_one:
-            return np.asarray(episode.last_observation, dtype=np.float64).ravel()
-        if episode.behavior is None:
-            raise ValueError(
-                f"behavior={self.behavior!r} needs environments that say how an episode was, in info['bc'] of its last step; "
-                f"got none from {self.env}. Let the environment write it, give behavior={FINAL_OBSERVATION!r}, or "
-                "make_vec_env(..., wrapper_class=BehaviorWrapper)"
-            )
-        return episode.behavior
+        last = np.asarray(episode.last_observation, dtype=np.float64).ravel()  # empty if it stayed with a worker
+        if self.behavior == FINAL_OBSERVATION and len(last):
+            return last
+        if episode.behavior is not None:
+            return episode.behavior
+        if self.behavior == "auto" and len(last) and is_vector(self.observation_space):
+            return last
+        raise ValueError(
+            f"behavior={self.behavior!r} needs environments that say how an episode was, in info['bc'] of its last step; "
+            f"got none from {self.env}. Let the environment write it, or wrap it where it is made: "
+            f"make_vec_env(..., wrapper_class=BehaviorWrapper); with evaluator='vec' behavior={FINAL_OBSERVATION!r} needs neither"
+        )
 
 
 def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_erl.common.es_pixel_policies import PixelActor
 from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
 from sb3_erl.common.parameters import read_parameters
-from sb3_erl.evaluation.base import Job, Transition
+from sb3_erl.evaluation.base import Digest, Job
 
 NOBODY = 2**32 - 1
 """Stands where the number of a candidate would in the address of an episode of random actions."""
@@ -50,7 +50,8 @@ class ReferenceBatchMixin(EvolutionaryAlgorithm):
     of the run only; they are collected once in the life of a model.
     """
 
-    _reference_images: list[np.ndarray]
+    _reference_images: list[np.ndarray] | None = None
+    """Those collected so far, while they are being collected."""
 
     def _collect_reference(self, callback: BaseCallback) -> bool:
         """
@@ -74,10 +75,15 @@ class ReferenceBatchMixin(EvolutionaryAlgorithm):
         deployed.set_reference(th.as_tensor(np.stack(images)))
         return True
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+    @property
+    def digest(self) -> Digest | None:
+        """See :class:`~sb3_erl.evaluation.base.Recorder`; images are among the transitions themselves."""
+        return super().digest if self._reference_images is None else None
+
+    def store(self, job: Job, digested: Any) -> None:
         """Keep the images that follow random actions."""
-        if isinstance(job.explorer, RandomActions):
-            self._reference_images += [transition.next_observation for transition in transitions]
+        if self._reference_images is not None:
+            self._reference_images += [transition.next_observation for transition in digested]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_reference_images"]

@@ -8,6 +8,7 @@ several times faster than a torch forward pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from sb3_erl.evaluation.base import PopulationActor
 
 Stack = tuple[np.ndarray, ...]
 """Arrays with one row per candidate, or one row shared by all."""
+Layer = tuple[Any, Stack]
+"""What a layer does to its input, and its tensors."""
 
 
 def _elu(x: np.ndarray) -> np.ndarray:
@@ -37,14 +40,37 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.abs(x).mean(-1, keepdims=True), np.float32(AvgL1Norm.floor))
 
 
+# Functions with names, so that actors can be sent to other processes.
+
+
+def _relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def _leaky_relu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.float32(0.01) * x)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def _identity(x: np.ndarray) -> np.ndarray:
+    return x
+
+
 ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
     nn.Tanh: np.tanh,
-    nn.ReLU: lambda x: np.maximum(x, 0),
+    nn.ReLU: _relu,
     nn.ELU: _elu,
-    nn.LeakyReLU: lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-    nn.Sigmoid: lambda x: 1 / (1 + np.exp(-x)),
-    nn.SiLU: lambda x: x / (1 + np.exp(-x)),
-    nn.Identity: lambda x: x,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Sigmoid: _sigmoid,
+    nn.SiLU: _silu,
+    nn.Identity: _identity,
     AvgL1Norm: _unit,
 }
 
@@ -78,6 +104,14 @@ class _Standardized:
         return np.clip((x - mean) / std, -self.clip, self.clip)
 
 
+@dataclass(frozen=True)
+class _Binned:
+    n_bins: int
+
+    def __call__(self, x: np.ndarray, low: np.ndarray, width: np.ndarray) -> np.ndarray:
+        return low + width * x.reshape(len(x), -1, self.n_bins).argmax(-1).astype(np.float32)
+
+
 def _function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
     """What a layer does to its input, given its tensors; ``None`` if it is of an unknown kind."""
     if isinstance(module, nn.Linear):
@@ -85,8 +119,7 @@ def _function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
     if isinstance(module, ObservationStatistics):
         return _Standardized(np.float32(module.clip))
     if isinstance(module, BinnedAction):
-        n_bins = module.n_bins
-        return lambda x, low, width: low + width * x.reshape(len(x), -1, n_bins).argmax(-1).astype(np.float32)
+        return _Binned(module.n_bins)
     return LAYERS.get(type(module))
 
 
@@ -120,11 +153,24 @@ class NumpyActor:
         if not supported(modules):
             raise ValueError(f"modules must be linear layers, norms and plain activations; got {list(modules)}")
         remaining = iter(stacks)
-        self._layers: list[tuple[Any, Stack]] = [
+        self._layers: list[Layer] = [
             (_function_of(module), next(remaining) if has_tensors(module) else ()) for module in modules
         ]
         self._gathered: list[Stack] = []
         self._candidates: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[Layer]) -> NumpyActor:
+        """
+        :param layers: in order
+        :return: acts by them
+        """
+        actor = cls([], [])
+        actor._layers = list(layers)
+        return actor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layers": self._layers, "_gathered": [], "_candidates": None}
 
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
@@ -190,6 +236,11 @@ def tensors_of(module: nn.Module) -> Stack:
     return tuple(tensor.detach().cpu().numpy()[None] for tensor in tensors)
 
 
+def on_cpu(network: BasePolicy) -> BasePolicy:
+    """The network itself if it is on the CPU, otherwise a copy there."""
+    return network if network.device.type == "cpu" else copy.deepcopy(network).cpu()
+
+
 class ModuleActor:
     """
     Any policy network, one copy per candidate; for extractors and layers that :class:`NumpyActor` does not know.
@@ -201,6 +252,10 @@ class ModuleActor:
         self._networks = networks
         for network in () if isinstance(networks, LentNetworks) else networks:
             network.set_training_mode(False)
+
+    def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
+        lent = isinstance(self._networks, LentNetworks)
+        return {"_networks": self._networks if lent else [on_cpu(network) for network in self._networks]}
 
     @torch.no_grad()
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
@@ -269,11 +324,22 @@ class LentNetworks:
             network.set_training_mode(False)
             self._places[candidate], pool.holders[place] = place, (self._phase, candidate)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        network = self._pool.make()
+        if self._buffers_of is not None:
+            copy_buffers(self._buffers_of, network)
+        return _lent_elsewhere, (on_cpu(network), self._vectors.cpu())
+
     def __getitem__(self, candidate: int) -> BasePolicy:
         place = self._places.get(candidate)
         if place is None or self._pool.holders[place] != (self._phase, candidate):
             self.hold([candidate])
         return self._pool.networks[self._places[candidate]]
+
+
+def _lent_elsewhere(network: BasePolicy, vectors: torch.Tensor) -> LentNetworks:
+    """In a worker: networks like this one."""
+    return LentNetworks(NetworkPool(lambda: copy.deepcopy(network)), vectors, network)
 
 
 def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) -> PopulationActor | None:
@@ -288,9 +354,7 @@ def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) 
         own = [any(True for _ in m.parameters(recurse=False)) for m in layers]  # the others have one row for all
         return NumpyActor(modules, [(stack_of if mine else tensors_of)(m) for m, mine in zip(layers, own, strict=True)])
 
-    space = actor.observation_space
-    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
-    if not flat or is_image_space(space, check_channels=False):
+    if not reads_vectors(actor):
         return None
     if hasattr(actor, "zs_dim"):  # SALE: the encoder is the same for everybody
         encoder, first = list(actor.encoder), list(actor.first)  # type: ignore[arg-type]
@@ -300,6 +364,32 @@ def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) 
         return EmbeddingActor(network(encoder, tensors_of), network(first), network(rest))
     modules = plain_modules(actor)
     return None if modules is None else network(modules)
+
+
+def plain_layers(actor: BasePolicy) -> list[tuple[Any, tuple[str, ...] | Stack]] | None:
+    """
+    :param actor: a deterministic actor with flat observations
+    :return: for each of its layers what it does and the names of its parameters, or the tensors that all candidates share;
+        ``None`` if :class:`NumpyActor` cannot run it as a plain sequence
+    """
+    if not reads_vectors(actor) or hasattr(actor, "zs_dim"):
+        return None
+    modules = plain_modules(actor)
+    if modules is None:
+        return None
+    name_of = {id(parameter): name for name, parameter in actor.named_parameters()}
+    layers: list[tuple[Any, tuple[str, ...] | Stack]] = []
+    for module in modules:
+        names = tuple(name_of[id(parameter)] for parameter in module.parameters(recurse=False))
+        layers.append((_function_of(module), names or tensors_of(module)))
+    return layers
+
+
+def reads_vectors(actor: BasePolicy) -> bool:
+    """Whether an actor takes flat observations as they are."""
+    space = actor.observation_space
+    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
+    return flat and not is_image_space(space, check_channels=False)
 
 
 def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:

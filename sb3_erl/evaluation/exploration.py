@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.seeding import ScopedGenerators
+from sb3_erl.evaluation.acting import on_cpu
 
 
 class UniformExploration:
@@ -79,6 +81,9 @@ class PolicyExploration:
     def __init__(self, actor: BasePolicy, noise: ActionNoise | None = None):
         self._actor = actor
         self._noise = None if noise is None else NoiseExploration(noise)
+
+    def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
+        return {"_actor": on_cpu(self._actor), "_noise": self._noise}
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""

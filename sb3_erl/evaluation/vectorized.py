@@ -160,7 +160,8 @@ class VectorizedEvaluator:
             if running.episode is None and running.transitions:  # n-step returns must not run into the next job
                 last = running.transitions[-1]
                 running.transitions[-1] = last._replace(done=True, info={**last.info, "TimeLimit.truncated": True})
-            recorder.store(running.job, running.transitions)
+            digest = recorder.digest
+            recorder.store(running.job, running.transitions if digest is None else digest(running.job, running.transitions))
             running.transitions = []
             n_stored += 1
         return n_stored

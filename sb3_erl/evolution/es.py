@@ -116,6 +116,90 @@ class ESUpdate:
     update_ratio: float
 
 
+@dataclass(frozen=True)
+class Windows:
+    """
+    Perturbations as parts of a noise table.
+
+    :param table: where they come from
+    :param n_perturbed: length of a window, in parameters
+    :param n_params: length of the vector that is perturbed
+    """
+
+    table: NoiseTable
+    n_perturbed: int
+    n_params: int
+
+    def pieces(self, offset: int, start: int) -> list[tuple[slice, np.ndarray]]:
+        """Which parameters get which part of the window: one piece, or two where it wraps around."""
+        window = self.table.window(offset, self.n_perturbed)
+        split = min(self.n_perturbed, self.n_params - start)
+        pieces = [(slice(start, start + split), window[:split])]
+        return pieces if split == self.n_perturbed else [*pieces, (slice(0, self.n_perturbed - split), window[split:])]
+
+    def perturb(self, vector: np.ndarray, sigma: float, offset: int, start: int) -> None:
+        """
+        Add a perturbation in place.
+
+        :param vector: ``(n_params,)`` float32
+        :param sigma: what the noise is multiplied with; negative for the mirrored perturbation
+        :param offset: where the window begins in the table
+        :param start: at which parameter it is put
+        """
+        for place, noise in self.pieces(offset, start):
+            vector[place] += np.float32(sigma) * noise
+
+
+@dataclass(frozen=True)
+class MirroredSource:
+    """
+    Makes the candidates of :class:`MirroredES` one at a time; see
+    :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`. On the wire a candidate is half a pair of numbers.
+
+    :param mean: ``(n_params,)`` all numbers before the first candidate's
+    :param centre: ``(n_params,)`` what is perturbed
+    :param sigma: standard deviation of perturbations
+    :param pairs: ``(n_pairs, 2)`` for each pair where its window begins in the table and at which parameter it is put
+    :param windows: of the table
+    :param first: number of the first candidate
+    """
+
+    mean: np.ndarray
+    centre: np.ndarray
+    sigma: float
+    pairs: np.ndarray
+    windows: Windows
+    first: int = 1
+
+    @property
+    def noise_tables(self) -> tuple[NoiseTable, ...]:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        return (self.windows.table,)
+
+    def __call__(self, candidate: int) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        index = candidate - self.first
+        if index < 0:
+            return self.mean.copy()
+        vector, pair = self.centre.copy(), self.pairs[index // 2].tolist()
+        self.windows.perturb(vector, -self.sigma if index % 2 else self.sigma, *pair)
+        return vector
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is perturbed is mostly the mean, and windows begin at 0
+        centre = None if np.array_equal(self.centre, self.mean) else self.centre
+        pairs = self.pairs if self.pairs[:, 1].any() else np.ascontiguousarray(self.pairs[:, 0])
+        return _mirrored_source, (self.mean, centre, self.sigma, pairs, self.windows, self.first)
+
+
+def _mirrored_source(
+    mean: np.ndarray, centre: np.ndarray | None, sigma: float, pairs: np.ndarray, *rest: Any
+) -> MirroredSource:
+    """Inverse of :meth:`MirroredSource.__reduce__`."""
+    if pairs.ndim == 1:
+        pairs = np.stack([pairs, np.zeros_like(pairs)], axis=1)
+    return MirroredSource(mean, mean if centre is None else centre, sigma, pairs, *rest)
+
+
 class MirroredES(Evolver):
     """
     A Gaussian of fixed width: perturb its mean in mirrored pairs, move it by the rank-weighted sum of perturbations.
@@ -301,31 +385,33 @@ class MirroredES(Evolver):
         starts = rng.integers(n_params, size=n_pairs).tolist() if partial else [0] * n_pairs
         return list(zip(offsets, starts, strict=True))
 
-    def _pieces(self, offset: int, start: int) -> list[tuple[slice, np.ndarray]]:
-        """Which parameters get which part of the window: one piece, or two where it wraps around."""
-        window, n_params = self.table.window(offset, self.n_perturbed), self.mean.numel()
-        split = min(self.n_perturbed, n_params - start)
-        pieces = [(slice(start, start + split), window[:split])]
-        return pieces if split == self.n_perturbed else [*pieces, (slice(0, self.n_perturbed - split), window[split:])]
+    @property
+    def _windows(self) -> Windows:
+        return Windows(self.table, self.n_perturbed, self.mean.numel())
+
+    @property
+    def source(self) -> MirroredSource:
+        """Makes the mean, which has number 0, and the candidates that were asked for, which have the numbers after it."""
+        pairs = np.array(self.pairs, dtype=np.int64)
+        return MirroredSource(to_numpy(self.mean), to_numpy(self.centre), float(self.asked_sigma), pairs, self._windows)
 
     def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
         candidates = np.repeat(to_numpy(self.centre)[None], 2 * len(pairs), axis=0)  # (2 * n_pairs, n_params)
-        sigma = np.float32(float(self.asked_sigma))
+        windows, sigma = self._windows, float(self.asked_sigma)
         for k, pair in enumerate(pairs):
-            for place, noise in self._pieces(*pair):
-                perturbation = sigma * noise
-                candidates[2 * k, place] += perturbation
-                candidates[2 * k + 1, place] -= perturbation
+            windows.perturb(candidates[2 * k], sigma, *pair)
+            windows.perturb(candidates[2 * k + 1], -sigma, *pair)
         return torch.from_numpy(candidates).to(self.mean.device)
 
     def _weighted_sum(self, weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
         """:return: ``(n_params,)`` float32, in the order of the pairs, with one vector of working memory"""
         total = np.zeros(self.mean.numel(), dtype=np.float32)
         scratch = np.empty(self.n_perturbed, dtype=np.float32)
+        windows = self._windows
         for weight, pair in zip(weights.astype(np.float32), pairs, strict=False):
             if weight == 0:
                 continue
-            for place, noise in self._pieces(*pair):
+            for place, noise in windows.pieces(*pair):
                 total[place] += np.multiply(noise, weight, out=scratch[: len(noise)])
         return total
 

@@ -51,6 +51,17 @@ class NoiseTable:
         self.size, self.seed = int(size), int(seed)
         self._values: np.ndarray | None = None
 
+    @staticmethod
+    def adopt(size: int, seed: int, values: np.ndarray) -> None:
+        """
+        Let the tables of this process use numbers that exist already, in memory that processes share.
+
+        :param size: of the table
+        :param seed: of the table
+        :param values: ``(size,)`` float32, read-only; held by the caller for as long as tables may need it
+        """
+        _drawn[size, seed] = values
+
     @property
     def values(self) -> np.ndarray:
         """``(size,)`` float32, read-only."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ class Initialisation:
         check_range("init_hidden_std", hidden_std, 0, open_low=True)
         check_range("init_output_std", output_std, 0, open_low=True)
         self.layout, self.kind, self.unit_axis = layout, kind, unit_axis
+        self.given = hidden_std, output_std
         weights = [name for name, shape in zip(layout.names, layout.shapes, strict=True) if len(shape) > 1]
         self.stds = {name: output_std if name in weights[-1:] else hidden_std for name in weights}
         self.start = np.zeros(layout.n_params, dtype=np.float32)
@@ -205,6 +207,64 @@ class Footprint:
         return self.parameter_bytes / self.genome_bytes
 
 
+_decoders: dict[tuple[Any, ...], GenomeDecoder] = {}
+"""In workers: decoders live longer than the sources that come with each generation."""
+
+
+@dataclass(frozen=True)
+class GenomeSource:
+    """
+    Makes individuals of their genomes one at a time; see :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`.
+
+    :param decoder: makes them
+    :param ancestors: genomes of parents, ``None`` where there is none yet; kept by the decoder
+    :param offspring: ``(n, 3)`` for each individual the parent's number (-1 for none), offset and power of its own window
+    :param wholes: genomes of individuals that are no parent's child, by number
+    :param first: number of the first individual within the generation
+    """
+
+    decoder: GenomeDecoder
+    ancestors: tuple[Genome | None, ...]
+    offspring: np.ndarray
+    wholes: dict[int, Genome]
+    first: int = 0
+
+    @property
+    def noise_tables(self) -> tuple[NoiseTable, ...]:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        return (self.decoder.table,)
+
+    def genome(self, index: int) -> Genome:
+        """
+        :param index: of the individual among those of this source
+        :return: its genome
+        """
+        if index in self.wholes:
+            return self.wholes[index]
+        parent, offset, power = self.offspring[index].tolist()
+        source = self.ancestors[int(parent)] if parent >= 0 else None
+        return Genome((int(offset),)) if source is None else source.child(offset, power)
+
+    def __call__(self, candidate: int) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        return self.decoder(self.genome(candidate - self.first))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        start = self.decoder.initialisation
+        made_with = (start.layout, start.kind, *start.given, start.unit_axis)
+        ancestors = _rows(self.ancestors).numpy()
+        return _genome_source, (self.decoder.table, made_with, ancestors, self.offspring, self.wholes, self.first)
+
+
+def _genome_source(table: NoiseTable, made_with: tuple[Any, ...], ancestors: np.ndarray, *rest: Any) -> GenomeSource:
+    """Inverse of :meth:`GenomeSource.__reduce__`, with a decoder that knows the parents of the last generation."""
+    key = table, made_with
+    decoder = _decoders.setdefault(key, GenomeDecoder(table, Initialisation(*made_with)))
+    genomes = _genomes(torch.from_numpy(ancestors))
+    decoder.keep([genome for genome in genomes if genome is not None])
+    return GenomeSource(decoder, tuple(genomes), *rest)
+
+
 class SeedGA(Evolver):
     """
     Genetic algorithm without crossover: mutants of the best, and an elite that has to prove itself every generation.
@@ -258,6 +318,7 @@ class SeedGA(Evolver):
         self.register_buffer("fitness", torch.full((pop_size,), -torch.inf, dtype=torch.float64))
         self.register_buffer("elite_score", torch.tensor(-torch.inf, dtype=torch.float64))
         self._is_asked = False
+        self._last_made: tuple[weakref.ref[Tensor] | None, Sequence[int]] = (None, ())
 
     @property
     def sigma(self) -> float:
@@ -293,12 +354,26 @@ class SeedGA(Evolver):
 
     def _genomes_of(self, chosen: Sequence[int]) -> list[Genome]:
         """Genomes of the elite and of children by their number."""
-        ancestors, found = _genomes(self.ancestors), []
-        for parent, offset, power in self.offspring[[max(index, 0) for index in chosen]].tolist():
-            source = ancestors[int(parent)] if parent >= 0 else None
-            found.append(Genome((int(offset),)) if source is None else source.child(offset, power))
+        source = self._source_of(chosen)
+        return [source.genome(index) for index in range(len(chosen))]
+
+    def _source_of(self, chosen: Sequence[int]) -> GenomeSource:
+        ancestors = _genomes(self.ancestors)
         elite = ancestors[0]
-        return [elite if index == ELITE and elite else genome for index, genome in zip(chosen, found, strict=True)]
+        wholes = {place: elite for place, index in enumerate(chosen) if index == ELITE and elite is not None}
+        offspring = self.offspring[[max(index, 0) for index in chosen]].cpu().numpy()
+        return GenomeSource(self.decoder, tuple(ancestors), offspring, wholes)
+
+    def source_of(self, vectors: Tensor, first: int = 0) -> GenomeSource | None:
+        """
+        What individuals are made of, for workers.
+
+        :param vectors: what :meth:`ask` or :meth:`finalists` returned last
+        :param first: number of the first of them within the generation
+        :return: makes them one at a time; ``None`` for other vectors
+        """
+        made, chosen = self._last_made
+        return replace(self._source_of(chosen), first=first) if made is not None and made() is vectors else None
 
     def rebuild(self, genome: Genome) -> Tensor:
         """
@@ -330,7 +405,7 @@ class SeedGA(Evolver):
         bred = np.stack([picked, offsets, np.full(self.pop_size, self.sigma)], axis=1)
         self.offspring.copy_(torch.from_numpy(bred))
         self._is_asked = True
-        return self._stack(self.population)
+        return self._made(range(self.pop_size))
 
     def finalists(self, fitness: np.ndarray) -> Tensor:
         """
@@ -339,7 +414,12 @@ class SeedGA(Evolver):
         :param fitness: ``(pop_size,)`` of the children
         :return: ``(n_finalists, n_params)``; the previous elite first, if there is one
         """
-        return self._stack(self._genomes_of(self._finalists(fitness)))
+        return self._made(self._finalists(fitness))
+
+    def _made(self, chosen: Sequence[int]) -> Tensor:
+        vectors = self._stack(self._genomes_of(chosen))
+        self._last_made = weakref.ref(vectors), chosen
+        return vectors
 
     def tell(
         self,

@@ -178,6 +178,25 @@ class Memory(Behavior):
         return np.array(self._bytes)
 
 
+class FinalObservation(Behavior):
+    """The observation after the last step, as the environment gives it."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._last = observation
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._last = observation
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(n,)``, whatever the shape of an observation"""
+        return np.array(self._last, dtype=np.float64).ravel()
+
+
 class FromEpisode(Behavior):
     """
     A function of the whole episode.
@@ -216,31 +235,30 @@ class Auto(Behavior):
 
     def __init__(self) -> None:
         self._chosen: Behavior | None = None
-        self._last: Any = None
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._last = observation
-        if self._chosen is None and _is_mujoco(env):
-            self._chosen = FinalPosition()
-        elif self._chosen is None and hasattr(env.unwrapped, "ale"):
-            self._chosen = Memory()
-        if self._chosen is not None:
-            self._chosen.begin(env, observation, info)
+        if self._chosen is None:
+            self._chosen = self._fitting(env)
+        self._chosen.begin(env, observation, info)
+
+    @staticmethod
+    def _fitting(env: gym.Env) -> Behavior:
+        if _is_mujoco(env):
+            return FinalPosition()
+        if hasattr(env.unwrapped, "ale"):
+            return Memory()
+        return FinalObservation() if is_vector(env.observation_space) else FromInfo()
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._last = observation
-        if self._chosen is not None:
-            self._chosen.step(env, observation, action, reward, info)
+        assert self._chosen is not None
+        self._chosen.step(env, observation, action, reward, info)
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """See :class:`Behavior`."""
-        if KEY not in info and self._chosen is not None:
-            return self._chosen.end(env, info)
-        if KEY not in info and is_vector(env.observation_space):
-            return np.array(self._last, dtype=np.float64)
-        return read_behavior(info)
+        assert self._chosen is not None
+        return read_behavior(info) if KEY in info else self._chosen.end(env, info)
 
 
 def is_vector(space: gym.Space) -> bool:
@@ -251,6 +269,7 @@ def is_vector(space: gym.Space) -> bool:
 BEHAVIORS: dict[str, type[Behavior]] = {
     "auto": Auto,
     "info": FromInfo,
+    "final_observation": FinalObservation,
     "final_position": FinalPosition,
     "trajectory": PositionTrajectory,
     "memory": Memory,

@@ -48,6 +48,11 @@ class Record:
     def has_budget(self) -> bool:
         return self.budget is None or self.n_timesteps < self.budget
 
+    digest = None
+
+    def skip_steps(self, n_steps: int) -> int:
+        return 0
+
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         self.running.append(running.copy())
         self.variables.append({key: np.copy(variables[key]) for key in ("dones", "rewards", "actions", "new_obs")})
