@@ -72,7 +72,7 @@ class NoveltyMixin(GenerationalMixin):
         raise ValueError(
             f"behavior={self.behavior!r} needs environments that say how an episode was, in info['bc'] of its last step; "
             f"got none from {self.env}. Let the environment write it, or wrap it where it is made: "
-            f"make_vec_env(..., wrapper_class=BehaviorWrapper); with evaluator='vec' behavior={FINAL_OBSERVATION!r} needs neither"
+            f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither with evaluator='vec'"
         )
 
 

@@ -254,8 +254,8 @@ class ModuleActor:
             network.set_training_mode(False)
 
     def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
-        lent = isinstance(self._networks, LentNetworks)
-        return {"_networks": self._networks if lent else [on_cpu(network) for network in self._networks]}
+        networks = self._networks
+        return {"_networks": networks if isinstance(networks, LentNetworks) else [on_cpu(network) for network in networks]}
 
     @torch.no_grad()
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:

@@ -28,7 +28,8 @@ def final(episode: Any) -> np.ndarray:
 
 
 def means(model: NSES) -> th.Tensor:
-    return th.stack([member.mean for member in model.evolver.members])
+    members: list[Any] = list(model.evolver.members)
+    return th.stack([member.mean for member in members])
 
 
 def test_the_archive_holds_first_everybody_then_who_moved() -> None:
@@ -81,7 +82,8 @@ def test_a_generation_that_was_cut_off_leaves_no_trace() -> None:
 
 def test_deployed_is_the_member_with_the_best_return() -> None:
     model = make("ns_es", meta_population_size=4, n_bc_episodes=2)
-    phases, actors = watch_phases(model), []
+    phases = watch_phases(model)
+    actors: list[th.Tensor] = []
     model.learn(20 * EPISODE)
     show = model.evolver.show
     model.evolver.show = lambda member: (
