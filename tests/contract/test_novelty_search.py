@@ -86,10 +86,12 @@ def test_deployed_is_the_member_with_the_best_return() -> None:
     actors: list[th.Tensor] = []
     model.learn(20 * EPISODE)
     show = model.evolver.show
-    model.evolver.show = lambda member: (
-        actors.extend(read_parameters(n).clone() for n in model.evolver.networks),
-        show(member),
-    )
+
+    def keep_and_show(member: int) -> None:
+        actors.extend(read_parameters(network).clone() for network in model.evolver.networks)
+        show(member)
+
+    model.evolver.show = keep_and_show
     model.learn(12 * EPISODE, reset_num_timesteps=False)
     episodes = [episodes for jobs, episodes in phases if len(jobs) == 8][-1].episodes
     returns = np.array([e.total_reward for e in episodes]).reshape(4, 2).mean(1)
