@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_erl.evaluation.dispatch import Event, Pool, Traffic
+from sb3_erl.evaluation.pool import Event, Pool, Traffic
 from sb3_erl.evaluation.remote import RemoteEvaluator
 from sb3_erl.evaluation.worker import serve
 from sb3_erl.evolution.noise_table import NoiseTable
@@ -67,7 +67,7 @@ class ProcessEvaluator(RemoteEvaluator):
 
 class ProcessPool(Pool):
     """
-    See :class:`~sb3_erl.evaluation.dispatch.Pool`.
+    See :class:`~sb3_erl.evaluation.pool.Pool`.
 
     :param setup: see :class:`~sb3_erl.evaluation.worker.Runner`
     :param start_method: of :mod:`multiprocessing`

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sb3_erl.common.checks import check_range
-from sb3_erl.evaluation.dispatch import Event, Pool, Traffic
+from sb3_erl.evaluation.pool import Event, Pool, Traffic
 from sb3_erl.evaluation.remote import RemoteEvaluator
 from sb3_erl.evaluation.worker import Runner
 from sb3_erl.evolution.noise_table import NoiseTable
@@ -96,10 +96,7 @@ def _connect(address: str | None, kwargs: dict[str, Any]) -> None:
     ray = import_ray()
     if ray.is_initialized():
         return
-    if address is None:
-        own = {"include_dashboard": False}
-    else:
-        own = {"address": address}
+    own: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
     ray.init(**{"log_to_driver": False, **own, **kwargs})
     _is_ours = True
 
@@ -154,7 +151,7 @@ class Actor:
 
 class RayPool(Pool):
     """
-    See :class:`~sb3_erl.evaluation.dispatch.Pool`.
+    See :class:`~sb3_erl.evaluation.pool.Pool`.
 
     :param setup: see :class:`~sb3_erl.evaluation.worker.Runner`
     :param options: of the actors

@@ -27,8 +27,9 @@ from sb3_erl.evaluation.base import (
     Recorder,
     ToEnvironment,
 )
-from sb3_erl.evaluation.dispatch import Dispatcher, Pool, Traffic
+from sb3_erl.evaluation.dispatch import Dispatcher
 from sb3_erl.evaluation.environments import MakeEnv, environment_maker
+from sb3_erl.evaluation.pool import Pool, Traffic
 from sb3_erl.evaluation.wire import Outcome, Phase, unpack_score, unpack_transitions
 
 

@@ -88,7 +88,12 @@ def test_a_callback_that_says_no(name: str, evaluators: Evaluators) -> None:
 def test_steps_that_nobody_watches_are_counted(evaluators: Evaluators) -> None:
     model = make("openai_es", toy(), evaluator=evaluators())
     shown, after_step = [], model.after_step
-    model.after_step = lambda variables, running: shown.append(variables) or after_step(variables, running)
+
+    def keep(variables: dict[str, Any], running: np.ndarray) -> bool:
+        shown.append(variables)
+        return after_step(variables, running)
+
+    model.after_step = keep
     model.learn(100)
     assert model.num_timesteps == 100 and len(shown) < 30
     assert len(model.ep_info_buffer) == model._episode_num == len(shown) - 1
@@ -172,7 +177,7 @@ def test_an_environment_that_cannot_be_made(evaluators: Evaluators) -> None:
 
 
 @pytest.mark.parametrize("name", ["openai_es", "erl"])
-def test_a_hanging_environment_is_cut_off(name: str, evaluators: Evaluators) -> None:
+def test_a_hanging_environment_is_cut_off(name: str, evaluators: Evaluators, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = evaluators("hang", episode_timeout=1.5)
     model = make(name, toy(), evaluator=evaluator)
     batches, evaluate = [], evaluator.evaluate
@@ -181,7 +186,7 @@ def test_a_hanging_environment_is_cut_off(name: str, evaluators: Evaluators) -> 
         batches.append(evaluate(*args))
         return batches[-1]
 
-    evaluator.evaluate = keep  # type: ignore[method-assign]
+    monkeypatch.setattr(evaluator, "evaluate", keep)
     with pytest.warns(UserWarning, match=r"did not end within episode_timeout=1\.5 seconds"):
         model.learn(200, OneGeneration(), log_interval=None)
     episodes, address = batches[0].episodes, Address(model.run_seed, 1)

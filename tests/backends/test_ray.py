@@ -46,7 +46,8 @@ def flag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluator(cluster: Any, flag: Path) -> Iterator[RayEvaluator]:
     """Workers that are kept from test to test, because Ray takes seconds to start one."""
-    with RayEvaluator(1, partial(TroubledEnv, "die once", str(flag)), num_cpus=0.5) as evaluator:
+    evaluator = RayEvaluator(1, partial(TroubledEnv, "die once", str(flag)), num_cpus=0.5)
+    with evaluator:
         yield evaluator
 
 

@@ -72,7 +72,12 @@ def test_candidates_are_rebuilt_to_the_last_bit(name: str, policy: str) -> None:
     model = make(name, policy=policy, policy_kwargs={} if policy == "LinearPolicy" else {"net_arch": [64, 64]})
     sent: list[Any] = []
     evaluate = model._evaluate
-    model._evaluate = lambda jobs, actor, *args, **kwargs: sent.append((jobs, actor)) or evaluate(jobs, actor, *args, **kwargs)
+
+    def keep(jobs: Any, actor: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append((jobs, actor))
+        return evaluate(jobs, actor, *args, **kwargs)
+
+    model._evaluate = keep
     model.learn(400)
     assert len(sent) >= 2
     observations = np.random.default_rng(0).standard_normal((1, 3)).astype(np.float32)
