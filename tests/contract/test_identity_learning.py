@@ -30,10 +30,9 @@ SETTINGS: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [32, 32]},
     "device": "cpu",
 }
-BUDGET, BUDGET_WITHOUT_LEARNER = 1000, 2000
 OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
 OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}
-"""Many small generations, which a strategy needs; it takes ten times as many steps, none of which cost a gradient."""
+"""Many small generations, which a strategy needs; it takes more steps than a learner, none of which cost a gradient."""
 
 
 def how_good(trace: EpisodeTrace) -> np.ndarray:
@@ -52,6 +51,6 @@ def test_identity(name: str) -> None:
     settings = SETTINGS | OF_STRATEGIES if is_strategy else SETTINGS
     model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
-    model.learn(10 * BUDGET_WITHOUT_LEARNER if is_strategy else BUDGET if name in HYBRIDS else BUDGET_WITHOUT_LEARNER)
+    model.learn(1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)
     after, _ = evaluate_policy(model, env, n_eval_episodes=10)
     assert before < 75 and after >= 90, f"{before} -> {after} of 100"
