@@ -265,6 +265,7 @@ class _Episodes:
         self.robots = MazeRobots(self.maze, n)
         self.time = np.zeros(n, np.int64)
         self.distance, self.min_distance = self.robots.goal_distances, self.robots.goal_distances
+        self._start = self.robots.sense()[0].copy()
         self._picture = MazePicture(self.maze) if obs_type == "image" else None
         self._stack = np.zeros((n, _FRAME_SIZE, _FRAME_SIZE, _N_FRAMES), np.uint8)
         self.action_space = spaces.Box(-0.5, 0.5, (2,), np.float32)
@@ -279,6 +280,8 @@ class _Episodes:
         self.time[rows] = 0
         self.distance[rows] = self.min_distance[rows] = self.robots.goal_distances[rows]
         self._stack[rows] = 0
+        if self._picture is None:  # everybody starts alike
+            return np.repeat(self._start[None], len(rows), axis=0)
         return self._observe(rows)[rows]
 
     def step(self, actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -300,18 +303,13 @@ class _Episodes:
         return self._stack.copy()
 
     def infos(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        positions, distances = self.robots.positions, self.distance
-        return [
-            {
-                "bc": positions[i].copy(),
-                "distance": float(distances[i]),
-                "min_distance": float(self.min_distance[i]),
-                "is_success": bool(distances[i] < REACH),
-                "reached_any": bool(self.min_distance[i] < REACH),
-                "collisions": int(self.robots.collisions[i]),
-            }
-            for i in rows
-        ]
+        rows = list(rows)
+        near, ever_near = self.distance < REACH, self.min_distance < REACH
+        columns = (self.distance, self.min_distance, near, ever_near, self.robots.collisions)
+        names = ("distance", "min_distance", "is_success", "reached_any", "collisions")
+        numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
+        positions = self.robots.positions[rows]  # a copy
+        return [{"bc": bc, **dict(zip(names, row, strict=True))} for bc, row in zip(positions, numbers, strict=True)]
 
 
 class HardMaze(gym.Env):

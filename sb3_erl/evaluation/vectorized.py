@@ -10,7 +10,16 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation.base import ActionMap, Episode, EpisodeBatch, Job, PopulationActor, Recorder, Transition
+from sb3_erl.evaluation.base import (
+    ActionMap,
+    Episode,
+    EpisodeBatch,
+    Job,
+    PopulationActor,
+    Recorder,
+    Transition,
+    nothing_to_store,
+)
 from sb3_erl.evaluation.slots import SlotResetter
 from sb3_erl.fitness.behaviour import KEY, read_behavior
 
@@ -114,20 +123,25 @@ class VectorizedEvaluator:
         normalizer = self.vec_normalize
         new_original = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+        rewards_32 = np.asarray(raw_rewards, dtype=np.float32).tolist()  # DummyVecEnv rounds so, SubprocVecEnv does not
+        keeps_steps = recorder.digest is not nothing_to_store
         for index, slot in enumerate(slots):
             if slot is None:
                 continue
-            info, done = infos[index], bool(dones[index])
+            slot.rewards.append(rewards_32[index])
+            done = bool(dones[index])
+            cut = not done and slot.job.horizon is not None and len(slot.rewards) >= slot.job.horizon
+            if not (done or cut or keeps_steps):
+                continue
+            info = infos[index]
             last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
             if done and info.get("terminal_observation") is not None:
                 last = last_original = info["terminal_observation"]
                 if normalizer is not None:
                     last_original = normalizer.unnormalize_obs(last)
             truncated = done and bool(info.get("TimeLimit.truncated", False))
-            cut = not done and slot.job.horizon is not None and len(slot.rewards) + 1 >= slot.job.horizon
             if cut:  # the rollout is abandoned here: to the buffer this is a time limit
                 info = {**info, "TimeLimit.truncated": True}
-            slot.rewards.append(float(np.float32(raw_rewards[index])))  # DummyVecEnv rounds so, SubprocVecEnv does not
             slot.transitions.append(
                 Transition(
                     original[index].copy(),
