@@ -295,15 +295,17 @@ class OpenAIES(ReferenceBatchMixin):
         return RebuiltActor(source, actor_factory(self._network), all_together)
 
     def _jobs(self, first: int, last: int) -> list[Job]:
-        explorer: Explorer | None = None
-        if self.action_noise_std > 0 and isinstance(self.action_space, spaces.Box):
-            explorer = UnboundedExploration(self.action_noise_std)
         jobs = []
         for i in range(first, last):
             number = self._n_centers + i
             twin = number - i % 2 if self.common_random_numbers else None
-            jobs += [Job(number, k, self.cutoff, explorer, twin) for k in range(self.n_eval_episodes)]
+            jobs += [Job(number, k, self.cutoff, self._explorer(), twin) for k in range(self.n_eval_episodes)]
         return jobs
+
+    def _explorer(self) -> Explorer | None:
+        """One per job: jobs that run at the same time must not share random numbers."""
+        wanted = self.action_noise_std > 0 and isinstance(self.action_space, spaces.Box)
+        return UnboundedExploration(self.action_noise_std) if wanted else None
 
     def _shortest_series(self, candidates: th.Tensor, episodes: EpisodeBatch) -> tuple[th.Tensor, EpisodeBatch]:
         """The first pairs that have ``min_timesteps`` steps together, at least ``n_pairs`` of them."""

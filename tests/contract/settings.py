@@ -52,7 +52,7 @@ FAST: dict[str, Any] = {
     "distill_batch_size": 8,
     "target_update_interval": 20,
     "n_pairs": 2,
-    "noise_table_size": 100_000,
+    "noise_table_size": 1_000_000,
     "obs_stat_prob": 0.5,
     "n_center_episodes": 1,
     "truncation": 2,
