@@ -12,9 +12,8 @@ from sb3_erl import GANS, NSES, NSRAES, NSRES, OpenAIES
 from sb3_erl.common.parameters import read_parameters, write_parameters
 from sb3_erl.envs import VecHardMaze
 from sb3_erl.fitness.novelty import NoveltyArchive
-from tests.contract.helpers import Tables
+from tests.contract.helpers import Tables, watch_phases
 from tests.contract.settings import fast, make
-from tests.contract.test_openai_es import watch_phases
 from tests.envs import toy_vec_env
 
 EPISODE = 8
