@@ -1,21 +1,23 @@
 """Evolutionary reinforcement learning for Stable-Baselines3."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import sb3_erl.envs  # noqa: F401 registers the environments
 from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
-from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
+from sb3_erl.algorithms.deep_ga import GANS, DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
-from sb3_erl.algorithms.ga_ns import GANS
 from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
-from sb3_erl.evaluation.process_pool import ProcessEvaluator
-from sb3_erl.evaluation.ray_pool import RayEvaluator
+
+if TYPE_CHECKING:
+    from sb3_erl.evaluation.process_pool import ProcessEvaluator
+    from sb3_erl.evaluation.ray_pool import RayEvaluator
 
 __version__ = "0.1.0"
 
@@ -59,3 +61,11 @@ __all__ = [
     "RayEvaluator",
     "__version__",
 ]
+
+_LATER = {"ProcessEvaluator": "process_pool", "RayEvaluator": "ray_pool"}
+
+
+def __getattr__(name: str) -> Any:  # imported when they are wanted
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"sb3_erl.evaluation.{_LATER[name]}"), name)

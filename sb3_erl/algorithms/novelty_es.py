@@ -46,19 +46,14 @@ class NSES(NoveltyMixin, OpenAIES):
        runs others), they begin the generation instead of ending it, and they count as steps;
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
-    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the other parameters.
+    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
+       here; :class:`~sb3_erl.common.novelty_mixin.NoveltyMixin` explains those about behaviours and the archive.
 
     :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
         ``env``, the environment or its id
     :param env: environment, vectorised or not, its id, or ``None`` for loading
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
-    :param novelty_k: number of nearest neighbours in the archive
-    :param behavior: what describes an episode: key of :data:`~sb3_erl.fitness.behaviour.BEHAVIORS`, a class, a function of
-        an :class:`~sb3_erl.fitness.behaviour.EpisodeTrace`, or ``"final_observation"``
-    :param behavior_kwargs: further arguments of a class
-    :param distance: ``"euclidean"`` or ``"sqeuclidean"``
-    :param archive_max_size: entries to keep, the newest; ``None`` for all
     :param n_bc_episodes: episodes of a member per generation, over which its behaviour is the mean
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
@@ -14,8 +14,10 @@ from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
 from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, PopulationActor, ToEnvironment, nothing_to_store
 from sb3_erl.evaluation.choice import EvaluatorChoice, check_evaluator, remote_evaluator
-from sb3_erl.evaluation.remote import RemoteEvaluator
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
+
+if TYPE_CHECKING:
+    from sb3_erl.evaluation.remote import RemoteEvaluator
 
 SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
 
@@ -129,7 +131,8 @@ class GenerationalMixin(AddressedMixin):
     @property
     def workers(self) -> RemoteEvaluator | None:
         """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
-        return self._evaluator if isinstance(self._evaluator, RemoteEvaluator) else None
+        remote: Any = None if isinstance(self._evaluator, VectorizedEvaluator) else self._evaluator
+        return remote
 
     def _evaluate(
         self,

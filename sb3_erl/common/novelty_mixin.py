@@ -22,6 +22,13 @@ class NoveltyMixin(GenerationalMixin):
     Gives every environment a behaviour and keeps the archive.
 
     Stands before a generational algorithm in the method resolution order.
+
+    :param behavior: what describes an episode: key of :data:`~sb3_erl.fitness.behaviour.BEHAVIORS`, a class, or a function of
+        an :class:`~sb3_erl.fitness.behaviour.EpisodeTrace`
+    :param behavior_kwargs: further arguments of a class
+    :param novelty_k: number of nearest neighbours
+    :param distance: between behaviours, ``"euclidean"`` or ``"sqeuclidean"``
+    :param archive_max_size: behaviours to keep, the newest; ``None`` for all
     """
 
     behavior: Any

@@ -1,15 +1,17 @@
-"""The back-ends by name."""
+"""The back-ends by name; those with workers are imported when somebody wants them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sb3_erl.evaluation.process_pool import ProcessEvaluator
-from sb3_erl.evaluation.ray_pool import RayEvaluator
-from sb3_erl.evaluation.remote import RemoteEvaluator
+if TYPE_CHECKING:
+    from sb3_erl.evaluation.remote import RemoteEvaluator
 
-EvaluatorChoice = Literal["vec", "process", "ray"] | RemoteEvaluator
-REMOTE: dict[str, type[RemoteEvaluator]] = {"process": ProcessEvaluator, "ray": RayEvaluator}
+    EvaluatorChoice = Literal["vec", "process", "ray"] | RemoteEvaluator
+else:
+    EvaluatorChoice = Any
+
+NAMES = ("vec", "process", "ray")
 
 
 def check_evaluator(choice: Any) -> None:
@@ -18,11 +20,15 @@ def check_evaluator(choice: Any) -> None:
     :raises ValueError: if it is an unknown name
     :raises TypeError: if it is something else altogether
     """
-    known = ["vec", *REMOTE]
-    if isinstance(choice, str) and choice not in known:
-        raise ValueError(f"evaluator must be one of {known}, or a ProcessEvaluator or RayEvaluator; got {choice!r}")
-    if not isinstance(choice, str | RemoteEvaluator):
-        raise TypeError(f"evaluator must be one of {known}, or a ProcessEvaluator or RayEvaluator; got {choice!r}")
+    wanted = f"evaluator must be one of {list(NAMES)}, or a ProcessEvaluator or RayEvaluator; got {choice!r}"
+    if isinstance(choice, str):
+        if choice not in NAMES:
+            raise ValueError(wanted)
+        return
+    from sb3_erl.evaluation.remote import RemoteEvaluator
+
+    if not isinstance(choice, RemoteEvaluator):
+        raise TypeError(wanted)
 
 
 def remote_evaluator(choice: Any, present: Any) -> RemoteEvaluator | None:
@@ -31,8 +37,12 @@ def remote_evaluator(choice: Any, present: Any) -> RemoteEvaluator | None:
     :param present: the evaluator it has, which goes on if it is what was chosen
     :return: the one with workers that was chosen, ``None`` for ``"vec"``
     """
-    if isinstance(choice, RemoteEvaluator):
+    if not isinstance(choice, str):
         return choice
-    if choice not in REMOTE:
+    if choice == "vec":
         return None
-    return present if type(present) is REMOTE[choice] else REMOTE[choice]()
+    from sb3_erl.evaluation.process_pool import ProcessEvaluator
+    from sb3_erl.evaluation.ray_pool import RayEvaluator
+
+    chosen: type[RemoteEvaluator] = ProcessEvaluator if choice == "process" else RayEvaluator
+    return present if type(present) is chosen else chosen()

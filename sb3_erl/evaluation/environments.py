@@ -24,6 +24,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from sb3_erl.fitness.behaviour import BehaviorWrapper
+
 MakeEnv = Callable[[], "gym.Env | VecEnv"]
 WAY_OUT = (
     "Give the evaluator a function that makes one environment with all its wrappers, for example "
@@ -98,17 +100,21 @@ class EnvironmentMaker:
     :param spec: gymnasium's description of it and its wrappers
     :param layers: SB3's vectorised wrappers, innermost first
     :param is_monitored: put SB3's Monitor around an environment of ``make_env`` that has none
+    :param behavior: put a :class:`~sb3_erl.fitness.behaviour.BehaviorWrapper` with these arguments around one of ``make_env``
     """
 
     make_env: MakeEnv | None
     spec: EnvSpec | None
     layers: tuple[Layer, ...]
     is_monitored: bool
+    behavior: dict[str, Any] | None = None
 
     def __call__(self) -> VecEnv:
         made = gym.make(copy.deepcopy(self.spec)) if self.make_env is None else self.make_env()  # type: ignore[arg-type]
         if isinstance(made, gym.Env) and self.is_monitored and not is_wrapped(made, Monitor):
             made = Monitor(made)
+        if isinstance(made, gym.Env) and self.behavior is not None:
+            made = BehaviorWrapper(made, **self.behavior)
         env = made if isinstance(made, VecEnv) else DummyVecEnv([lambda: made])
         for layer in self.layers:
             env = layer(env)
@@ -130,7 +136,9 @@ def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker
         inner = inner.venv
     spec = _complete_spec(env) if make_env is None else None
     is_monitored = bool(env.env_is_wrapped(Monitor, indices=[0])[0])
-    return EnvironmentMaker(make_env, spec, tuple(reversed(layers)), is_monitored)
+    own = inner.envs[0] if isinstance(inner, DummyVecEnv) else None
+    behavior = own._saved_kwargs if make_env is not None and isinstance(own, BehaviorWrapper) else None
+    return EnvironmentMaker(make_env, spec, tuple(reversed(layers)), is_monitored, behavior)
 
 
 def _layer(wrapper: VecEnvWrapper) -> Layer | None:

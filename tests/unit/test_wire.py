@@ -87,7 +87,7 @@ def test_candidates_are_rebuilt_to_the_last_bit(name: str, policy: str) -> None:
         assert policy == "LinearPolicy" or len(packed) < 4 * model.policy.deployed.mu[-1].in_features * 200
         for number in numbers:
             assert np.array_equal(elsewhere(observations, [number]), actor(observations, [number]))
-        assert elsewhere.noise_tables == (NoiseTable(100_000, 123),)
+        assert elsewhere.noise_tables == (NoiseTable(model.noise_table_size, 123),)
 
 
 def test_partial_perturbations_are_rebuilt() -> None:
