@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ EXPRESSIONS = (
     "evolver_kwargs",
 )
 # Keys of the Zoo that this benchmark does not imitate: better to stop than to measure something else
-UNSUPPORTED = ("frame_stack", "callback", "vec_env_wrapper", "replay_buffer_class")
+UNSUPPORTED = ("callback", "vec_env_wrapper", "replay_buffer_class")
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
@@ -69,6 +69,16 @@ def settings_file(algo: str) -> Path | None:
     return next((folder / f"{algo}.yml" for folder in folders if (folder / f"{algo}.yml").is_file()), None)
 
 
+def is_atari(env_id: str) -> bool:
+    """Whether the Zoo would take its entry ``atari`` for this environment."""
+    try:
+        import ale_py
+    except ImportError:
+        return False
+    gym.register_envs(ale_py)
+    return env_id in gym.registry and "AtariEnv" in str(gym.registry[env_id].entry_point)
+
+
 def load_settings(algo: str, env_id: str) -> tuple[dict[str, Any], str]:
     """
     Read the entry of one environment, as the Zoo does, falling back to another version of the same environment.
@@ -79,8 +89,9 @@ def load_settings(algo: str, env_id: str) -> tuple[dict[str, Any], str]:
     if path is None:
         return {}, "no settings file, defaults of the class"
     entries = yaml.safe_load(path.read_text())
+    atari = ["atari"] if is_atari(env_id) else []
     same_task = [key for key in sorted(entries, reverse=True) if key.rsplit("-v", 1)[0] == env_id.rsplit("-v", 1)[0]]
-    for key in [env_id, *same_task, "default"]:
+    for key in [env_id, *same_task, *atari, "default"]:
         if key in entries:
             return dict(entries[key]), f"{path.parent.parent.name}/{path.parent.name}/{path.name}, entry {key!r}"
     return {}, f"no entry for {env_id} in {path.name}, defaults of the class"
@@ -118,6 +129,7 @@ class Experiment:
     def __init__(self, algo: str, env_id: str, settings: dict[str, Any], steps: int) -> None:
         self.env_id = env_id
         self.steps = steps
+        is_atari(env_id)  # registers the games
         self.algorithm = algorithm_class(algo)
         settings = dict(settings)
         refused = [key for key in UNSUPPORTED if settings.get(key)]
@@ -131,6 +143,7 @@ class Experiment:
         self.n_envs: int = settings.pop("n_envs", 1)
         self.env_kwargs: dict[str, Any] = settings.pop("env_kwargs", None) or {}
         self.wrapper = _wrapper(settings.pop("env_wrapper", None))
+        self.n_stack: int | None = settings.pop("frame_stack", None)
         self.normalize: dict[str, Any] | None = _normalize_kwargs(settings)
         self.noise: tuple[str, float] | None = None
         if settings.get("noise_type") is not None:
@@ -144,9 +157,10 @@ class Experiment:
 
     def make_env(self, seed: int, n_envs: int | None = None) -> VecEnv:
         """Build environments without normalization: ``n_envs`` copies, by default as many as the settings ask for."""
-        return make_vec_env(
+        env = make_vec_env(
             self.env_id, n_envs=n_envs or self.n_envs, seed=seed, env_kwargs=self.env_kwargs, wrapper_class=self.wrapper
         )
+        return env if self.n_stack is None else VecFrameStack(env, self.n_stack)
 
     def make_training_env(self, seed: int, statistics: Path | None = None) -> VecEnv:
         """Build the training environments, normalized if the settings say so; ``statistics`` continues a saved run."""

@@ -1,14 +1,23 @@
 """Evolutionary reinforcement learning for Stable-Baselines3."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+import sb3_erl.envs  # noqa: F401 registers the environments
 from sb3_erl.algorithms.cem_rl import CEM, CEMRL
 from sb3_erl.algorithms.cerl import CERL
+from sb3_erl.algorithms.deep_ga import GANS, DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
+from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+
+if TYPE_CHECKING:
+    from sb3_erl.evaluation.process_pool import ProcessEvaluator
+    from sb3_erl.evaluation.ray_pool import RayEvaluator
 
 __version__ = "0.1.0"
 
@@ -16,12 +25,47 @@ ALGOS: dict[str, type[Any]] = {
     "cem": CEM,
     "cem_rl": CEMRL,
     "cerl": CERL,
+    "deep_ga": DeepGA,
     "erl": ERL,
     "erl_re2": ERLRe2,
+    "ga_ns": GANS,
+    "ns_es": NSES,
+    "nsr_es": NSRES,
+    "nsra_es": NSRAES,
+    "openai_es": OpenAIES,
     "pderl": PDERL,
     "pop_td7": PopTD7,
+    "random_search": RandomSearch,
     "td7": TD7,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
-__all__ = ["ALGOS", "CEM", "CEMRL", "CERL", "ERL", "PDERL", "TD7", "ERLRe2", "PopTD7", "__version__"]
+__all__ = [
+    "ALGOS",
+    "CEM",
+    "CEMRL",
+    "CERL",
+    "ERL",
+    "GANS",
+    "NSES",
+    "NSRAES",
+    "NSRES",
+    "PDERL",
+    "TD7",
+    "DeepGA",
+    "ERLRe2",
+    "OpenAIES",
+    "PopTD7",
+    "ProcessEvaluator",
+    "RandomSearch",
+    "RayEvaluator",
+    "__version__",
+]
+
+_LATER = {"ProcessEvaluator": "process_pool", "RayEvaluator": "ray_pool"}
+
+
+def __getattr__(name: str) -> Any:  # imported when they are wanted
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"sb3_erl.evaluation.{_LATER[name]}"), name)

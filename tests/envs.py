@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -108,4 +109,6 @@ def toy_vec_env(n_envs: int = 1, subprocess: bool = False, env_class: type[gym.E
     :param kwargs: arguments of the environment
     """
     makers = [toy_maker(env_class, **kwargs) for _ in range(n_envs)]
+    if subprocess and "forkserver" in multiprocessing.get_all_start_methods():  # the first pays for the imports of all
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["stable_baselines3.common.monitor"])
     return SubprocVecEnv(makers) if subprocess else DummyVecEnv(makers)

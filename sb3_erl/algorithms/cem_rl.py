@@ -25,6 +25,7 @@ from sb3_erl.common.sale_policies import SALEPolicy
 from sb3_erl.common.seeding import Stream, scoped_generators
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration
 from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.evolution.cem import CEM as CEMDistribution
@@ -128,6 +129,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         reward_mode: Literal["dense", "episodic"] = "dense",
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["mean", "champion"] = "mean",
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -395,6 +397,7 @@ class CEM(EvolutionaryAlgorithm):
         elitism: bool = False,
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["mean", "champion"] = "mean",
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -24,6 +24,7 @@ from sb3_erl.common.seeding import Stream
 from sb3_erl.common.whole_actors import WholeActorHybrid
 from sb3_erl.evaluation.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.base import Learner
@@ -156,6 +157,7 @@ class CERL(WholeActorHybrid):
         mutation_prob: float = 0.2,
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["champion", "learner"] = "champion",
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

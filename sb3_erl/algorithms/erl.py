@@ -20,6 +20,7 @@ from sb3_erl.common.policies import ERLCnnPolicy, ERLPolicy, deploying
 from sb3_erl.common.sale_policies import SALEPolicy
 from sb3_erl.common.whole_actors import WholeActorHybrid
 from sb3_erl.evaluation.base import Explorer, Job, PopulationActor
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.learners.base import Learner
@@ -111,6 +112,7 @@ class ERL(WholeActorHybrid):
         n_learner_episodes: int = 1,
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["champion", "learner"] = "champion",
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -21,6 +21,7 @@ from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, Policy
 from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
@@ -144,6 +145,7 @@ class ERLRe2(GeneticHybrid):
         pevfa_loss_weight: float = 1.0,
         deploy: Literal["learner", "champion", "checkpoint"] | None = None,
         evolver_kwargs: dict[str, Any] | None = None,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -339,7 +341,7 @@ class ERLRe2(GeneticHybrid):
         """Keep this head, with the encoders it acted with, if its worst return beats that of the checkpoint."""
         if not self._deploys_checkpoint:
             return
-        worst = min(episode.total_reward for episode in episodes.episodes)
+        worst = float(np.min([episode.total_reward for episode in episodes.episodes]))  # NaN if one of them failed
         if worst >= self.assessment.score:
             self.checkpoint_state["score"] = worst
             self.policy.deploy(self.policy.actor)

@@ -20,6 +20,7 @@ from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic_memory import GeneticMemories
 from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evaluation.base import Job, Transition
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.distilled import DistilledGA
 from sb3_erl.evolution.ga import GA
 
@@ -110,6 +111,7 @@ class PDERL(ERL):
         sensitivity_floor: float = 0.01,
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["champion", "learner"] = "champion",
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -54,19 +54,22 @@ def resolve_policy_and_env(
     )
 
 
-def check_spaces(name: str, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def check_spaces(name: str, observation_space: spaces.Space, action_space: spaces.Space, discrete: bool = False) -> None:
     """
     :param name: of the class that is constructed
     :param observation_space: of the environment
     :param action_space: of the environment
+    :param discrete: whether ``Discrete`` actions are fine too
     :raises UnsupportedSpaceError: unless actions are a bounded Box and observations are no Dict or Tuple
     """
-    if not isinstance(action_space, spaces.Box):
+    if discrete and isinstance(action_space, spaces.Discrete):
+        pass
+    elif not isinstance(action_space, spaces.Box):
         raise UnsupportedSpaceError(
             f"{name} needs an env with continuous actions (gymnasium.spaces.Box); got action_space={action_space}. "
             "Use a continuous version of the task or a method for discrete actions such as DQN"
         )
-    if not np.isfinite([*action_space.low.ravel(), *action_space.high.ravel()]).all():
+    elif not np.isfinite([*action_space.low.ravel(), *action_space.high.ravel()]).all():
         raise UnsupportedSpaceError(
             f"{name} needs an env whose actions have finite bounds; got action_space={action_space} (Continuous action space "
             "must have a finite lower and upper bound). Wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
@@ -98,7 +101,8 @@ def spaces_checked(model: Any) -> Iterator[None]:
         yield
     finally:
         if getattr(model, "action_space", None) is not None:
-            check_spaces(type(model).__name__, model.observation_space, model.action_space)
+            discrete = getattr(model, "takes_discrete_actions", False)
+            check_spaces(type(model).__name__, model.observation_space, model.action_space, discrete)
 
 
 def check_range(

@@ -24,6 +24,7 @@ from sb3_erl.common.policies import ERLActor
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.fitness.returns import episode_return
 
@@ -67,17 +68,13 @@ class ActorOnlyPolicy(BasePolicy):
 
     def make_actor(self) -> ERLActor:
         """A fresh actor."""
-        kwargs = self._update_features_extractor(
-            {
-                "observation_space": self.observation_space,
-                "action_space": self.action_space,
-                "net_arch": self.net_arch,
-                "activation_fn": self.activation_fn,
-                "normalize_images": self.normalize_images,
-                "layer_norm": self.layer_norm,
-            }
-        )
+        kwargs = self._update_features_extractor(self._actor_arguments())
         return self.actor_class(**kwargs).to(self.device)
+
+    def _actor_arguments(self) -> dict[str, Any]:
+        """Arguments of ``actor_class`` beside those of the features extractor."""
+        names = ("observation_space", "action_space", "net_arch", "activation_fn", "normalize_images", "layer_norm")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
@@ -116,6 +113,9 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     :param learning_rate: step size of evolvers that have one
     :param pop_size: candidates per generation, at least 2
     :param n_eval_episodes: episodes per candidate and generation
+    :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
+        ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.evaluation.process_pool.ProcessEvaluator` or
+        :class:`~sb3_erl.evaluation.ray_pool.RayEvaluator` with settings. The result is the same
     :param policy_kwargs: arguments of the policy
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
@@ -126,6 +126,9 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
+    takes_discrete_actions: ClassVar[bool] = False
+    begins_with_actors: ClassVar[bool] = True
+    """Whether the evolver is given ``pop_size`` fresh actors, and not a single one because it makes its own."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorOnlyPolicy,
         "CnnPolicy": ActorOnlyCnnPolicy,
@@ -140,6 +143,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         learning_rate: float | Schedule = 1e-2,
         pop_size: int = 10,
         n_eval_episodes: int = 1,
+        evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -151,6 +155,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
         self.pop_size = pop_size
         self.n_eval_episodes = n_eval_episodes
+        self.evaluator = evaluator
         self._init_generational()
         with spaces_checked(self):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)
@@ -167,15 +172,15 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         policy: Any = self.policy_class(*arguments, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self._setup_addresses()
-        actors = [self.policy.make_actor() for _ in range(self.pop_size)]
-        fresh = th.stack([read_parameters(actor) for actor in actors])
+        makers = [self.policy.make_actor] * (self.pop_size if self.begins_with_actors else 1)
+        fresh = th.stack([read_parameters(make()) for make in makers])
         self.evolver = self._make_evolver(fresh, ParameterLayout.of(self.policy.deployed)).to(self.device)
         self._pool = NetworkPool(self.policy.make_actor)
 
     @abstractmethod
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         """
-        :param candidates: ``(pop_size, n_params)``, freshly initialised actors
+        :param candidates: ``(pop_size, n_params)``, freshly initialised actors; one row if not :attr:`begins_with_actors`
         :param layout: tensors of one actor
         :return: the evolver; its tensors are loaded afterwards where a model is loaded
         """
@@ -194,10 +199,15 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self._log_population(fitness)
         return True
 
+    @property
+    def _network(self) -> BasePolicy:
+        """Whose statistics of observations the candidates act with."""
+        return self.policy.deployed
+
     def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
-        deployed = self.policy.deployed
-        plain = numpy_population(deployed, candidates_stack(deployed, to_numpy(candidates)))
-        return ModuleActor(self._pool.filled(candidates)) if plain is None else plain
+        network = self._network
+        plain = numpy_population(network, candidates_stack(network, to_numpy(candidates)))
+        return ModuleActor(self._pool.filled(candidates, network)) if plain is None else plain
 
     def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
         """:return: ``(pop_size,)``, higher is better, NaN is worst"""

@@ -23,7 +23,8 @@ from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.common.training import LearnerHostMixin
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.learners.base import Learner
@@ -54,6 +55,9 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     :param optimize_memory_usage: SB3's memory-efficient replay buffer
     :param n_steps: length of n-step returns, 1 for one-step targets
     :param pop_size: number of individuals, at least 2
+    :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
+        ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.evaluation.process_pool.ProcessEvaluator` or
+        :class:`~sb3_erl.evaluation.ray_pool.RayEvaluator` with settings. The result is the same
     :param policy_kwargs: arguments of the policy
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
@@ -85,6 +89,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         optimize_memory_usage: bool,
         n_steps: int,
         pop_size: int,
+        evaluator: EvaluatorChoice,
         policy_kwargs: dict[str, Any] | None,
         stats_window_size: int,
         tensorboard_log: str | None,
@@ -95,6 +100,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
         self.pop_size = pop_size
+        self.evaluator = evaluator
         self._init_generational()
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
@@ -224,6 +230,11 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
             self._log_population(fitness)
 
     # ---------------------------------------------------------------- rollouts
+
+    @property
+    def digest(self) -> Digest | None:
+        """:meth:`store` is given the transitions themselves."""
+        return None
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """Add one job's transitions to the replay buffer; see :class:`~sb3_erl.evaluation.base.Recorder`."""

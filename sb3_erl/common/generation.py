@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
-from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, PopulationActor, ToEnvironment, nothing_to_store
+from sb3_erl.evaluation.choice import EvaluatorChoice, check_evaluator, remote_evaluator
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
+
+if TYPE_CHECKING:
+    from sb3_erl.evaluation.remote import RemoteEvaluator
 
 SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
 
@@ -27,10 +31,11 @@ class GenerationalMixin(AddressedMixin):
 
     pop_size: int
     n_eval_episodes: int
+    evaluator: EvaluatorChoice
     n_generations: int
     """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
     _callback: BaseCallback | None
-    _evaluator: VectorizedEvaluator | None
+    _evaluator: Evaluator | None
     _stopwatch: Stopwatch
 
     def _init_generational(self) -> None:
@@ -47,9 +52,10 @@ class GenerationalMixin(AddressedMixin):
         return self.pop_size * self.n_eval_episodes
 
     def _check_rollouts(self) -> None:
-        """:raises ValueError: if there are no episodes, or environments that would never have one"""
+        """:raises ValueError: if there are no episodes, or environments that would never have one, or nobody to run them"""
         check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
-        if self.env is not None and self.n_envs > self._n_jobs:
+        check_evaluator(self.evaluator)
+        if self.env is not None and self.evaluator == "vec" and self.n_envs > self._n_jobs:
             raise ValueError(
                 f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
                 f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
@@ -111,28 +117,57 @@ class GenerationalMixin(AddressedMixin):
         """
         raise NotImplementedError
 
-    def _make_evaluator(self) -> VectorizedEvaluator:
+    def _make_evaluator(self) -> Evaluator:
         assert self.env is not None, "You must set the environment before calling learn()"
         shape = self.action_space.shape
         assert shape is not None
-        return VectorizedEvaluator(self.env, self._vec_normalize_env, self.policy.unscale_action, shape)
+        to_environment = ToEnvironment(self.action_space, self.policy.squash_output)
+        remote = remote_evaluator(self.evaluator, self._evaluator)
+        if remote is None:
+            return VectorizedEvaluator(self.env, self._vec_normalize_env, to_environment, shape)
+        remote.bind(self.env, to_environment)
+        return remote
 
-    def _evaluate(self, jobs: Sequence[Job], actor: PopulationActor, callback: BaseCallback) -> EpisodeBatch | None:
+    @property
+    def workers(self) -> RemoteEvaluator | None:
+        """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
+        remote: Any = None if isinstance(self._evaluator, VectorizedEvaluator) else self._evaluator
+        return remote
+
+    def _evaluate(
+        self,
+        jobs: Sequence[Job],
+        actor: PopulationActor,
+        callback: BaseCallback,
+        is_first: bool = True,
+        is_last: bool = True,
+    ) -> EpisodeBatch | None:
         """
         Run jobs with callbacks, counters and buffer attached.
 
+        :param jobs: with numbers of candidates that no other call of this generation uses
+        :param actor: acts for the candidates
+        :param callback: called at every vector step
+        :param is_first: whether callbacks see the start of a rollout; all calls of a generation are one rollout to them
+        :param is_last: whether callbacks see its end
         :return: the episodes, ``None`` if a callback or the budget stopped the phase
         """
         assert self._evaluator is not None
+        if not self.has_budget:
+            return None
         self.policy.set_training_mode(False)
-        callback.on_rollout_start()
+        if is_first:
+            callback.on_rollout_start()
         self._callback = callback
         try:
             with self._stopwatch.measure("evaluation"):
                 episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
-        if episodes is not None:
+        n_failed = 0 if episodes is None else sum(episode.failed for episode in episodes.episodes)
+        if n_failed > 0:
+            self.logger.record("rollout/failed_episodes", n_failed)
+        if episodes is not None and is_last:
             callback.on_rollout_end()
         return episodes
 
@@ -142,7 +177,7 @@ class GenerationalMixin(AddressedMixin):
         """Count a vector step and ask the callbacks; see :class:`~sb3_erl.evaluation.base.Recorder`."""
         assert self._callback is not None
         self.num_timesteps += int(running.sum())
-        self._last_obs = variables["new_obs"]
+        self._last_obs = variables.get("new_obs", self._last_obs)
         self._callback.update_locals(variables)
         if not self._callback.on_step():
             return False
@@ -161,8 +196,23 @@ class GenerationalMixin(AddressedMixin):
         """Count finished episodes, as SB3's off-policy classes do."""
         self._episode_num += n_episodes
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Nothing to store without a replay buffer."""
+    def skip_steps(self, n_steps: int) -> int:
+        """Count steps that no callback watches; see :class:`~sb3_erl.evaluation.base.Recorder`."""
+        callback = self._callback
+        if callback is None or not _is_idle(callback):
+            return 0
+        n_skipped = max(0, min(n_steps, self._total_timesteps - self.num_timesteps - 1))
+        self.num_timesteps += n_skipped
+        callback.n_calls += n_skipped
+        return n_skipped
+
+    @property
+    def digest(self) -> Digest | None:
+        """What :meth:`store` is given of each job: nothing without a replay buffer."""
+        return nothing_to_store
+
+    def store(self, job: Job, digested: Any) -> None:
+        """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""
 
     # ---------------------------------------------------------------- logging
 
@@ -171,3 +221,10 @@ class GenerationalMixin(AddressedMixin):
         for name in ("max", "mean", "std"):
             value = getattr(finite, name)() if len(finite) else np.nan
             self.logger.record(f"population/fitness_{name}", float(value))
+
+
+def _is_idle(callback: BaseCallback) -> bool:
+    """Whether a callback does nothing: the one that SB3 makes of ``None``, or an empty list."""
+    if type(callback) is CallbackList:
+        return not callback.callbacks
+    return type(callback) is ConvertCallback and callback.callback is None

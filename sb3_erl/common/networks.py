@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -271,3 +272,36 @@ def constant(module: nn.Module) -> nn.Module:
             del part._parameters[name]
             part.register_buffer(name, None if parameter is None else parameter.detach())
     return module
+
+
+class BestAction(nn.Module):
+    """Scores to the number of the action with the highest one, ``(batch, 1)``; the first of equals."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.argmax(dim=-1, keepdim=True).to(scores.dtype)
+
+
+class BinnedAction(nn.Module):
+    """
+    Scores to one of a few evenly spaced values in each dimension of a box.
+
+    Salimans et al. (2017), section 4: continuous outputs are too smooth under parameter noise on some tasks.
+
+    :param low: ``(action_dim,)``
+    :param high: ``(action_dim,)``
+    :param n_bins: values per dimension, at least 2
+    """
+
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, low: np.ndarray, high: np.ndarray, n_bins: int):
+        super().__init__()
+        self.n_bins = n_bins
+        # neither parameters nor saved: the action space has them
+        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("width", torch.as_tensor((high - low) / (n_bins - 1), dtype=torch.float32), persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        best = scores.unflatten(-1, (-1, self.n_bins)).argmax(dim=-1)
+        return self.low + best * self.width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -61,6 +61,8 @@ def write_parameters(vector: Tensor, module: nn.Module) -> None:
     """
     Copy a flat vector into a module (SB3's ``load_from_vector`` would make the parameters views of the vector).
 
+    A module whose buffers follow from its parameters has a method ``parameters_changed``, which is called.
+
     :param vector: ``(n_params,)`` in the order of ``module.parameters()``
     :param module: the network that is overwritten in place
     :raises ValueError: if the vector has another length than the module has parameters
@@ -73,6 +75,9 @@ def write_parameters(vector: Tensor, module: nn.Module) -> None:
         stop = start + parameter.numel()
         parameter.copy_(vector[start:stop].view_as(parameter))
         start = stop
+    changed: Callable[[], None] | None = getattr(module, "parameters_changed", None)
+    if changed is not None:
+        changed()
 
 
 @torch.no_grad()

@@ -8,7 +8,10 @@ several times faster than a torch forward pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +21,15 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, PlainNorm, StdNorm
+from sb3_erl.common.networks import NORM_EPSILON, AvgL1Norm, BestAction, BinnedAction, PlainNorm, StdNorm
+from sb3_erl.common.observation_statistics import ObservationStatistics
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.evaluation.base import PopulationActor
 
 Stack = tuple[np.ndarray, ...]
 """Arrays with one row per candidate, or one row shared by all."""
+Layer = tuple[Any, Stack]
+"""What a layer does to its input, and its tensors."""
 
 
 def _elu(x: np.ndarray) -> np.ndarray:
@@ -34,14 +40,37 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.abs(x).mean(-1, keepdims=True), np.float32(AvgL1Norm.floor))
 
 
+# Functions with names, so that actors can be sent to other processes.
+
+
+def _relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def _leaky_relu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.float32(0.01) * x)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def _identity(x: np.ndarray) -> np.ndarray:
+    return x
+
+
 ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
     nn.Tanh: np.tanh,
-    nn.ReLU: lambda x: np.maximum(x, 0),
+    nn.ReLU: _relu,
     nn.ELU: _elu,
-    nn.LeakyReLU: lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-    nn.Sigmoid: lambda x: 1 / (1 + np.exp(-x)),
-    nn.SiLU: lambda x: x / (1 + np.exp(-x)),
-    nn.Identity: lambda x: x,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Sigmoid: _sigmoid,
+    nn.SiLU: _silu,
+    nn.Identity: _identity,
     AvgL1Norm: _unit,
 }
 
@@ -62,12 +91,49 @@ def _plain_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarr
     return centred / np.sqrt(variance + np.float32(PlainNorm.epsilon)) * scale + shift
 
 
-NORMS = {StdNorm: _std_norm, PlainNorm: _plain_norm}
+def _best(scores: np.ndarray) -> np.ndarray:
+    return scores.argmax(-1)[..., None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Standardized:
+    clip: np.float32
+
+    def __call__(self, x: np.ndarray, *tensors: np.ndarray) -> np.ndarray:
+        mean, std = tensors[-2:]
+        return np.clip((x - mean) / std, -self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class _Binned:
+    n_bins: int
+
+    def __call__(self, x: np.ndarray, low: np.ndarray, width: np.ndarray) -> np.ndarray:
+        return low + width * x.reshape(len(x), -1, self.n_bins).argmax(-1).astype(np.float32)
+
+
+def _function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
+    """What a layer does to its input, given its tensors; ``None`` if it is of an unknown kind."""
+    if isinstance(module, nn.Linear):
+        return _linear
+    if isinstance(module, ObservationStatistics):
+        return _Standardized(np.float32(module.clip))
+    if isinstance(module, BinnedAction):
+        return _Binned(module.n_bins)
+    return LAYERS.get(type(module))
+
+
+LAYERS: dict[type[nn.Module], Callable[..., np.ndarray]] = {
+    **ACTIVATIONS,
+    StdNorm: _std_norm,
+    PlainNorm: _plain_norm,
+    BestAction: _best,
+}
 
 
 def supported(modules: Sequence[nn.Module]) -> bool:
     """Whether :class:`NumpyActor` can run this sequence of modules."""
-    known = all(isinstance(m, nn.Linear) or type(m) in NORMS or type(m) in ACTIVATIONS for m in modules)
+    known = all(_function_of(m) is not None for m in modules)
     plain = all(m.alpha == 1.0 for m in modules if isinstance(m, nn.ELU))
     slopes = all(m.negative_slope == 0.01 for m in modules if isinstance(m, nn.LeakyReLU))
     return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
@@ -87,16 +153,24 @@ class NumpyActor:
         if not supported(modules):
             raise ValueError(f"modules must be linear layers, norms and plain activations; got {list(modules)}")
         remaining = iter(stacks)
-        self._layers: list[tuple[Callable[..., np.ndarray], Stack]] = []
-        for module in modules:
-            if isinstance(module, nn.Linear):
-                self._layers.append((_linear, next(remaining)))
-            elif isinstance(module, StdNorm):
-                self._layers.append((NORMS[type(module)], next(remaining)))
-            else:
-                self._layers.append((ACTIVATIONS[type(module)], ()))
+        self._layers: list[Layer] = [
+            (_function_of(module), next(remaining) if has_tensors(module) else ()) for module in modules
+        ]
         self._gathered: list[Stack] = []
         self._candidates: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[Layer]) -> NumpyActor:
+        """
+        :param layers: in order
+        :return: acts by them
+        """
+        actor = cls([], [])
+        actor._layers = list(layers)
+        return actor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layers": self._layers, "_gathered": [], "_candidates": None}
 
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
@@ -151,10 +225,20 @@ class JointActor:
         return np.stack([actions[row] for row in range(len(homes))])
 
 
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a layer has parameters, or numbers in their place."""
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
 def tensors_of(module: nn.Module) -> Stack:
     """Parameters of one layer, or what :func:`~sb3_erl.common.networks.constant` made of them, as a stack of one row."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return tuple(tensor.detach().cpu().numpy()[None] for tensor in tensors)
+
+
+def on_cpu(network: BasePolicy) -> BasePolicy:
+    """The network itself if it is on the CPU, otherwise a copy there."""
+    return network if network.device.type == "cpu" else copy.deepcopy(network).cpu()
 
 
 class ModuleActor:
@@ -164,15 +248,21 @@ class ModuleActor:
     :param networks: one network per candidate
     """
 
-    def __init__(self, networks: Sequence[BasePolicy]):
+    def __init__(self, networks: Sequence[BasePolicy] | LentNetworks):
         self._networks = networks
-        for network in networks:
+        for network in () if isinstance(networks, LentNetworks) else networks:
             network.set_training_mode(False)
+
+    def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
+        networks = self._networks
+        return {"_networks": networks if isinstance(networks, LentNetworks) else [on_cpu(network) for network in networks]}
 
     @torch.no_grad()
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         rows = []
+        if isinstance(self._networks, LentNetworks):
+            self._networks.hold(candidates)
         for observation, candidate in zip(observations, candidates, strict=True):
             network = self._networks[candidate]
             tensor, _ = network.obs_to_tensor(np.asarray(observation))
@@ -182,28 +272,74 @@ class ModuleActor:
 
 class NetworkPool:
     """
-    Networks that are kept between generations and overwritten with each generation's vectors.
+    Networks that are kept between generations and overwritten with the vectors of those who act.
 
     :param make: makes one network
     """
 
     def __init__(self, make: Callable[[], BasePolicy]):
-        self._make = make
-        self._networks: list[BasePolicy] = []
+        self.make = make
+        self.networks: list[BasePolicy] = []
+        self.holders: list[tuple[object, int] | None] = []
+        """For each network whose parameters it has: a phase and the candidate in it."""
 
-    def filled(self, vectors: torch.Tensor, buffers_of: nn.Module | None = None) -> list[BasePolicy]:
+    def filled(self, vectors: torch.Tensor, buffers_of: nn.Module | None = None) -> LentNetworks:
         """
-        :param vectors: ``(n, n_params)``
+        :param vectors: ``(n, n_params)``, not to be written while they act
         :param buffers_of: a network whose running statistics all take over
-        :return: n networks with these parameters
+        :return: a network with these parameters for each of those who act at the same time
         """
-        while len(self._networks) < len(vectors):
-            self._networks.append(self._make())
-        for network, vector in zip(self._networks, vectors, strict=False):
-            write_parameters(vector, network)
-            if buffers_of is not None:
-                copy_buffers(buffers_of, network)
-        return self._networks[: len(vectors)]
+        return LentNetworks(self, vectors, buffers_of)
+
+
+class LentNetworks:
+    """
+    Networks of a pool for the candidates of one phase; see :meth:`NetworkPool.filled`.
+
+    A candidate is given a network when it begins to act and keeps it while it acts, so that what follows from parameters
+    alone (the moments of a reference batch) is worked out once, and memory is that of as many networks as act at a time.
+    """
+
+    def __init__(self, pool: NetworkPool, vectors: torch.Tensor, buffers_of: nn.Module | None):
+        self._pool, self._vectors, self._buffers_of = pool, vectors, buffers_of
+        self._phase = object()  # not self, which would keep the vectors alive
+        self._places: dict[int, int] = {}
+
+    def hold(self, candidates: Sequence[int]) -> None:
+        """Give these candidates, and no others, a network each."""
+        pool, wanted = self._pool, dict.fromkeys(candidates)
+        self._places = {c: p for c, p in self._places.items() if c in wanted and pool.holders[p] == (self._phase, c)}
+        new = [candidate for candidate in wanted if candidate not in self._places]
+        free = [place for place in range(len(pool.networks)) if place not in self._places.values()] if new else []
+        for candidate in new:
+            if not free:
+                free.append(len(pool.networks))
+                pool.networks.append(pool.make())
+                pool.holders.append(None)
+            place = free.pop(0)
+            network = pool.networks[place]
+            if self._buffers_of is not None:
+                copy_buffers(self._buffers_of, network)
+            write_parameters(self._vectors[candidate], network)  # after the buffers, which may follow from parameters
+            network.set_training_mode(False)
+            self._places[candidate], pool.holders[place] = place, (self._phase, candidate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        network = self._pool.make()
+        if self._buffers_of is not None:
+            copy_buffers(self._buffers_of, network)
+        return _lent_elsewhere, (on_cpu(network), self._vectors.cpu())
+
+    def __getitem__(self, candidate: int) -> BasePolicy:
+        place = self._places.get(candidate)
+        if place is None or self._pool.holders[place] != (self._phase, candidate):
+            self.hold([candidate])
+        return self._pool.networks[self._places[candidate]]
+
+
+def _lent_elsewhere(network: BasePolicy, vectors: torch.Tensor) -> LentNetworks:
+    """In a worker: networks like this one."""
+    return LentNetworks(NetworkPool(lambda: copy.deepcopy(network)), vectors, network)
 
 
 def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) -> PopulationActor | None:
@@ -214,11 +350,11 @@ def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) 
     """
 
     def network(modules: Sequence[nn.Module], stack_of: Callable[[nn.Module], Stack] = stack_of) -> NumpyActor:
-        return NumpyActor(modules, [stack_of(m) for m in modules if isinstance(m, nn.Linear | StdNorm)])
+        layers = [m for m in modules if has_tensors(m)]
+        own = [any(True for _ in m.parameters(recurse=False)) for m in layers]  # the others have one row for all
+        return NumpyActor(modules, [(stack_of if mine else tensors_of)(m) for m, mine in zip(layers, own, strict=True)])
 
-    space = actor.observation_space
-    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
-    if not flat or is_image_space(space, check_channels=False):
+    if not reads_vectors(actor):
         return None
     if hasattr(actor, "zs_dim"):  # SALE: the encoder is the same for everybody
         encoder, first = list(actor.encoder), list(actor.first)  # type: ignore[arg-type]
@@ -228,6 +364,32 @@ def numpy_population(actor: BasePolicy, stack_of: Callable[[nn.Module], Stack]) 
         return EmbeddingActor(network(encoder, tensors_of), network(first), network(rest))
     modules = plain_modules(actor)
     return None if modules is None else network(modules)
+
+
+def plain_layers(actor: BasePolicy) -> list[tuple[Any, tuple[str, ...] | Stack]] | None:
+    """
+    :param actor: a deterministic actor with flat observations
+    :return: for each of its layers what it does and the names of its parameters, or the tensors that all candidates share;
+        ``None`` if :class:`NumpyActor` cannot run it as a plain sequence
+    """
+    if not reads_vectors(actor) or hasattr(actor, "zs_dim"):
+        return None
+    modules = plain_modules(actor)
+    if modules is None:
+        return None
+    name_of = {id(parameter): name for name, parameter in actor.named_parameters()}
+    layers: list[tuple[Any, tuple[str, ...] | Stack]] = []
+    for module in modules:
+        names = tuple(name_of[id(parameter)] for parameter in module.parameters(recurse=False))
+        layers.append((_function_of(module), names or tensors_of(module)))
+    return layers
+
+
+def reads_vectors(actor: BasePolicy) -> bool:
+    """Whether an actor takes flat observations as they are."""
+    space = actor.observation_space
+    flat = isinstance(actor.features_extractor, FlattenExtractor) and isinstance(space, spaces.Box)
+    return flat and not is_image_space(space, check_channels=False)
 
 
 def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
@@ -243,7 +405,8 @@ def plain_modules(actor: BasePolicy) -> list[nn.Module] | None:
         modules = [*actor.latent_pi, output, nn.Tanh()]  # type: ignore[misc]
     elif isinstance(output, nn.Sequential):
         modules = list(output)
-    return modules if modules and isinstance(modules[-1], nn.Tanh) and supported(modules) else None
+    ends_well = bool(modules) and (isinstance(modules[-1], nn.Tanh) or not actor.squash_output)
+    return modules if ends_well and supported(modules) else None
 
 
 def candidates_stack(actor: nn.Module, vectors: np.ndarray) -> Callable[[nn.Module], Stack]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from gymnasium import spaces
 
 from sb3_erl.common.seeding import Address
 
@@ -47,22 +49,36 @@ class Job:
     :param episode: number of this episode among the candidate's episodes
     :param horizon: stop after this many steps, ``None`` for a whole episode
     :param explorer: exploration, ``None`` for the deterministic action
+    :param address: use the random numbers of another candidate's episode, ``None`` for its own
     """
 
     candidate: int
     episode: int = 0
     horizon: int | None = None
     explorer: Explorer | None = None
+    address: int | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Where the random numbers of this episode are, within a stream of the phase."""
+        return self.candidate if self.address is None else self.address, self.episode
+
+    def __reduce__(self) -> tuple[Any, ...]:  # thousands of jobs travel together; without the names of their fields
+        return Job, (self.candidate, self.episode, self.horizon, self.explorer, self.address)
 
 
 @dataclass(frozen=True)
 class Episode:
     """
+    What came out of a job.
+
     :param job: what was asked for
     :param rewards: ``(T,)`` raw rewards (before VecNormalize)
     :param last_observation: observation after the last step, as the policy sees it
     :param terminated: the environment ended the episode (not a time limit)
     :param cut: stopped at ``job.horizon`` although the environment would have gone on
+    :param behavior: what the environment says of it, see :mod:`sb3_erl.fitness.behaviour`; ``None`` if it says nothing
+    :param failed: nothing came back from the environment; then there is one reward, which is NaN, and no step
     """
 
     job: Job
@@ -70,16 +86,70 @@ class Episode:
     last_observation: np.ndarray
     terminated: bool
     cut: bool
+    behavior: np.ndarray | None = None
+    failed: bool = False
 
     @property
     def length(self) -> int:
         """Number of steps."""
-        return len(self.rewards)
+        return 0 if self.failed else len(self.rewards)
 
     @property
     def total_reward(self) -> float:
         """Undiscounted return."""
         return float(self.rewards.sum())
+
+    @property
+    def sign_sum(self) -> float:
+        """Number of positive rewards minus number of negative ones, NaN if there is a NaN."""
+        return float(np.sign(self.rewards).sum())
+
+
+class EpisodeSummary(Episode):
+    """
+    An episode that ran elsewhere, where its rewards and observations stayed; everything else is as in :class:`Episode`.
+
+    :param length: number of steps
+    :param total_reward: undiscounted return
+    :param sign_sum: see :attr:`Episode.sign_sum`
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        length: int,
+        total_reward: float,
+        sign_sum: float,
+        terminated: bool,
+        cut: bool,
+        behavior: np.ndarray | None = None,
+        failed: bool = False,
+    ):
+        nothing = np.empty(0)
+        super().__init__(job, nothing, nothing, terminated, cut, behavior, failed)
+        object.__setattr__(self, "_sums", (length, total_reward, sign_sum))
+
+    @classmethod
+    def failure(cls, job: Job) -> EpisodeSummary:
+        """An episode that nothing came back from."""
+        return cls(job, 0, math.nan, math.nan, False, False, failed=True)
+
+    _sums: tuple[int, float, float]
+
+    @property
+    def length(self) -> int:
+        """See :attr:`Episode.length`."""
+        return self._sums[0]
+
+    @property
+    def total_reward(self) -> float:
+        """See :attr:`Episode.total_reward`."""
+        return self._sums[1]
+
+    @property
+    def sign_sum(self) -> float:
+        """See :attr:`Episode.sign_sum`."""
+        return self._sums[2]
 
 
 @dataclass(frozen=True)
@@ -123,8 +193,22 @@ class Transition(NamedTuple):
     info: dict[str, Any]
 
 
+Digest = Callable[[Job, Sequence[Transition]], Any]
+"""
+What :meth:`Recorder.store` wants of a job. It runs where the episode ran, possibly on another machine, so it can be pickled.
+"""
+
+
+def nothing_to_store(job: Job, transitions: Sequence[Transition]) -> None:
+    """The digest of algorithms that need scores only."""
+
+
 class Recorder(Protocol):
     """What an evaluator reports to: the algorithm that owns counters, callbacks and buffer."""
+
+    @property
+    def digest(self) -> Digest | None:
+        """What :meth:`store` is given of each job, ``None`` for the transitions themselves; constant within a phase."""
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         """
@@ -139,8 +223,16 @@ class Recorder(Protocol):
     def has_budget(self) -> bool:
         """Whether further steps may be taken."""
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Take the transitions of one job, in order."""
+    def skip_steps(self, n_steps: int) -> int:
+        """
+        Count several steps of one environment at once if no callback watches them.
+
+        :param n_steps: how many at most
+        :return: how many were counted; the others have to go through :meth:`after_step`
+        """
+
+    def store(self, job: Job, digested: Any) -> None:
+        """Take what :attr:`digest` made of one job, in the order of the jobs."""
 
 
 class Evaluator(Protocol):
@@ -160,3 +252,28 @@ class Evaluator(Protocol):
 
 ActionMap = Callable[[np.ndarray], np.ndarray]
 """From [-1, 1] to the environment's box."""
+
+
+@dataclass(frozen=True)
+class ToEnvironment:
+    """
+    What SB3's ``predict`` does with a network's output; an :data:`ActionMap` that can be sent to other processes.
+
+    :param action_space: of the environment
+    :param squashed: whether outputs are in [-1, 1], to be stretched; otherwise they are clipped to the bounds
+    """
+
+    action_space: spaces.Space
+    squashed: bool
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: ``(n_envs, *action_shape)`` as the actors of the algorithm give them
+        :return: actions that the environment takes
+        """
+        space = self.action_space
+        if not isinstance(space, spaces.Box):
+            return actions.astype(np.int64)
+        if self.squashed:
+            return space.low + (0.5 * (actions + 1.0) * (space.high - space.low))
+        return np.clip(actions, space.low, space.high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.seeding import ScopedGenerators
+from sb3_erl.evaluation.acting import on_cpu
 
 
 class UniformExploration:
@@ -21,6 +23,24 @@ class UniformExploration:
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
+
+
+class UnboundedExploration:
+    """
+    Normal noise on outputs that the environment's bounds clip later, in the units of the action space.
+
+    :param std: standard deviation in each dimension
+    """
+
+    def __init__(self, std: float):
+        self._std = std
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.evaluation.base.Explorer`."""
+        self._rng = np.random.default_rng(sequence)
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return (action + self._std * self._rng.standard_normal(action.shape)).astype(action.dtype)
 
 
 class NoiseExploration:
@@ -61,6 +81,9 @@ class PolicyExploration:
     def __init__(self, actor: BasePolicy, noise: ActionNoise | None = None):
         self._actor = actor
         self._noise = None if noise is None else NoiseExploration(noise)
+
+    def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
+        return {"_actor": on_cpu(self._actor), "_noise": self._noise}
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""

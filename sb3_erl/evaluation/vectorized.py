@@ -10,8 +10,18 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation.base import ActionMap, Episode, EpisodeBatch, Job, PopulationActor, Recorder, Transition
+from sb3_erl.evaluation.base import (
+    ActionMap,
+    Episode,
+    EpisodeBatch,
+    Job,
+    PopulationActor,
+    Recorder,
+    Transition,
+    nothing_to_store,
+)
 from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.fitness.behaviour import KEY, read_behavior
 
 
 @dataclass
@@ -47,6 +57,7 @@ class VectorizedEvaluator:
         self.unscale_action = unscale_action
         self.action_shape = action_shape
         self.reset_slot = SlotResetter(env)
+        self._knows_behavior = env.has_attr("current_behavior")
 
     def evaluate(
         self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder
@@ -85,10 +96,9 @@ class VectorizedEvaluator:
         if running is None:
             return
         job = running.job
-        key = (job.candidate, job.episode)
-        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *key))
+        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *job.key))
         if job.explorer is not None:
-            job.explorer.begin(address.sequence(Stream.EXPLORATION, *key))
+            job.explorer.begin(address.sequence(Stream.EXPLORATION, *job.key))
 
     @staticmethod
     def _act(slots: list[_Running | None], actor: PopulationActor, obs: np.ndarray, actions: np.ndarray) -> None:
@@ -113,20 +123,25 @@ class VectorizedEvaluator:
         normalizer = self.vec_normalize
         new_original = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+        rewards_32 = np.asarray(raw_rewards, dtype=np.float32).tolist()  # DummyVecEnv rounds so, SubprocVecEnv does not
+        keeps_steps = recorder.digest is not nothing_to_store
         for index, slot in enumerate(slots):
             if slot is None:
                 continue
-            info, done = infos[index], bool(dones[index])
+            slot.rewards.append(rewards_32[index])
+            done = bool(dones[index])
+            cut = not done and slot.job.horizon is not None and len(slot.rewards) >= slot.job.horizon
+            if not (done or cut or keeps_steps):
+                continue
+            info = infos[index]
             last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
             if done and info.get("terminal_observation") is not None:
                 last = last_original = info["terminal_observation"]
                 if normalizer is not None:
                     last_original = normalizer.unnormalize_obs(last)
             truncated = done and bool(info.get("TimeLimit.truncated", False))
-            cut = not done and slot.job.horizon is not None and len(slot.rewards) + 1 >= slot.job.horizon
             if cut:  # the rollout is abandoned here: to the buffer this is a time limit
                 info = {**info, "TimeLimit.truncated": True}
-            slot.rewards.append(float(np.float32(raw_rewards[index])))  # DummyVecEnv rounds so, SubprocVecEnv does not
             slot.transitions.append(
                 Transition(
                     original[index].copy(),
@@ -138,10 +153,18 @@ class VectorizedEvaluator:
                 )
             )
             if done or cut:
-                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut)
+                behavior = self._behavior(index, info)
+                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut, behavior)
         obs[...] = new_obs
         original[...] = new_original
         return go_on
+
+    def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
+        if KEY in info:
+            return read_behavior(info)
+        if self._knows_behavior:  # cut here: the environment does not know that this was the last step
+            return self.env.env_method("current_behavior", indices=[index])[0]
+        return None
 
     @staticmethod
     def _store(queue: list[_Running], n_stored: int, recorder: Recorder, unfinished: bool = False) -> int:
@@ -151,7 +174,8 @@ class VectorizedEvaluator:
             if running.episode is None and running.transitions:  # n-step returns must not run into the next job
                 last = running.transitions[-1]
                 running.transitions[-1] = last._replace(done=True, info={**last.info, "TimeLimit.truncated": True})
-            recorder.store(running.job, running.transitions)
+            digest = recorder.digest
+            recorder.store(running.job, running.transitions if digest is None else digest(running.job, running.transitions))
             running.transitions = []
             n_stored += 1
         return n_stored

@@ -101,6 +101,28 @@ ERL: tuple[Knob, ...] = (
     Float("mutation_prob", 0.5, 1.0),
 )
 
+# Where an individual without parents begins.
+INITIAL: tuple[Knob, ...] = (Choice("init", ("fan_in", "unit_norm")), Float("init_output_std", 1e-2, 1.0, log=True))
+
+# Salimans et al. (2017) use one setting for all tasks; few workers want fewer pairs and larger steps.
+STRATEGY: tuple[Knob, ...] = (
+    Choice("net_arch", tuple(NET_ARCH)),
+    Choice("n_pairs", (2, 4, 8, 16, 32)),
+    Float("learning_rate", 1e-3, 1e-1, log=True),
+    Float("sigma", 1e-2, 2e-1, log=True),
+    Choice("l2_coeff", (0.0, 0.005)),
+)
+NOVEL_STRATEGY: tuple[Knob, ...] = (*STRATEGY, Choice("meta_population_size", (1, 3, 5)), Choice("novelty_k", (5, 10, 25)))
+
+# Such et al. (2017) use one setting for all tasks, of a thousand children and for networks of millions of parameters.
+MUTANTS: tuple[Knob, ...] = (
+    Choice("net_arch", tuple(NET_ARCH)),
+    Choice("pop_size", (20, 50, 100, 200)),
+    Choice("truncation", (5, 10, 20)),
+    Float("sigma", 1e-3, 2e-1, log=True),
+    *INITIAL,
+)
+
 SPACES: dict[str, tuple[Knob, ...]] = {
     # Hao et al. (2023): values of theta, H, beta and K tried per task; the rest is as in OFF_POLICY.
     "erl_re2": (
@@ -136,6 +158,12 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Float("sigma_init", 1e-4, 1e-1, log=True),
         Choice("elitism", (False, True)),
     ),
+    "openai_es": STRATEGY,
+    **dict.fromkeys(("ns_es", "nsr_es"), NOVEL_STRATEGY),
+    "nsra_es": (*NOVEL_STRATEGY, Choice("weight_patience", (5, 20, 50))),
+    "deep_ga": MUTANTS,
+    "ga_ns": (*MUTANTS, Choice("novelty_k", (5, 10, 25)), Choice("archive_prob", (0.01, 0.05))),
+    "random_search": (Choice("net_arch", tuple(NET_ARCH)), Choice("pop_size", (20, 50, 100, 200)), *INITIAL),
     "td7": TD7,
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }

@@ -9,6 +9,8 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
+from sb3_erl.evaluation.base import EpisodeBatch, Job
+
 COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments", "budget")
 RECORDS: tuple[str, ...] = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns")
 RECORDS += ("members", "resources", "updates_owed")
@@ -153,3 +155,16 @@ class Accountant(BaseCallback):
         model: Any = self.model
         owed = sum(assessment.owed for assessment in getattr(model, "assessments", [model.assessment]))
         assert model._n_updates + owed + getattr(model, "owed_by_winner", 0) == self.n_policy_steps
+
+
+def watch_phases(model: Any) -> list[tuple[list[Job], EpisodeBatch]]:
+    """Everything that is evaluated from now on."""
+    phases, evaluate = [], model._evaluate
+
+    def keep(jobs: list[Job], *args: Any, **kwargs: Any) -> EpisodeBatch:
+        episodes = evaluate(jobs, *args, **kwargs)
+        phases.append((jobs, episodes))
+        return episodes
+
+    model._evaluate = keep
+    return phases

@@ -28,6 +28,9 @@ LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signat
 Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
 generation before.
 """
+FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST) for name in NAMES}
+ONE_OF_EACH_FAMILY = list({family: name for name, family in reversed(FAMILIES.items())}.values())
+"""Classes of a family step environments, learn, save and load in the same base classes; these stand for theirs."""
 EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]
 """Hybrids whose learner has an actor, which explores in episodes of its own."""
 
@@ -48,6 +51,17 @@ FAST: dict[str, Any] = {
     "distill_epochs": 2,
     "distill_batch_size": 8,
     "target_update_interval": 20,
+    "n_pairs": 2,
+    "noise_table_size": 1_000_000,
+    "obs_stat_prob": 0.5,
+    "n_center_episodes": 1,
+    "truncation": 2,
+    "n_finalists": 2,
+    "n_finalist_episodes": 1,
+    "meta_population_size": 2,
+    "novelty_k": 3,
+    "archive_prob": 0.3,
+    "behavior": "final_observation",
     "device": "cpu",
     "seed": 3,
 }
@@ -58,8 +72,11 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "cem": {"pop_size": 4},
     "cem_rl": {"pop_size": 4},
     "cerl": {"sync_period": 2},
+    "deep_ga": {"pop_size": 4},
     "erl": {"sync_period": 2},
+    "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
+    "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }
@@ -84,13 +101,18 @@ def known(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in arguments}
 
 
+SELDOM: dict[str, Any] = {"train_freq": 4}
+"""Few updates, which most of the time goes into, for the classes that can do with few."""
+
+
 def fast(name: str, **overrides: Any) -> dict[str, Any]:
     """
     :param name: key in ALGOS
     :param overrides: arguments that win
     :return: keyword arguments of the class
     """
-    return {**known(name, FAST), **BY_CLASS.get(name, {}), **overrides}
+    seldom = SELDOM if name in HYBRIDS and name in GENERATIONAL else {}
+    return {**known(name, FAST), **seldom, **BY_CLASS.get(name, {}), **overrides}
 
 
 def whole(name: str) -> dict[str, Any]:
@@ -105,7 +127,8 @@ def having(*arguments: str, among: list[str] = HYBRIDS) -> list[str]:
 
 def pop_size(name: str) -> int:
     """Number of individuals with fast settings."""
-    return fast(name)["pop_size"]
+    settings = fast(name)
+    return settings["pop_size"] if "pop_size" in settings else 2 * settings["n_pairs"]
 
 
 def n_exploring(name: str) -> int:
@@ -114,8 +137,24 @@ def n_exploring(name: str) -> int:
 
 
 def n_rollouts(name: str) -> int:
-    """Rollouts in each generation of a class with fast settings: the population's and the learners' own."""
-    return pop_size(name) + n_exploring(name)
+    """Rollouts in each generation of a class with fast settings: the population's and those of nobody in it."""
+    settings = fast(name)
+    others = [settings[key] for key in ("n_center_episodes", "n_finalists", "meta_population_size") if key in settings]
+    return pop_size(name) + n_exploring(name) + sum(others)
+
+
+def split_returns(name: str, returns: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of all rollouts in a generation, in order: those of the population, and those of nobody in it."""
+    members = fast(name).get("meta_population_size", 0)  # evaluated first, all others last
+    return np.array(returns[members:][: pop_size(name)]), np.array(returns[:members] + returns[members:][pop_size(name) :])
+
+
+def apart(name: str) -> str:
+    """Log key for the mean return of the rollouts in a generation that are not the population's."""
+    center = "rollout/center_ep_rew_mean"
+    keys = {"n_center_episodes": center, "meta_population_size": center}
+    keys["n_finalist_episodes"] = "rollout/finalist_ep_rew_mean"
+    return next((key for argument, key in keys.items() if argument in fast(name)), "rollout/learner_ep_rew_mean")
 
 
 def expected_updates(model: Any, name: str, ends: list[int], per_step: float) -> int:

@@ -47,7 +47,8 @@ def test_floats_are_budgets_and_nonsense_is_not(name: str) -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize(
-    ("frequency", "per_step"), [({"train_freq": 3}, 1 / 3), ({"gradient_steps": -1}, 1.0), ({"gradient_steps": 2}, 2.0)]
+    ("frequency", "per_step"),
+    [({"train_freq": 3}, 1 / 3), ({"gradient_steps": -1}, 1.0), ({"train_freq": 1, "gradient_steps": 2}, 2.0)],
 )
 @pytest.mark.parametrize("name", LEARNING)
 def test_updates_per_step(name: str, frequency: dict[str, Any], per_step: float, n_envs: int) -> None:

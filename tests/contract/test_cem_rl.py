@@ -54,7 +54,7 @@ def _key(observation: Any, action: Any, reward: Any) -> tuple[bytes, bytes, floa
 
 
 def recording(env: Any = None, **overrides: Any) -> Any:
-    return Recording("MlpPolicy", toy_vec_env() if env is None else env, **fast("cem_rl", **overrides))
+    return Recording("MlpPolicy", toy_vec_env() if env is None else env, **fast("cem_rl", **{"train_freq": 1, **overrides}))
 
 
 MIXING: dict[str, Any] = {"importance_mixing": True, "pop_size": 6, "n_gradient_actors": 2}

@@ -26,7 +26,7 @@ OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32
 
 
 def make_cerl(**overrides: Any) -> Any:
-    return make("cerl", **overrides)
+    return make("cerl", **{"train_freq": 1, **overrides})
 
 
 # ---------------------------------------------------------------- learners

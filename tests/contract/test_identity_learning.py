@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_erl import ALGOS
-from tests.contract.settings import NAMES, known
+from sb3_erl.fitness.behaviour import EpisodeTrace
+from tests.contract.settings import HYBRIDS, NAMES, known
 
 SETTINGS: dict[str, Any] = {
     "pop_size": 3,
-    "learning_starts": 200,
+    "learning_starts": 100,
     "learning_rate": 3e-3,
     "batch_size": 64,
     "tau": 0.02,
@@ -28,15 +30,27 @@ SETTINGS: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [32, 32]},
     "device": "cpu",
 }
-BUDGET = 2000
+OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
+OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}
+"""Many small generations, which a strategy needs; it takes more steps than a learner, none of which cost a gradient."""
+
+
+def how_good(trace: EpisodeTrace) -> np.ndarray:
+    """A behaviour of which every new value up to the best possible one has to be found."""
+    return np.array([sum(trace.rewards)])
+
+
+OF_STRATEGIES |= {"behavior": how_good, "meta_population_size": 2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_identity(name: str) -> None:
     env = Monitor(IdentityEnvBox(eps=0.5))
-    model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, SETTINGS))
+    is_strategy = bool(known(name, {"noise_seed": None}))
+    settings = SETTINGS | OF_STRATEGIES if is_strategy else SETTINGS
+    model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
-    model.learn(BUDGET)
+    model.learn(1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)
     after, _ = evaluate_policy(model, env, n_eval_episodes=10)
     assert before < 75 and after >= 90, f"{before} -> {after} of 100"

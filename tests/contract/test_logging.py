@@ -19,10 +19,11 @@ from tests.contract.settings import (
     HYBRIDS,
     NAMES,
     STEPWISE,
+    apart,
     known,
     make,
     n_rollouts,
-    pop_size,
+    split_returns,
     whole,
 )
 from tests.envs import toy_vec_env
@@ -42,7 +43,7 @@ POPULATION = {"population/fitness_max", "population/fitness_mean", "population/f
 def test_keys_and_values(name: str) -> None:
     model = make(name)
     tables = Tables(model)
-    model.learn(200)
+    model.learn(max(200, 6 * n_rollouts(name) * 8 if name in GENERATIONAL else 0))
     assert all(ALWAYS <= set(table) for table in tables.tables)
     warm = tables.tables[3:]
     assert len(warm) >= 2
@@ -111,12 +112,12 @@ def test_numbers_are_those_of_the_episodes(name: str) -> None:
     n_episodes = n_rollouts(name)
     model.learn(2 * n_episodes * 8, [ConvertCallback(keep), witness])
     assert witness.generation_ends[-1] == 2 * n_episodes * 8 and len(returns) == 2 * n_episodes
-    population, learners = np.split(np.array(returns[n_episodes:]), [pop_size(name)])
+    population, learners = split_returns(name, returns[n_episodes:])
     assert tables.column("population/fitness_max")[-1] == pytest.approx(max(population), abs=1e-5)
     assert tables.column("population/fitness_mean")[-1] == pytest.approx(np.mean(population), abs=1e-5)
     assert tables.column("population/fitness_std")[-1] == pytest.approx(np.std(population), abs=1e-5)
     if len(learners):
-        assert tables.column("rollout/learner_ep_rew_mean")[-1] == pytest.approx(np.mean(learners), abs=1e-5)
+        assert tables.column(apart(name))[-1] == pytest.approx(np.mean(learners), abs=1e-5)
     assert tables.column("rollout/ep_rew_mean")[-1] == pytest.approx(np.mean(returns), abs=1e-5)
     assert set(tables.column("rollout/ep_len_mean")) == {8.0}
 

@@ -37,7 +37,7 @@ def test_runs_without_a_seed_differ(name: str) -> None:
     first, second = make(name, seed=None), make(name, seed=None)
     assert first.run_seed != second.run_seed
     changed = differences(snapshot(first.learn(60)), snapshot(second.learn(60)))
-    assert ("replay_buffer.observations" if name in HYBRIDS else ".evolver.candidates") in changed
+    assert any(key.startswith("replay_buffer.observations" if name in HYBRIDS else ".evolver.") for key in changed)
 
 
 @pytest.mark.parametrize(("name", "extra"), variants())

@@ -15,9 +15,9 @@ from tests.contract.settings import (
     HYBRIDS,
     NAMES,
     STEPWISE,
+    apart,
     known,
     make,
-    n_exploring,
     n_rollouts,
     pop_size,
     whole,
@@ -76,8 +76,8 @@ def test_fitness_is_the_raw_return(name: str, n_envs: int) -> None:
 
     model.learn(8 * n_rollouts(name), keep)
     total = pop_size(name) * tables.column("population/fitness_mean")[-1]
-    if n_exploring(name) > 0:
-        total += n_exploring(name) * tables.column("rollout/learner_ep_rew_mean")[-1]
+    if n_rollouts(name) > pop_size(name):
+        total += (n_rollouts(name) - pop_size(name)) * tables.column(apart(name))[-1]
     assert total == pytest.approx(sum(returns), abs=1e-4) and len(returns) == n_rollouts(name)
     assert max(abs(r) for r in returns) > 0.08, "more than eight clipped rewards could give"
 

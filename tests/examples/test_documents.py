@@ -35,7 +35,7 @@ def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for algorithm in ALGOS.values():  # as written, but for the length of training
         monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
+    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {"__name__": "__main__"})
     assert learned and all(250 <= model.num_timesteps < 250 + model.n_envs for model in learned)
 
 

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.warm import WarmPython
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTUP = REPOSITORY / "sb3_erl" / "zoo" / "startup"
@@ -150,22 +153,43 @@ def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+LIBRARIES = (
+    *(
+        "torch",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "stable_baselines3",
+        "sb3_contrib",
+        "gymnasium",
+        "huggingface_hub",
+        "requests",
+    ),
+    *("optuna.visualization", "pandas", "matplotlib.pyplot", "seaborn", "pytablewriter", "rliable.library"),
+)
+"""What the Zoo imports and this package does not touch; importing it takes longer than most commands."""
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def command(fresh_python: Path) -> Command:
-    """Runs a console script or ``-m module`` in the fresh environment and returns its result, which must be 0."""
+def command(fresh_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """
+    Runs a console script or ``-m module`` in the fresh environment and returns its result, which must be 0.
 
-    def run(*words: str, cwd: Path, fails: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = [str(fresh_python)]
-        if words[0] != "-m":
-            program.append(str(fresh_python.parent / words[0]))
-            words = words[1:]
-        result = subprocess.run(
-            [*program, *words], cwd=cwd, env=clean_environment(**environment), capture_output=True, text=True, timeout=600
-        )
+    The process has imported :data:`LIBRARIES` when the command begins, but nothing of the Zoo or of this package. With
+    ``alone`` or a variable, which Python reads when it starts, it has imported nothing.
+    """
+    warm, output = WarmPython(fresh_python, LIBRARIES, clean_environment()), tmp_path_factory.mktemp("output")
+
+    def run(*words: str, cwd: Path, fails: bool = False, alone: bool = False, **environment: str) -> Any:
+        program = list(words) if words[0] == "-m" else [str(fresh_python.parent / words[0]), *words[1:]]
+        if alone or environment:
+            line, variables = [str(fresh_python), *program], clean_environment(**environment)
+            result = subprocess.run(line, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+        else:
+            result = warm.run(program, cwd, output)
         assert (result.returncode != 0) == fails, f"{words}\n{result.stdout[-3000:]}\n{result.stderr[-5000:]}"
         return result
 
-    return run
+    yield run
+    warm.close()

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import inspect
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
+from sb3_erl.common.generation import GenerationalMixin
 from tests.zoo.conftest import Command
 
 # One worker runs all commands of an algorithm after the training they need.
 pytestmark = [pytest.mark.zoo, pytest.mark.slow, pytest.mark.xdist_group("zoo")]
 
-STEPS = 1200
+STEPS = 900
 SMALL = {
-    "pop_size": "3",
-    "learning_starts": "100",
     "buffer_size": "5000",
+    "n_pairs": "2",
+    "pop_size": "3",
+    "learning_starts": "400",
     "batch_size": "16",
     "policy_kwargs": "dict(net_arch=[16,16])",
     "sync_period": "1",
     "elite_fraction": "0.34",
     "fitness_horizon": "50",
     "n_eval_episodes": "1",
+    "noise_table_size": "100000",
+    "truncation": "2",
+    "n_finalists": "2",
+    "n_finalist_episodes": "1",
+    "n_center_episodes": "1",
+    "meta_population_size": "1",
 }
+LEARNING_RATE = "lin_0.001"
+STORED = ["--save-replay-buffer"]
+
+
+def known(algo: str, *names: str) -> list[str]:
+    """Those of the arguments that an algorithm has, in this order."""
+    return [name for name in names if name in inspect.signature(ALGOS[algo]).parameters]
 
 
 def small(algo: str) -> list[str]:
-    """``-params`` that make an algorithm small, as far as it has these arguments."""
-    arguments = inspect.signature(ALGOS[algo]).parameters
-    return ["-params", *(f"{name}:{value}" for name, value in SMALL.items() if name in arguments)]
+    """``-params`` that make an algorithm small, as far as it has these arguments, and a schedule."""
+    seldom = ["train_freq:4"] if family(algo) == (True, True) else []
+    words = [f"{name}:{SMALL[name]}" for name in known(algo, *SMALL)]
+    return ["-params", *words, *seldom, f"learning_rate:'{LEARNING_RATE}'"]
 
 
 def has_buffer(algo: str) -> bool:
@@ -39,8 +57,18 @@ def has_buffer(algo: str) -> bool:
     return issubclass(ALGOS[algo], OffPolicyAlgorithm)
 
 
+def family(algo: str) -> tuple[bool, bool]:
+    """What decides how the Zoo and a class meet: whether there is a buffer, and whose loop steps the environments."""
+    return has_buffer(algo), issubclass(ALGOS[algo], GenerationalMixin)
+
+
+ONE_OF_EACH_FAMILY = list({family(algo): algo for algo in reversed(ALGOS)}.values())
+one_of_each_family = pytest.mark.parametrize("algo", ONE_OF_EACH_FAMILY)
+"""For what the Zoo does without asking the class, in processes that take long."""
+
+
 def train(algo: str, *words: str, steps: int = STEPS) -> list[str]:
-    settings = ["--eval-freq", "600", "--eval-episodes", "2", "-f", "logs", "--seed", "1"]
+    settings = ["--eval-freq", "450", "--eval-episodes", "2", "-f", "logs", "--seed", "1"]
     return ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", str(steps), *settings, *words, *small(algo)]
 
 
@@ -53,7 +81,7 @@ def algo(request: pytest.FixtureRequest) -> str:
 def trained(algo: str, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which one run was trained and saved with its replay buffer."""
     folder = tmp_path_factory.mktemp(algo)
-    result = command(*train(algo, "--save-replay-buffer", "-tb", "tb"), cwd=folder)
+    result = command(*train(algo, *STORED, "-tb", "tb"), cwd=folder, alone=algo in ONE_OF_EACH_FAMILY)
     file = next(line for line in result.stdout.splitlines() if line.startswith("Loading hyperparameters from: "))
     assert Path(file.split(": ")[1]).parts[-4:] == ("site-packages", "sb3_erl", "hyperparams", f"{algo}.yml")
     assert "RuntimeWarning: sb3_erl" not in result.stderr
@@ -70,6 +98,15 @@ def test_train_saves_the_model(algo: str, trained: Path) -> None:
     assert [path.name for path in (trained / "tb" / "Pendulum-v1").iterdir()] == [f"{ALGOS[algo].__name__}_1"]
 
 
+def test_parameters_reach_the_class(algo: str, trained: Path) -> None:
+    run = trained / "logs" / algo / "Pendulum-v1_1"
+    config = (run / "Pendulum-v1" / "config.yml").read_text()
+    name = known(algo, *SMALL)[0]
+    assert LEARNING_RATE in config and f"- {name}\n    - {SMALL[name]}" in config
+    data = json.loads(zipfile.ZipFile(run / "Pendulum-v1.zip").read("data"))
+    assert data[name] == int(SMALL[name]) and ":serialized:" in data["learning_rate"], "a schedule"
+
+
 def test_enjoy(algo: str, trained: Path, command: Command) -> None:
     words = ["enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "250", "--load-best"]
     assert "Episode Reward" in command("rl_zoo3", *words, cwd=trained).stdout
@@ -77,49 +114,34 @@ def test_enjoy(algo: str, trained: Path, command: Command) -> None:
 
 def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Command) -> None:
     agent = f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip"
-    result = command(*train(algo, "-i", agent, "--save-replay-buffer", "--log-interval", "1", steps=700), cwd=trained)
+    result = command(*train(algo, "-i", agent, *STORED, "--log-interval", "1", steps=450), cwd=trained)
     assert "Loading pretrained agent" in result.stdout
     assert ("Loading replay buffer" in result.stdout) == has_buffer(algo)
     assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
 
 
-def test_subprocess_environments(algo: str, command: Command, tmp_path: Path) -> None:
-    words = train(algo, "--vec-env", "subproc", "--eval-freq", "-1", steps=300)
-    command(*words, "n_envs:2", cwd=tmp_path)
-    assert {"0.monitor.csv", "1.monitor.csv"} <= {p.name for p in (tmp_path / "logs" / algo / "Pendulum-v1_1").iterdir()}
-
-
 def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: Path) -> None:
     study = ["--storage", "study.log", "--study-name", "s"]
-    words = ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", "300", "-f", "logs", "--eval-episodes", "2"]
+    words = ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", "250", "-f", "logs", "--eval-episodes", "1"]
     cheap = ["--conf-file", "cheap.yml"]
-    keys = {name: SMALL[name] for name in ("pop_size", "learning_starts", "buffer_size")}
-    present = inspect.signature(ALGOS[algo]).parameters
-    lines = [f"  {name}: {value}\n" for name, value in keys.items() if name in present]
-    (tmp_path / "cheap.yml").write_text("default:\n  policy: 'MlpPolicy'\n  n_timesteps: 300\n" + "".join(lines))
+    enough = {**SMALL, "noise_table_size": "2000000"}  # for the largest networks that are tried
+    keys = known(algo, "pop_size", "learning_starts", "buffer_size", "noise_table_size")
+    lines = [f"  {name}: {enough[name]}\n" for name in keys]
+    (tmp_path / "cheap.yml").write_text("default:\n  policy: 'MlpPolicy'\n  n_timesteps: 250\n" + "".join(lines))
     optimize = ["-optimize", "--n-trials", "2", "--no-optim-plots", "--n-startup-trials", "2", "--n-evaluations", "1"]
     result = command(*words, *cheap, *study, *optimize, cwd=tmp_path)
     assert "Number of finished trials:  2" in result.stdout
-    shown = next(name for name in ("gamma", "gammas", "sigma_init") if name in present)
+    shown = known(algo, "gamma", "gammas", "sigma_init", "sigma", "init_output_std")[0]
     assert f"{shown}:" in result.stdout, "the report shows true values"
+    if algo not in ONE_OF_EACH_FAMILY:
+        return
     result = command(*words, *cheap, *study, "--trial-id", "1", cwd=tmp_path)
     assert "Loading from Optuna study" in result.stdout and f"'{shown}'" in result.stdout
 
 
-def test_parameters_reach_the_class(algo: str, command: Command, tmp_path: Path) -> None:
-    command(*train(algo, steps=200), "learning_rate:'lin_0.001'", cwd=tmp_path)
-    config = (tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
-    name = "buffer_size" if has_buffer(algo) else "pop_size"
-    assert "lin_0.001" in config and f"- {name}\n    - {SMALL[name]}" in config
-
-
-def test_wrong_parameter_names_the_argument(algo: str, command: Command, tmp_path: Path) -> None:
-    argument = "pop_size" if "pop_size" in inspect.signature(ALGOS[algo]).parameters else "policy_delay"
-    result = command(*train(algo, steps=200), f"{argument}:0", cwd=tmp_path, fails=True)
-    assert argument in result.stderr.splitlines()[-1] and "ValueError" in result.stderr
-
-
-def test_plots(algo: str, trained: Path, command: Command) -> None:
+def test_plots(trained: Path, algo: str, command: Command) -> None:
+    if algo not in ONE_OF_EACH_FAMILY:
+        pytest.skip("reads files that are alike")
     command("rl_zoo3", "plot_train", "-a", algo, "-e", "Pendulum", "-f", "logs", "-y", "reward", cwd=trained)
     words = ["-a", algo, "-e", "Pendulum", "-f", "logs", "--no-million", "-o", "figure"]
     command("rl_zoo3", "all_plots", *words, cwd=trained)
@@ -156,3 +178,17 @@ def test_switch_and_the_command_of_ours(command: Command, tmp_path: Path) -> Non
 def test_command_of_ours_explains_itself(command: Command, tmp_path: Path) -> None:
     assert "usage: sb3-erl" in command("sb3-erl", "--help", cwd=tmp_path).stdout
     assert "unknown script 'trian'" in command("sb3-erl", "trian", cwd=tmp_path, fails=True).stderr
+
+
+@one_of_each_family
+def test_subprocess_environments(algo: str, command: Command, tmp_path: Path) -> None:
+    words = train(algo, "--vec-env", "subproc", "--eval-freq", "-1", steps=300)
+    command(*words, "n_envs:2", cwd=tmp_path)
+    assert {"0.monitor.csv", "1.monitor.csv"} <= {p.name for p in (tmp_path / "logs" / algo / "Pendulum-v1_1").iterdir()}
+
+
+@one_of_each_family
+def test_wrong_parameter_names_the_argument(algo: str, command: Command, tmp_path: Path) -> None:
+    argument = known(algo, "pop_size", "policy_delay")[0]
+    result = command(*train(algo, steps=200), f"{argument}:0", cwd=tmp_path, fails=True)
+    assert argument in result.stderr.splitlines()[-1] and "ValueError" in result.stderr

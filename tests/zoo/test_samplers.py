@@ -55,7 +55,8 @@ def test_report_shows_true_values(algo: str) -> None:
 def test_table_has_an_entry(algo: str) -> None:
     tuned, parameters = {_argument(knob.name) for knob in SPACES[algo]}, inspect.signature(ALGOS[algo]).parameters
     learns = "batch_size" in parameters
-    assert tuned >= ({"gamma", "gammas", "learning_rate", "batch_size"} & set(parameters) if learns else {"sigma_init"})
+    of_learners, of_evolution = {"gamma", "gammas", "learning_rate", "batch_size"}, {"sigma_init", "sigma", "init_output_std"}
+    assert tuned >= (of_learners if learns else of_evolution) & set(parameters) > set()
 
 
 @pytest.mark.parametrize("algo", ["td7", "pop_td7"])
@@ -67,7 +68,8 @@ def test_td7_is_not_tuned_by_what_it_does_not_have(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_class_takes_sampled_values(algo: str) -> None:
-    small = {"buffer_size": 100} if "buffer_size" in inspect.signature(ALGOS[algo]).parameters else {}
+    present = inspect.signature(ALGOS[algo]).parameters
+    small = {name: size for name, size in {"buffer_size": 100, "noise_table_size": 2_000_000}.items() if name in present}
     for arguments, _ in trials(algo, 3):
         model = ALGOS[algo]("MlpPolicy", gym.make("Pendulum-v1"), device="cpu", **{**arguments, **small})
         assert {name: getattr(model, name) for name in arguments} == arguments

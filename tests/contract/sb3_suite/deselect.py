@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from sb3_erl import ALGOS
+from tests.contract.settings import ONE_OF_EACH_FAMILY
 
 DICT = "Dict observations are refused at construction, with the way out in the message: test_wrong_input.py"
 PREDICT = "demands policy.predict == actor.predict for random tensors; predict acts with policy.deployed: test_policy_files.py"
@@ -87,6 +91,10 @@ EVOLUTION: dict[str, str] = {
     "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": LEARNER,
     "test_train_eval_mode.py::test_td3_train_with_batch_norm": LEARNER,
 }
+DISCRETE_TOO: dict[str, str] = {
+    **EVOLUTION,
+    "test_spaces.py::test_action_spaces[CartPole-v1-{cls}]": "expects discrete actions to be refused: they are welcome",
+}
 MEMORIES: dict[str, str] = {
     **GENERATIONAL,
     "test_save_load.py::test_save_load[{cls}]": (
@@ -95,6 +103,8 @@ MEMORIES: dict[str, str] = {
 }
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
+    "deep_ga": DISCRETE_TOO,
+    "random_search": DISCRETE_TOO,
     "cem_rl": GENERATIONAL,
     "cerl": {
         **GENERATIONAL,
@@ -103,6 +113,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
+    **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
 }
@@ -111,15 +122,51 @@ BY_CLASS: dict[str, dict[str, str]] = {
 IGNORED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("td7", "pop_td7"), ("train_freq", "optimize_memory_usage")),
     "cerl": ("gamma",),
-    "cem": ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
+    **dict.fromkeys(
+        ("cem", "deep_ga", "openai_es", "random_search", "ga_ns", "ns_es", "nsr_es", "nsra_es"),
+        ("learning_starts", "train_freq", "buffer_size", "action_noise", "gamma"),
+    ),
 }
 """
 Arguments that SB3's tests hand to TD3 to be fast or small, and which must not reach a class.
 
-CERL has discount factors in place of one; CEM has none of a learner's arguments; TD7 refuses any ``train_freq`` but 1
-(test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something else, and what is
-left of them is run.
+CERL has discount factors in place of one; a class without a learner has none of a learner's arguments; TD7 refuses any
+``train_freq`` but 1 (test_wrong_input.py) and has no ``optimize_memory_usage``; the tests that use them are about something
+else, and what is left of them is run.
 """
+
+SMALL: dict[str, Any] = {
+    **{
+        "pop_size": 4,
+        "n_pairs": 2,
+        "truncation": 2,
+        "n_finalists": 2,
+        "n_finalist_episodes": 1,
+        "noise_table_size": 3_000_000,
+        "meta_population_size": 2,
+        "behavior": "final_observation",
+    },
+    **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
+}
+"""What a test that says nothing else gets, of the arguments that a class has: a small population of small networks."""
+
+
+def small(name: str) -> dict[str, Any]:
+    """
+    :param name: key in ALGOS
+    :return: arguments that keep runs short
+    """
+    present = inspect.signature(ALGOS[name].__init__).parameters
+    return {key: value for key, value in SMALL.items() if key in present and key not in IGNORED.get(name, ())}
+
+
+ONCE: dict[str, str] = {
+    "test_callbacks.py::test_callbacks": "test_callbacks.py",
+    "test_cnn.py::test_cnn": "test_images.py",
+    "test_save_load.py::test_save_load_env_cnn": "test_images.py",
+    "test_spaces.py::test_identity_spaces": "test_predict.py",
+}
+"""The longest tests, run with one class of each family; every other class has the same in our own files."""
 
 
 def deselected(name: str) -> dict[str, str]:
@@ -128,4 +175,7 @@ def deselected(name: str) -> dict[str, str]:
     :return: reason by test name
     """
     cls = ALGOS[name].__name__
-    return {pattern.replace("{cls}", cls): reason for pattern, reason in BY_CLASS.get(name, {}).items()}
+    reasons = dict(BY_CLASS.get(name, {}))
+    if name not in ONE_OF_EACH_FAMILY:
+        reasons = {**{pattern: f"runs with another class of the family; {file}" for pattern, file in ONCE.items()}, **reasons}
+    return {pattern.replace("{cls}", cls): reason for pattern, reason in reasons.items()}

@@ -18,24 +18,24 @@ REPLACES = os.environ["SB3_SUITE_REPLACES"]
 _module, _name = os.environ["SB3_SUITE_CLASS"].split(":")
 _ORIGINAL = getattr(importlib.import_module(_module), _name)
 IGNORED = json.loads(os.environ["SB3_SUITE_IGNORED"])
+SMALL = json.loads(os.environ["SB3_SUITE_SMALL"])
 
 
-class Adapted(_ORIGINAL):  # type: ignore[misc, valid-type]
-    """Our class, less the arguments that SB3's tests hand to TD3 and ours does not take."""
+class Substitute(_ORIGINAL):  # type: ignore[misc, valid-type]
+    """Our class, small, less the arguments that SB3's tests hand to TD3 and ours does not take."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{key: value for key, value in kwargs.items() if key not in IGNORED})
+        super().__init__(*args, **SMALL | {key: value for key, value in kwargs.items() if key not in IGNORED})
 
 
-Adapted.__name__ = Adapted.__qualname__ = _name
-SUBSTITUTE = Adapted if IGNORED else _ORIGINAL
-setattr(stable_baselines3, REPLACES, SUBSTITUTE)  # before the test modules import it
+Substitute.__name__ = Substitute.__qualname__ = _name
+setattr(stable_baselines3, REPLACES, Substitute)  # before the test modules import it
 
 
 def concerns_substitute(item: Any) -> bool:
     """Whether a test case runs our class: as a parameter, by the name of the class it replaces, or inside its body."""
     parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
-    if any(value is SUBSTITUTE or (isinstance(value, str) and value == REPLACES.lower()) for value in parameters):
+    if any(value is Substitute or (isinstance(value, str) and value == REPLACES.lower()) for value in parameters):
         return True
     about_another_class = any(isinstance(value, type) and hasattr(value, "learn") for value in parameters)
     return not about_another_class and REPLACES in item.function.__code__.co_names

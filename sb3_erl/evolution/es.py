@@ -1,0 +1,430 @@
+"""Evolution strategies with mirrored perturbations out of a shared noise table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told, to_numpy
+from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
+
+
+class MomentumSGD(nn.Module):
+    """
+    ``velocity <- momentum * velocity + (1 - damping) * gradient``; the step is ``-learning_rate * velocity``.
+
+    Public code: uber-research/deep-neuroevolution, ``gpu_implementation/neuroevolution/optimizers.py: SGD``.
+
+    :param n_params: length of the vector that is optimised
+    :param momentum: share of the velocity that a step keeps, in [0, 1]
+    """
+
+    damped: ClassVar[bool] = False
+    velocity: Tensor
+
+    def __init__(self, n_params: int, momentum: float = 0.9):
+        super().__init__()
+        check_range("momentum", momentum, 0, 1)
+        self.momentum = momentum
+        self.register_buffer("velocity", torch.zeros(n_params))
+
+    def step(self, gradient: Tensor, learning_rate: float) -> Tensor:
+        """
+        :param gradient: ``(n_params,)``, of what is minimised
+        :param learning_rate: step size
+        :return: ``(n_params,)``, what is to be added to the parameters
+        """
+        weight = 1 - self.momentum if self.damped else 1.0
+        self.velocity.mul_(self.momentum).add_(gradient, alpha=weight)
+        return -learning_rate * self.velocity
+
+
+class DampedSGD(MomentumSGD):
+    """
+    :class:`MomentumSGD` whose velocity is a running mean: the gradient enters with weight ``1 - momentum``.
+
+    Authors' code of Salimans et al. (2017): openai/evolution-strategies-starter, ``es_distributed/optimizers.py: SGD``.
+    """
+
+    damped = True
+
+
+class ClassicAdam(nn.Module):
+    """
+    Adam in the efficient form of its paper, where epsilon is added to the second moment's root before bias correction.
+
+    Kingma & Ba (2015), https://arxiv.org/abs/1412.6980, end of section 2; authors' code of Salimans et al. (2017):
+    openai/evolution-strategies-starter, ``es_distributed/optimizers.py: Adam``. ``torch.optim.Adam`` adds epsilon after the
+    correction, which differs visibly where gradients are small.
+
+    :param n_params: length of the vector that is optimised
+    :param beta1: decay of the first moment, in [0, 1)
+    :param beta2: decay of the second moment, in [0, 1)
+    :param epsilon: positive
+    """
+
+    first_moment: Tensor
+    second_moment: Tensor
+    n_steps: Tensor
+
+    def __init__(self, n_params: int, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
+        super().__init__()
+        for name, value in (("beta1", beta1), ("beta2", beta2)):
+            check_range(name, value, 0, math.nextafter(1, 0))
+        check_range("epsilon", epsilon, 0, open_low=True)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.register_buffer("first_moment", torch.zeros(n_params))
+        self.register_buffer("second_moment", torch.zeros(n_params))
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.float64))
+
+    def step(self, gradient: Tensor, learning_rate: float) -> Tensor:
+        """See :meth:`MomentumSGD.step`."""
+        self.n_steps += 1
+        t = float(self.n_steps)
+        rate = learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
+        self.first_moment.mul_(self.beta1).add_(gradient, alpha=1 - self.beta1)
+        self.second_moment.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        return -rate * self.first_moment / (self.second_moment.sqrt() + self.epsilon)
+
+
+ES_OPTIMIZERS: dict[str, type[Any]] = {"adam": ClassicAdam, "damped_sgd": DampedSGD, "sgd": MomentumSGD}
+
+
+@dataclass(frozen=True)
+class ESUpdate:
+    """
+    What the last :meth:`MirroredES.tell` did.
+
+    :param shaped: ``(n_candidates,)`` shaped fitness, in the order of the candidates
+    :param direction: ``(n_params,)`` estimated ascent direction, not divided by sigma
+    :param gradient: ``(n_params,)`` what the optimiser descended: minus the direction plus the pull towards zero
+    :param grad_norm: L2 norm of the direction
+    :param update_ratio: L2 norm of the step relative to that of the mean before it
+    """
+
+    shaped: np.ndarray
+    direction: np.ndarray
+    gradient: np.ndarray
+    grad_norm: float
+    update_ratio: float
+
+
+@dataclass(frozen=True)
+class Windows:
+    """
+    Perturbations as parts of a noise table.
+
+    :param table: where they come from
+    :param n_perturbed: length of a window, in parameters
+    :param n_params: length of the vector that is perturbed
+    """
+
+    table: NoiseTable
+    n_perturbed: int
+    n_params: int
+
+    def pieces(self, offset: int, start: int) -> list[tuple[slice, np.ndarray]]:
+        """Which parameters get which part of the window: one piece, or two where it wraps around."""
+        window = self.table.window(offset, self.n_perturbed)
+        split = min(self.n_perturbed, self.n_params - start)
+        pieces = [(slice(start, start + split), window[:split])]
+        return pieces if split == self.n_perturbed else [*pieces, (slice(0, self.n_perturbed - split), window[split:])]
+
+    def perturb(self, vector: np.ndarray, sigma: float, offset: int, start: int) -> None:
+        """
+        Add a perturbation in place.
+
+        :param vector: ``(n_params,)`` float32
+        :param sigma: what the noise is multiplied with; negative for the mirrored perturbation
+        :param offset: where the window begins in the table
+        :param start: at which parameter it is put
+        """
+        for place, noise in self.pieces(offset, start):
+            vector[place] += np.float32(sigma) * noise
+
+
+@dataclass(frozen=True)
+class MirroredSource:
+    """
+    Makes the candidates of :class:`MirroredES` one at a time; see
+    :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`. On the wire a candidate is half a pair of numbers.
+
+    :param mean: ``(n_params,)`` all numbers before the first candidate's
+    :param centre: ``(n_params,)`` what is perturbed
+    :param sigma: standard deviation of perturbations
+    :param pairs: ``(n_pairs, 2)`` for each pair where its window begins in the table and at which parameter it is put
+    :param windows: of the table
+    :param first: number of the first candidate
+    """
+
+    mean: np.ndarray
+    centre: np.ndarray
+    sigma: float
+    pairs: np.ndarray
+    windows: Windows
+    first: int = 1
+
+    @property
+    def noise_tables(self) -> tuple[NoiseTable, ...]:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        return (self.windows.table,)
+
+    def __call__(self, candidate: int) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        index = candidate - self.first
+        if index < 0:
+            return self.mean.copy()
+        vector, pair = self.centre.copy(), self.pairs[index // 2].tolist()
+        self.windows.perturb(vector, -self.sigma if index % 2 else self.sigma, *pair)
+        return vector
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is perturbed is mostly the mean, and windows begin at 0
+        centre = None if np.array_equal(self.centre, self.mean) else self.centre
+        pairs = self.pairs if self.pairs[:, 1].any() else np.ascontiguousarray(self.pairs[:, 0])
+        return _mirrored_source, (self.mean, centre, self.sigma, pairs, self.windows, self.first)
+
+
+def _mirrored_source(
+    mean: np.ndarray, centre: np.ndarray | None, sigma: float, pairs: np.ndarray, *rest: Any
+) -> MirroredSource:
+    """Inverse of :meth:`MirroredSource.__reduce__`."""
+    if pairs.ndim == 1:
+        pairs = np.stack([pairs, np.zeros_like(pairs)], axis=1)
+    return MirroredSource(mean, mean if centre is None else centre, sigma, pairs, *rest)
+
+
+class MirroredES(Evolver):
+    """
+    A Gaussian of fixed width: perturb its mean in mirrored pairs, move it by the rank-weighted sum of perturbations.
+
+    Salimans et al. (2017), https://arxiv.org/abs/1703.03864, algorithm 1 and section 2.1; authors' code:
+    openai/evolution-strategies-starter, ``es_distributed/es.py: run_master``. The sum is divided by the number of
+    candidates, not by sigma, as in the authors' code; so ``l2_coeff`` means what it means there. Differences: equal returns
+    share their rank; the sum is formed perturbation by perturbation (the authors copy 500 at a time).
+
+    Candidates 2k and 2k + 1 are the mean plus and minus perturbation k. What is kept of them is where their windows begin in
+    the noise table. ``learning_rate`` and ``sigma`` may be set before each generation.
+
+    :param mean: ``(n_params,)``, where the search starts
+    :param n_pairs: mirrored pairs per generation, at least 1
+    :param sigma: standard deviation of perturbations, in units of parameters
+    :param learning_rate: step size of the optimiser
+    :param l2_coeff: the pull towards zero: this times the mean is added to the gradient
+    :param optimizer: key of ``ES_OPTIMIZERS``
+    :param optimizer_kwargs: further arguments of the optimiser
+    :param fitness_shaping: see :func:`~sb3_erl.fitness.shaping.shape_fitness`, which also says what fitness is told
+    :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`
+    :param perturb_fraction: share of the parameters that a pair perturbs, in (0, 1]: one window of neighbours that wraps
+        around at the end. Nothing is rescaled, so the signal per parameter falls with it
+    :param table: where perturbations come from, ``None`` for ``NoiseTable()``
+    :raises ValueError: if a number is out of range, a key unknown or the table too short
+    """
+
+    mean: Tensor
+    centre: Tensor
+    offsets: Tensor
+    starts: Tensor
+    asked_sigma: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        n_pairs: int = 32,
+        sigma: float = 0.02,
+        learning_rate: float = 0.01,
+        l2_coeff: float = 0.005,
+        optimizer: str = "adam",
+        optimizer_kwargs: dict[str, Any] | None = None,
+        fitness_shaping: ShapingMode = "centered_rank",
+        ties: Ties = "average",
+        perturb_fraction: float = 1.0,
+        table: NoiseTable | None = None,
+    ):
+        nn.Module.__init__(self)  # candidates are rebuilt when somebody wants them, not stored
+        check_range("n_pairs", n_pairs, 1, integer=True)
+        check_range("l2_coeff", l2_coeff, 0)
+        check_range("perturb_fraction", perturb_fraction, 0, 1, open_low=True)
+        check_choice("optimizer", optimizer, ES_OPTIMIZERS)
+        check_choice("fitness_shaping", fitness_shaping, SHAPING_MODES)
+        check_choice("ties", ties, ("average", "stable"))
+        self.sigma, self.learning_rate, self.l2_coeff = sigma, learning_rate, l2_coeff
+        self.fitness_shaping, self.ties = fitness_shaping, ties
+        mean = mean.detach().to(torch.float32)
+        n_params = mean.numel()
+        self.n_perturbed = n_params if perturb_fraction == 1 else math.ceil(perturb_fraction * n_params - 1e-9)
+        self.table = NoiseTable() if table is None else table
+        self.table.check_length(self.n_perturbed)
+        self.optimizer = ES_OPTIMIZERS[optimizer](n_params, **(optimizer_kwargs or {}))
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("centre", mean.clone())
+        self.register_buffer("asked_sigma", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("offsets", torch.zeros(n_pairs, dtype=torch.float64))  # whole numbers; SB3 wants floats
+        self.register_buffer("starts", torch.zeros(n_pairs, dtype=torch.float64))
+        self._more: list[tuple[int, int]] = []
+        self._is_asked = False
+        self.last_update: ESUpdate | None = None
+        """What the last :meth:`tell` did, ``None`` before the first."""
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of perturbations."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        check_range("sigma", value, 0, open_low=True)
+        self._sigma = float(value)
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the optimiser."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        check_range("learning_rate", value, 0)
+        self._learning_rate = float(value)
+
+    @property
+    def n_pairs(self) -> int:
+        """Mirrored pairs per generation."""
+        return len(self.offsets)
+
+    @property
+    def pop_size(self) -> int:
+        """Number of candidates, twice the number of pairs."""
+        return 2 * self.n_pairs
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """For each pair asked for: where its window begins in the table, and at which parameter it is put."""
+        first = zip(self.offsets.tolist(), self.starts.tolist(), strict=True)
+        return [*((int(offset), int(start)) for offset, start in first), *self._more]
+
+    @property
+    def candidates(self) -> Tensor:  # type: ignore[override]
+        """``(pop_size, n_params)`` as last asked for, rebuilt from their windows."""
+        return self._build(self.pairs[: self.n_pairs])
+
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        """See :meth:`Evolver.ask`; rows are mean + first perturbation, mean - first perturbation, mean + second, ..."""
+        pairs = self._draw(rng, self.n_pairs)
+        self.centre.copy_(self.mean)
+        self.asked_sigma.fill_(self.sigma)
+        self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
+        self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
+        self._more, self._is_asked = [], True
+        return self._build(pairs)
+
+    def ask_more(self, rng: np.random.Generator, n_pairs: int) -> Tensor:
+        """
+        Further pairs of the same generation, for batches that must reach a number of time steps.
+
+        :param rng: generator
+        :param n_pairs: how many
+        :return: ``(2 * n_pairs, n_params)``; they come after the earlier ones in :meth:`tell`
+        :raises ValueError: before :meth:`ask`
+        """
+        self._check_asked()
+        more = self._draw(rng, n_pairs)
+        self._more += more
+        return self._build(more)
+
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
+        """
+        Move the mean.
+
+        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs; only their number is used
+        :param fitness: ``(n,)``, higher is better, NaN is worst
+        :param rng: not used
+        :raises ValueError: before :meth:`ask`, or if sizes do not fit
+        """
+        check_told(candidates, fitness)
+        self.update(shape_fitness(fitness, self.fitness_shaping, self.ties))
+
+    @torch.no_grad()
+    def update(self, shaped: np.ndarray) -> None:
+        """
+        Move the mean by fitness that has been shaped already (novelty search mixes two ranks, for example).
+
+        :param shaped: ``(n,)`` weights of the candidates asked for, or of the first of them in whole pairs
+        :raises ValueError: before :meth:`ask`, or if there is no whole number of pairs
+        """
+        self._check_asked()
+        pairs = self.pairs
+        if shaped.ndim != 1 or len(shaped) % 2 or not 2 <= len(shaped) <= 2 * len(pairs):
+            raise ValueError(
+                f"fitness must hold two values per pair for 1 to {len(pairs)} pairs from ask(); got shape {shaped.shape}"
+            )
+        direction = self._weighted_sum(shaped[::2] - shaped[1::2], pairs) / np.float32(len(shaped))
+        gradient = self.l2_coeff * self.mean - torch.from_numpy(direction).to(self.mean.device)
+        step = self.optimizer.step(gradient, self.learning_rate)
+        before = float(torch.linalg.vector_norm(self.mean))
+        length = float(torch.linalg.vector_norm(step))
+        self.mean.add_(step)
+        self._is_asked = False
+        grad_norm = float(np.linalg.norm(direction))
+        ratio = length / before if before > 0 else math.inf
+        self.last_update = ESUpdate(shaped, direction, to_numpy(gradient), grad_norm, ratio)
+
+    def _check_asked(self) -> None:
+        if not self._is_asked:
+            raise ValueError("ask() must be called before every tell() of a generation; got no candidates to tell about")
+
+    def _draw(self, rng: np.random.Generator, n_pairs: int) -> list[tuple[int, int]]:
+        offsets = self.table.offsets(rng, n_pairs, self.n_perturbed).tolist()
+        n_params = self.mean.numel()
+        partial = self.n_perturbed < n_params
+        starts = rng.integers(n_params, size=n_pairs).tolist() if partial else [0] * n_pairs
+        return list(zip(offsets, starts, strict=True))
+
+    @property
+    def _windows(self) -> Windows:
+        return Windows(self.table, self.n_perturbed, self.mean.numel())
+
+    @property
+    def source(self) -> MirroredSource:
+        """Makes the mean, which has number 0, and the candidates that were asked for, which have the numbers after it."""
+        pairs = np.array(self.pairs, dtype=np.int64)
+        return MirroredSource(to_numpy(self.mean), to_numpy(self.centre), float(self.asked_sigma), pairs, self._windows)
+
+    def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
+        candidates = np.repeat(to_numpy(self.centre)[None], 2 * len(pairs), axis=0)  # (2 * n_pairs, n_params)
+        windows, sigma = self._windows, float(self.asked_sigma)
+        for k, pair in enumerate(pairs):
+            windows.perturb(candidates[2 * k], sigma, *pair)
+            windows.perturb(candidates[2 * k + 1], -sigma, *pair)
+        return torch.from_numpy(candidates).to(self.mean.device)
+
+    def _weighted_sum(self, weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+        """:return: ``(n_params,)`` float32, in the order of the pairs, with one vector of working memory"""
+        total = np.zeros(self.mean.numel(), dtype=np.float32)
+        scratch = np.empty(self.n_perturbed, dtype=np.float32)
+        windows = self._windows
+        for weight, pair in zip(weights.astype(np.float32), pairs, strict=False):
+            if weight == 0:
+                continue
+            for place, noise in windows.pieces(*pair):
+                total[place] += np.multiply(noise, weight, out=scratch[: len(noise)])
+        return total
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = [state_dict.get(prefix + name) for name in ("offsets", "mean")]
+        n_pairs, n_params = (
+            len(new if old is None else old) for old, new in zip(saved, (self.offsets, self.mean), strict=True)
+        )
+        if (n_pairs, n_params) != (self.n_pairs, self.mean.numel()):
+            raise PopulationSizeError(
+                f"pop_size (twice n_pairs) and network sizes must be those of the saved model: it holds {2 * n_pairs} "
+                f"candidates of {n_params} parameters, this model {self.pop_size} of {self.mean.numel()}; "
+                "load without changing them, or start a new model"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._more = []

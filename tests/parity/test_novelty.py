@@ -1,0 +1,219 @@
+"""Novelty search, the Hard Maze and the deceptive cup against stored numbers."""
+
+from __future__ import annotations
+
+import re
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_erl.envs.deceptive_cup import CupAgents
+from sb3_erl.envs.hard_maze import REACH, MazeMap, MazePicture, MazeRobots, VecHardMaze
+from sb3_erl.evolution.novelty import (
+    AdaptiveWeight,
+    member_probabilities,
+    mix_ranks,
+    reward_weight,
+    select_by_novelty,
+)
+from sb3_erl.fitness.novelty import NoveltyArchive, behavior_distances
+from sb3_erl.fitness.shaping import centered_ranks
+from tests.parity.cases import Case, dispatch
+
+SYSTEM = "novelty"
+
+
+def kind_of(case: Case) -> str:
+    """What a case fixes, told from its arrays."""
+    for kind, array in (
+        ("sequences", "archive_padded"),
+        ("update", "noise_table"),
+        ("generation", "population_bc"),
+        ("cup", "blocked"),
+        ("frames", "frame"),
+        ("robots", "ang_vel"),
+        ("points", "queries"),
+    ):
+        if array in case.arrays:
+            return kind
+    return "weights" if any(name.endswith("_params") for name in case.arrays) else str(case["kind"])
+
+
+def named(case: Case, pattern: str) -> dict[str, np.ndarray]:
+    """Arrays whose whole name fits, by the group of the pattern; there must be some."""
+    found = {match[1]: array for name, array in case.arrays.items() if (match := re.fullmatch(pattern, name))}
+    assert found, f"no array like {pattern} in {case.name}"
+    return found
+
+
+def filled(entries: object) -> NoveltyArchive:
+    archive = NoveltyArchive()
+    archive.extend(entries)
+    return archive
+
+
+# ------------------------------------------------------------------ novelty
+
+
+def check_points(case: Case) -> None:
+    entries, queries = case.array("archive"), case.array("queries")
+    n_small = re.search(r"first (\d+) archive", str(case.settings.get("notes", "")))
+    small = entries[: int(case.settings["config"].get("small_archive", n_small[1] if n_small else 4))]
+    compared = 0
+    for name, expected in case.arrays.items():
+        if match := re.fullmatch(r"(novelty|novelty_small_archive|parent_probs)_k(\d+)", name):
+            novelty = filled(small if "small" in name else entries).novelty(queries, int(match[2]))
+            case.close(member_probabilities(novelty) if "probs" in name else novelty, expected)
+            compared += 1
+    assert compared
+
+
+def check_sequences(case: Case) -> None:
+    parts = {}
+    for name in ("archive", "query"):
+        padded, lengths = case.array(f"{name}_padded"), case.array(f"{name}_lengths")
+        parts[name] = [sequence[:length] for sequence, length in zip(padded, lengths, strict=True)]
+    case.close(behavior_distances(parts["query"], parts["archive"]), case.array("distance"))
+    for k, expected in named(case, r"novelty_k(\d+)").items():
+        case.close(filled(parts["archive"]).novelty(parts["query"], int(k)), expected)
+
+
+def check_generation(case: Case) -> None:
+    c = case["config"]
+    for name, distance in (("squared", "sqeuclidean"), ("euclid", "euclidean")):
+        archive = NoveltyArchive(distance)
+        archive.extend(case.array("archive"))
+        selection = select_by_novelty(
+            archive,
+            case.array("population_bc"),
+            case.array("uniform"),
+            k=c["k"],
+            n_parents=c["T"],
+            archive_prob=c["insert_probability_here"],
+        )
+        case.close(selection.novelty, case.array(f"novelty_{name}"))
+        np.testing.assert_array_equal(selection.parents, case.array(f"parents_{name}"))
+        np.testing.assert_array_equal(selection.archived, case.array("archive_insert_mask"))
+        case.close(archive.entries, case.array("archive_after"))
+
+
+# ------------------------------------------------------------------ one step of the evolution strategies
+
+
+def first_adam_step(gradient: np.ndarray, stepsize: float) -> np.ndarray:
+    """The authors' Adam adds epsilon to the square root that is not bias-corrected."""
+    m, v = 0.1 * gradient, 0.001 * gradient**2
+    return -stepsize * np.sqrt(1 - 0.999) / (1 - 0.9) * m / (np.sqrt(v) + 1e-8)
+
+
+def check_update(case: Case) -> None:
+    c, theta, returns, novelty = case["config"], *(case.array(n).astype(np.float64) for n in ("theta0", "returns", "novelty"))
+    case.close(centered_ranks(returns), case.array("rank_returns"))
+    case.close(centered_ranks(novelty), case.array("rank_novelty"))
+    table, n_params = case.array("noise_table").astype(np.float64), len(theta)
+    noise = np.stack([table[index : index + n_params] for index in case.array("noise_idx")])
+    weights = {mode: reward_weight(mode).value for mode in ("ns", "nsr")}
+    weights |= {f"nsra_w{weight:g}": AdaptiveWeight(weight).value for weight in c["nsra_weights"]}
+    assert set(weights) == set(named(case, r"proc_(.+)"))
+    for name, weight in weights.items():
+        shaped = mix_ranks(returns, novelty, weight)
+        case.close(shaped, case.array(f"proc_{name}"))
+        gradient = (shaped[:, 0] - shaped[:, 1]) @ noise / shaped.size
+        case.close(gradient, case.array(f"g_{name}"))
+        step = first_adam_step(c["l2coeff"] * theta - gradient, c["stepsize"])
+        case.close(theta + step, case.array(f"theta_{name}"))
+
+
+def check_weights(case: Case) -> None:
+    for name, (first, delta, patience) in named(case, r"(.+)_params").items():
+        for rule, suffix in (("reaches", "w"), ("exceeds", "w_strict_gt")):
+            weight = AdaptiveWeight(first, delta, int(patience), patience_rule=rule)
+            steps = [(weight.update(score), weight.best) for score in case.array(f"{name}_perf").tolist()]
+            case.close([value for value, _ in steps], case.array(f"{name}_{suffix}"))
+            if suffix == "w":
+                case.close([best for _, best in steps], case.array(f"{name}_best"))
+
+
+# ------------------------------------------------------------------ the domains
+
+
+def check_robots(case: Case) -> None:
+    actions = case.array("actions")
+    n, horizon = actions.shape[:2]
+    robots = MazeRobots(MazeMap(), n)
+    closest = robots.goal_distances
+    for t in range(horizon + 1):
+        for name, ours in (("x", robots.places[:, 0]), ("y", robots.places[:, 1]), ("heading", robots.heading)):
+            case.close(ours, case.array(name)[:, t])
+        case.close(robots.speed, case.array("speed")[:, t])
+        case.close(robots.turning, case.array("ang_vel")[:, t])
+        case.close(robots.sense(), case.array("obs")[:, t])
+        np.testing.assert_array_equal(robots.collisions, case.array("collisions")[:, t])
+        closest = np.minimum(closest, robots.goal_distances)
+        if t < horizon:
+            robots.step(actions[:, t])
+    case.close(robots.goal_distances, case.array("final_distance"))
+    np.testing.assert_array_equal(closest < REACH, case.array("reached_goal"))
+    check_episodes(case, actions)
+
+
+def check_episodes(case: Case, actions: np.ndarray) -> None:
+    """The same through both environments: rewards, and the end position although the robots are back at the start."""
+    n, horizon = actions.shape[:2]
+    many = VecHardMaze(n, max_steps=horizon)
+    case.close(many.reset(), case.array("obs")[:, 0])
+    for t in range(horizon):
+        observations, rewards, dones, infos = many.step(actions[:, t])
+        assert dones.all() if t == horizon - 1 else not (dones.any() or rewards.any())
+    case.close(rewards, case.array("reward_last_step"))
+    case.close([info["terminal_observation"] for info in infos], case.array("obs")[:, -1])
+    case.close([info["bc"] for info in infos], np.stack([case.array("x")[:, -1], case.array("y")[:, -1]], axis=1))
+    case.close(observations, case.array("obs")[:, 0])
+    one = gym.make("sb3_erl.envs:HardMaze-v0", max_steps=horizon)
+    one.reset()
+    for t in range(horizon):
+        observation, reward, terminated, truncated, info = one.step(np.clip(actions[-1, t], -0.5, 0.5))
+        assert terminated == (t == horizon - 1) and not truncated
+    case.close(observation, case.array("obs")[-1, -1])
+    case.close(reward, case.array("reward_last_step")[-1])
+    assert info["reached_any"] == case.array("reached_goal")[-1]
+
+
+def check_frames(case: Case) -> None:
+    frames, picture = case.array("frame"), MazePicture(MazeMap())
+    allowed = re.search(r"at most (\d+) pixels", str(case.settings.get("tolerance", "")))
+    for frame, *state in zip(frames, case.array("x"), case.array("y"), case.array("heading"), strict=True):
+        differing = (picture.draw(*map(float, state)) != frame).sum()
+        assert differing <= (int(allowed[1]) if allowed else 4)
+
+
+def check_cup(case: Case) -> None:
+    actions, positions = case.array("actions"), case.array("positions")
+    agents = CupAgents(len(actions))
+    case.close(agents.positions, positions[:, 0])
+    for t in range(actions.shape[1]):
+        np.testing.assert_array_equal(agents.step(actions[:, t]), case.array("blocked")[:, t])
+        case.close(agents.positions, positions[:, t + 1])
+    for i, expected in enumerate(case.array("final_return")):
+        env = gym.make("sb3_erl.envs:DeceptiveCup-v0", max_episode_steps=actions.shape[1], disable_env_checker=True)
+        env.reset()
+        steps = [env.step(action) for action in actions[i]]
+        case.close(sum(step[1] for step in steps), expected)
+        case.close(steps[-1][4]["bc"], positions[i, -1])
+        assert [step[3] for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+CHECKS = {
+    "points": check_points,
+    "sequences": check_sequences,
+    "generation": check_generation,
+    "update": check_update,
+    "weights": check_weights,
+    "robots": check_robots,
+    "frames": check_frames,
+    "cup": check_cup,
+}
+
+
+def test_case(case: Case) -> None:
+    dispatch(case, kind_of(case), CHECKS)

@@ -1,0 +1,117 @@
+"""Atari as the papers play it, and the Zoo's entries for it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack
+
+from benchmarks.settings import Experiment, load_settings
+from sb3_erl import DeepGA, OpenAIES
+from sb3_erl.common.es_pixel_policies import ESPixelPolicy, GAPixelPolicy
+from sb3_erl.common.parameters import read_parameters
+from sb3_erl.envs.atari import PLAIN_EMULATOR, WHOLE_GAMES, is_atari, make_atari
+from sb3_erl.zoo import hyperparams_file
+from tests.contract.helpers import differences, snapshot
+
+GAME = "FrostbiteNoFrameskip-v4"
+CHEAP: dict[str, Any] = {"features_extractor_kwargs": {"convolutions": [(4, 8, 4)], "features_dim": 4}}
+
+
+def make() -> DeepGA:
+    few: dict[str, Any] = {"pop_size": 2, "truncation": 1, "n_finalists": 1, "n_finalist_episodes": 1}
+    settings: dict[str, Any] = {"noise_table_size": 100_000, "seed": 1, "episode_cutoff": 15, "device": "cpu", **few}
+    return DeepGA("CnnPolicy", make_atari(GAME), policy_kwargs=CHEAP, **settings)
+
+
+def test_both_families_of_ids_are_the_same_game() -> None:
+    first, second = (make_atari(env_id, seed=3) for env_id in (GAME, "ALE/Frostbite-v5"))
+    assert first.observation_space.shape == (84, 84, 4) and first.action_space == second.action_space
+    frames: Any = np.stack([np.asarray(env.reset()) for env in (first, second)])
+    assert np.array_equal(*frames) and not frames[0][..., :3].any(), "the stack begins with zeros"
+    a: Any
+    b: Any
+    for action in np.random.default_rng(0).integers(18, size=40):
+        (a, *_), (b, *_) = (env.step(np.array([action])) for env in (first, second))
+        assert np.array_equal(a, b)
+    assert a.any(axis=(0, 1, 2)).all() and not np.array_equal(a[..., 3], a[..., 0])
+
+
+def test_an_episode_is_a_game_and_its_return_the_score() -> None:
+    env = make_atari(GAME, seed=0)
+    env.reset()
+    actions, lives, rewards, done = np.random.default_rng(0), [], [], False
+    while not done:
+        _, reward, (done,), (info,) = env.step(actions.integers(18, size=1))
+        lives.append(info["lives"])
+        rewards.append(float(reward[0]))
+    assert set(lives) == {4, 3, 2, 1, 0} and lives[-1] == 0
+    assert max(rewards) == 10 and sum(rewards) == info["episode"]["r"]
+
+
+def test_games_only() -> None:
+    assert is_atari(GAME) and not is_atari("CartPole-v1") and not is_atari("NoSuchGame-v4")
+    with pytest.raises(ValueError, match=r"env_id must be that of an Atari game.*got 'CartPole-v1'"):
+        make_atari("CartPole-v1")
+
+
+def test_without_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-erl\[atari\]'"):
+        make_atari(GAME)
+
+
+def test_everyday_names_choose_the_papers_networks() -> None:
+    assert OpenAIES.policy_aliases["CnnPolicy"] is ESPixelPolicy and DeepGA.policy_aliases["CnnPolicy"] is GAPixelPolicy
+    with pytest.raises(ValueError, match=r"at least 10 times the 4052658 parameters.*noise_table_size=250000000"):
+        DeepGA("CnnPolicy", make_atari(GAME), pop_size=2, truncation=1, n_finalists=1)
+
+
+def test_learning_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    generation = 3 * 15  # resets take long, so there are few episodes
+    straight = make().learn(2 * generation)
+    make().learn(generation).save(tmp_path / "model")
+    resumed = DeepGA.load(tmp_path / "model", env=make_atari(GAME))
+    assert resumed.n_generations == 1
+    resumed.learn(generation, reset_num_timesteps=False)
+    assert resumed.n_generations == 2 and differences(snapshot(straight), snapshot(resumed)) == []
+    resumed.save(tmp_path / "model")
+    frames = np.random.default_rng(0).integers(0, 256, (6, 84, 84, 4), dtype=np.uint8)
+    actions = straight.predict(frames, deterministic=True)[0]
+    assert np.array_equal(DeepGA.load(tmp_path / "model").predict(frames, deterministic=True)[0], actions)
+    assert straight.evolver.elite is not None
+    elite = straight.evolver.rebuild(straight.evolver.elite)
+    assert np.array_equal(elite, read_parameters(straight.policy.deployed))
+
+
+def test_the_zoo_plays_by_the_same_rules() -> None:
+    from rl_zoo3.utils import get_wrapper_class
+
+    entries = [
+        yaml.safe_load(hyperparams_file(algo).read_text())["atari"] for algo in ("deep_ga", "openai_es", "random_search")
+    ]
+    for entry in entries:
+        assert entry["env_kwargs"] == PLAIN_EMULATOR and entry["policy"] == "CnnPolicy" and entry["episode_cutoff"] == 5000
+        assert list(entry["env_wrapper"][0].values()) == [WHOLE_GAMES]
+    entry = entries[0]
+    wrapper: Any = get_wrapper_class(dict(entry))
+    zoo = make_vec_env("ALE/Frostbite-v5", seed=5, env_kwargs=entry["env_kwargs"], wrapper_class=wrapper)
+    zoo, ours = VecFrameStack(zoo, entry["frame_stack"]), make_atari(GAME, seed=5)
+    assert np.array_equal(zoo.reset(), ours.reset())
+    for action in range(18):
+        for found, expected in zip(zoo.step([action])[:3], ours.step([action])[:3], strict=True):
+            assert np.array_equal(found, expected)
+
+
+def test_the_benchmark_reads_the_zoos_entry() -> None:
+    settings, origin = load_settings("deep_ga", GAME)
+    assert "entry 'atari'" in origin and settings["frame_stack"] == 4
+    env = Experiment("deep_ga", GAME, settings, 100).make_env(seed=1, n_envs=2)
+    assert env.observation_space.shape == (84, 84, 4)
+    assert np.array_equal(env.reset(), make_atari(GAME, 2, seed=1).reset())

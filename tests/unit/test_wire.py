@@ -1,0 +1,104 @@
+"""What is sent is small, and is what arrives."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_erl import OpenAIES
+from sb3_erl.evaluation.base import Episode, Job, Transition
+from sb3_erl.evaluation.wire import RECORD, Answer, Score, pack_scores, pack_transitions, unpack_score, unpack_transitions
+from sb3_erl.evolution.noise_table import NoiseTable
+from tests.contract.settings import make
+
+
+def episode(n_steps: int = 5, **kwargs: Any) -> Episode:
+    rewards = np.random.default_rng(n_steps).standard_normal(n_steps).astype(np.float32).astype(np.float64)
+    ends = {"terminated": True, "cut": False, **kwargs}
+    return Episode(Job(3), rewards, np.full(3, 7.0, dtype=np.float32), **ends)
+
+
+def test_scores() -> None:
+    episodes = [episode(5), episode(9, terminated=False), episode(2, cut=True, terminated=False, behavior=np.arange(2.0))]
+    infos: list[dict[str, Any]] = [
+        {"episode": {"r": 1.25, "l": 5, "t": 0.5}, "TimeLimit.truncated": False, "terminal_observation": np.zeros(100)},
+        {"episode": {"r": 1.25, "l": 9, "t": 0.5, "colour": "red"}, "TimeLimit.truncated": True, "is_success": True},
+        {"TimeLimit.truncated": True},
+    ]
+    bodies = pack_scores([Score(e, info, None) for e, info in zip(episodes, infos, strict=True)])
+    for place, (sent, info) in enumerate(zip(episodes, infos, strict=True)):
+        outcome = unpack_score(pickle.loads(pickle.dumps(bodies)), place, sent.job)
+        found = outcome.episode
+        for name in ("length", "total_reward", "sign_sum", "terminated", "cut", "failed"):
+            assert getattr(found, name) == pytest.approx(getattr(sent, name), abs=0), name
+        assert (found.behavior is None) == (sent.behavior is None)
+        assert outcome.last_info == {key: value for key, value in info.items() if key != "terminal_observation"}
+
+
+def test_a_pair_of_episodes_takes_few_bytes() -> None:
+    """Numbers of an episode, and a message with one pair; Salimans et al. (2017) need 16 and their code 347 bytes."""
+    infos = [{"episode": {"r": 1.25, "l": 5, "t": 0.5}, "TimeLimit.truncated": False}] * 2
+    bodies = pack_scores([Score(episode(), info, None) for info in infos])
+    assert RECORD.itemsize <= 32 and len(Answer(3, 10, bodies, 2, 0.1, None).packed()) < 2 * 347
+
+
+def test_transitions() -> None:
+    rng, rows = np.random.default_rng(0), []
+    observations = rng.standard_normal((6, 3)).astype(np.float32)
+    sent = episode(5, behavior=np.arange(3.0))
+    for t in range(5):
+        info: dict[str, Any] = {"TimeLimit.truncated": False, "x": t} if t != 3 else {"TimeLimit.truncated": False}
+        rows.append(Transition(observations[t], observations[t + 1], rng.standard_normal(2), sent.rewards[t], t == 4, info))
+    body = pickle.loads(pickle.dumps(pack_transitions(sent, rows, step_infos=True)))
+    outcome = unpack_transitions(body, sent.job)
+    assert np.array_equal(outcome.episode.rewards, sent.rewards)
+    assert np.array_equal(outcome.episode.last_observation, sent.last_observation)
+    assert outcome.episode.behavior is not None and outcome.episode.terminated
+    for ours, theirs in zip(outcome.stored, rows, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours[:5], theirs[:5], strict=True)) and ours.info == theirs.info
+    brief = unpack_transitions(pack_transitions(sent, rows, step_infos=False), sent.job)
+    assert [step.info.get("x") for step in brief.stored] == [None, None, None, None, 4]
+    stopped = outcome.stored_until(2)
+    assert [step.done for step in stopped] == [False, True] and stopped[-1].info["TimeLimit.truncated"] is True
+
+
+@pytest.mark.parametrize("name", ["openai_es", "deep_ga", "random_search"])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "LinearPolicy"])
+def test_candidates_are_rebuilt_to_the_last_bit(name: str, policy: str) -> None:
+    """What is sent of a generation is smaller than its parameters, and a worker acts as the main process does."""
+    model = make(name, policy=policy, policy_kwargs={} if policy == "LinearPolicy" else {"net_arch": [64, 64]})
+    sent: list[Any] = []
+    evaluate = model._evaluate
+
+    def keep(jobs: Any, actor: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append((jobs, actor))
+        return evaluate(jobs, actor, *args, **kwargs)
+
+    model._evaluate = keep
+    model.learn(400)
+    assert len(sent) >= 2
+    observations = np.random.default_rng(0).standard_normal((1, 3)).astype(np.float32)
+    for jobs, actor in sent[-2:]:
+        packed = pickle.dumps(actor)
+        elsewhere, numbers = pickle.loads(packed), sorted({job.candidate for job in jobs})
+        assert policy == "LinearPolicy" or len(packed) < 4 * model.policy.deployed.mu[-1].in_features * 200
+        for number in numbers:
+            assert np.array_equal(elsewhere(observations, [number]), actor(observations, [number]))
+        assert elsewhere.noise_tables == (NoiseTable(model.noise_table_size, 123),)
+
+
+def test_partial_perturbations_are_rebuilt() -> None:
+    model: OpenAIES = make("openai_es", perturb_fraction=0.3, policy_kwargs={"net_arch": [16]})
+    candidates = model.evolver.ask(np.random.default_rng(0))
+    source = pickle.loads(pickle.dumps(model.evolver.source))
+    assert np.array_equal(source(0), model.evolver.mean.numpy())
+    assert all(np.array_equal(source(i + 1), row.numpy()) for i, row in enumerate(candidates))
+
+
+def test_tables_can_be_shared() -> None:
+    values = np.arange(1000, dtype=np.float32)
+    NoiseTable.adopt(1000, 987, values)
+    assert NoiseTable(1000, 987).values is values
