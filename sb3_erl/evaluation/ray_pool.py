@@ -52,8 +52,8 @@ class RayEvaluator(RemoteEvaluator):
     :param episode_timeout: seconds after which an episode has failed, ``None`` to wait for ever
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
-    :param address: of a cluster to connect to, as ``ray.init`` takes it; ``None`` for the one that is initialised, or
-        a local one
+    :param address: of a cluster to connect to, as ``ray.init`` takes it (``"local"`` starts one); ``None`` for the one that is
+        initialised, or that runs on this machine, or a local one
     :param num_cpus: CPUs that Ray reserves for an actor, may be a fraction
     :param resources: further resources that Ray reserves for an actor, by name
     :param init_kwargs: further arguments of ``ray.init`` where Ray has to be started
