@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from sb3_erl.common.novelty_mixin import NoveltyMixin
 from sb3_erl.common.parameters import ParameterLayout, write_parameters
 from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.base import EpisodeBatch, Job
+from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
 from sb3_erl.evolution.base import Evolver
@@ -173,16 +172,14 @@ class DeepGA(ReferenceBatchMixin):
     ) -> EpisodeBatch | None:
         """Episodes of individuals whose numbers within the generation begin with ``first``."""
         jobs = [Job(first + i, k, self.episode_cutoff) for i in range(len(vectors)) for k in range(n_episodes)]
-        actor = self._population_actor(vectors)
 
-        def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
-            return actor(observations, [candidate - first for candidate in candidates])
+        def all_together() -> PopulationActor:
+            actor = self._population_actor(vectors)
+            return lambda observations, candidates: actor(observations, [candidate - first for candidate in candidates])
 
         source = self.evolver.source_of(vectors, first)
-        if source is None:
-            return self._evaluate(jobs, act, callback, **phase)
-        rebuilt = RebuiltActor(source, actor_factory(self.policy.deployed), lambda: act)
-        return self._evaluate(jobs, rebuilt, callback, **phase)
+        actor = all_together() if source is None else RebuiltActor(source, actor_factory(self.policy.deployed), all_together)
+        return self._evaluate(jobs, actor, callback, **phase)
 
     def _log_generation(self, fitness: np.ndarray, validation: np.ndarray) -> None:
         elite, footprint = self.evolver.elite, self.evolver.footprint

@@ -284,10 +284,9 @@ class OpenAIES(ReferenceBatchMixin):
 
     def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
         """Acts for the mean, which has number 0, and for the candidates, see :meth:`_numbers`."""
-        everybody = th.cat([self._es.mean.expand(self._n_centers, -1), candidates])
 
         def all_together() -> PopulationActor:
-            return self._population_actor(everybody)
+            return self._population_actor(th.cat([self._es.mean.expand(self._n_centers, -1), candidates]))
 
         if len(candidates) != 2 * len(self._es.pairs):  # not those that were asked for
             return all_together()

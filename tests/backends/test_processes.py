@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_erl import ALGOS
 from sb3_erl.common.seeding import Address, Stream
@@ -28,7 +28,7 @@ from sb3_erl.evaluation.process_pool import ProcessEvaluator
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, make, n_stored
-from tests.envs import ToyEnv, toy_vec_env
+from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 Evaluators = Callable[..., ProcessEvaluator]
 
@@ -76,6 +76,25 @@ def test_every_class(name: str, evaluators: Evaluators) -> None:
     result, other = run(name, 131, callback=remote, evaluator=evaluators())
     assert differences(expected, result) == [] and other == log
     assert seen.counts == remote.counts == list(range(1, 132)) and seen.generation_ends == remote.generation_ends
+
+
+@pytest.mark.parametrize("name", ["cem", "erl", "openai_es", "deep_ga"])
+def test_images(name: str, evaluators: Evaluators) -> None:
+    """Networks that NumPy code does not know travel with the parameters of each candidate."""
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [4], "features_extractor_kwargs": {"features_dim": 4}}}
+    if name == "openai_es":
+        kwargs["policy_kwargs"]["n_reference"] = 6
+
+    def learned(**evaluator: Any) -> dict[str, Any]:
+        env = VecTransposeImage(toy_vec_env(1, env_class=ImageEnv, length=3, vary=2))
+        model = make(name, env, policy="CnnPolicy", **kwargs, **evaluator)
+        model.learn(60)
+        assert model.n_generations >= 2
+        return snapshot(model)
+
+    evaluator = evaluators()
+    evaluator.make_env = partial(ImageEnv, length=3, vary=2)
+    assert differences(learned(), learned(evaluator=evaluator)) == []
 
 
 @pytest.mark.parametrize("name", ["cem", "erl"])
