@@ -38,7 +38,7 @@ STORED_EPISODES = 100
 @dataclass(frozen=True)
 class ObservedEpisodes:
     """
-    Counts the observations of some of the population's episodes; a :data:`~sb3_erl.evaluation.base.Digest`.
+    Counts the observations of some of the population's episodes; a :class:`~sb3_erl.evaluation.base.Digest`.
 
     :param address: root of the draws that choose them
     :param first: number of the first candidate; those before it are means
@@ -49,11 +49,15 @@ class ObservedEpisodes:
     first: int
     probability: float
 
+    def wants(self, job: Job) -> bool:
+        """See :class:`~sb3_erl.evaluation.base.Digest`."""
+        if job.candidate < self.first:
+            return False
+        return self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < self.probability
+
     def __call__(self, job: Job, transitions: Sequence[Transition]) -> ObservationSums | None:
         """:return: what the episode adds to the statistics, ``None`` for an episode of the mean or one that is not chosen"""
-        if job.candidate < self.first or not transitions:
-            return None
-        if self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() >= self.probability:
+        if not transitions or not self.wants(job):
             return None
         observations = np.stack([transition.observation for transition in transitions])
         return ObservationSums.of(observations.reshape(len(observations), -1))

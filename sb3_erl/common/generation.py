@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
-from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, PopulationActor, ToEnvironment, nothing_to_store
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, NothingToStore, PopulationActor, ToEnvironment
 from sb3_erl.evaluation.choice import EvaluatorChoice, check_evaluator, remote_evaluator
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
@@ -209,7 +209,7 @@ class GenerationalMixin(AddressedMixin):
     @property
     def digest(self) -> Digest | None:
         """What :meth:`store` is given of each job: nothing without a replay buffer."""
-        return nothing_to_store
+        return NothingToStore()
 
     def store(self, job: Job, digested: Any) -> None:
         """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""

@@ -193,14 +193,32 @@ class Transition(NamedTuple):
     info: dict[str, Any]
 
 
-Digest = Callable[[Job, Sequence[Transition]], Any]
-"""
-What :meth:`Recorder.store` wants of a job. It runs where the episode ran, possibly on another machine, so it can be pickled.
-"""
+class Digest(Protocol):
+    """
+    What :meth:`Recorder.store` wants of a job. It runs where the episode ran, possibly on another machine, so it can be
+    pickled.
+    """
+
+    def wants(self, job: Job) -> bool:
+        """Whether the steps of this job are needed; of others only the last one is kept."""
+
+    def __call__(self, job: Job, transitions: Sequence[Transition]) -> Any:
+        """
+        :param job: that ran
+        :param transitions: its steps, or the last of them
+        :return: for :meth:`Recorder.store`
+        """
 
 
-def nothing_to_store(job: Job, transitions: Sequence[Transition]) -> None:
-    """The digest of algorithms that need scores only."""
+class NothingToStore:
+    """The :class:`Digest` of algorithms that need scores only."""
+
+    def wants(self, job: Job) -> bool:
+        """See :class:`Digest`."""
+        return False
+
+    def __call__(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """See :class:`Digest`."""
 
 
 class Recorder(Protocol):

@@ -18,7 +18,6 @@ from sb3_erl.evaluation.base import (
     PopulationActor,
     Recorder,
     Transition,
-    nothing_to_store,
 )
 from sb3_erl.evaluation.slots import SlotResetter
 from sb3_erl.fitness.behaviour import KEY, read_behavior
@@ -30,6 +29,7 @@ class _Running:
 
     number: int
     job: Job
+    keeps_steps: bool = True
     transitions: list[Transition] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     episode: Episode | None = None
@@ -64,7 +64,8 @@ class VectorizedEvaluator:
     ) -> EpisodeBatch | None:
         """See :class:`~sb3_erl.evaluation.base.Evaluator`."""
         n_envs = self.env.num_envs
-        queue = [_Running(number, job) for number, job in enumerate(jobs)]
+        digest = recorder.digest
+        queue = [_Running(number, job, digest is None or digest.wants(job)) for number, job in enumerate(jobs)]
         waiting = iter(queue)
         slots: list[_Running | None] = [None] * n_envs
         space = self.env.observation_space
@@ -124,14 +125,13 @@ class VectorizedEvaluator:
         new_original = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
         rewards_32 = np.asarray(raw_rewards, dtype=np.float32).tolist()  # DummyVecEnv rounds so, SubprocVecEnv does not
-        keeps_steps = recorder.digest is not nothing_to_store
         for index, slot in enumerate(slots):
             if slot is None:
                 continue
             slot.rewards.append(rewards_32[index])
             done = bool(dones[index])
             cut = not done and slot.job.horizon is not None and len(slot.rewards) >= slot.job.horizon
-            if not (done or cut or keeps_steps):
+            if not (done or cut or slot.keeps_steps):
                 continue
             info = infos[index]
             last, last_original = new_obs[index], new_original[index]  # type: ignore[index]

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection, parent_process, resource_tracker, shared_memory
 from typing import Any
 
@@ -17,30 +17,41 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_erl.evaluation.base import Job, Transition
+from sb3_erl.evaluation.base import Digest, Job, Transition
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from sb3_erl.evaluation.wire import Answer, Phase, Score, pack_scores, pack_transitions
 from sb3_erl.evolution.noise_table import NoiseTable
 
 
+@dataclass(frozen=True)
+class _WithLastInfo:
+    """What a phase wants of a job, and the info of its last step."""
+
+    wanted: Digest
+
+    def wants(self, job: Job) -> bool:
+        return self.wanted.wants(job)
+
+    def __call__(self, job: Job, transitions: Sequence[Transition]) -> tuple[dict[str, Any], Any]:
+        return transitions[-1].info, self.wanted(job, transitions)
+
+
 @dataclass
 class _Collector:
-    """The recorder of a worker: keeps the transitions of one job."""
+    """The recorder of a worker: keeps what one job leaves."""
 
-    transitions: Sequence[Transition] = ()
-    digest: None = None
+    digest: Digest | None
+    stored: Any = None
     has_budget: bool = True
-    n_steps: int = field(default=0)
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
-        self.n_steps += 1
         return True
 
     def skip_steps(self, n_steps: int) -> int:
         return 0
 
     def store(self, job: Job, digested: Any) -> None:
-        self.transitions = digested
+        self.stored = digested
 
 
 class Runner:
@@ -99,13 +110,12 @@ class Runner:
         return Answer(self._number, first, body, n_done, time.perf_counter() - start, error).packed()
 
     def _run(self, evaluator: VectorizedEvaluator, phase: Phase, job: Job) -> Any:
-        collector = _Collector()
+        collector = _Collector(None if phase.digest is None else _WithLastInfo(phase.digest))
         batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
         assert batch is not None
-        episode, transitions = batch.episodes[0], collector.transitions
         if phase.digest is None:
-            return pack_transitions(episode, transitions, phase.step_infos)
-        return Score(episode, transitions[-1].info, phase.digest(job, transitions))
+            return pack_transitions(batch.episodes[0], collector.stored, phase.step_infos)
+        return Score(batch.episodes[0], *collector.stored)
 
 
 # -------------------------------------------------------------------- a worker process of the pool
