@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,20 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_erl.common.seeding import ScopedGenerators
 from sb3_erl.evaluation.acting import on_cpu
 
+BLOCK = 64
+"""Steps for which random numbers are drawn at once; the numbers are those of as many single draws."""
+
 
 class UniformExploration:
     """Uniform random actions, for the warm-up."""
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._rng = np.random.default_rng(sequence)
+        rng = np.random.default_rng(sequence)
+        self._draws = _Draws(lambda shape: rng.uniform(-1.0, 1.0, shape))
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
+        return self._draws.next(action.shape).astype(action.dtype)
 
 
 class UnboundedExploration:
@@ -37,10 +42,10 @@ class UnboundedExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._rng = np.random.default_rng(sequence)
+        self._draws = _Draws(np.random.default_rng(sequence).standard_normal)
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        return (action + self._std * self._rng.standard_normal(action.shape)).astype(action.dtype)
+        return (action + self._std * self._draws.next(action.shape)).astype(action.dtype)
 
 
 class NoiseExploration:
@@ -55,19 +60,44 @@ class NoiseExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._noise.reset()
-        if type(self._noise) is NormalActionNoise:
-            self._rng = np.random.default_rng(sequence)
+        noise = self._noise
+        noise.reset()
+        if type(noise) is NormalActionNoise:
+            rng = np.random.default_rng(sequence)
+            self._shape = np.broadcast(noise._mu, noise._sigma).shape
+            self._draws = _Draws(lambda shape: rng.normal(noise._mu, noise._sigma, shape))
         else:  # SB3's other noises read the global generator
             self._scope = ScopedGenerators(sequence)
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         if type(self._noise) is NormalActionNoise:
-            noise = self._rng.normal(self._noise._mu, self._noise._sigma)
+            noise = self._draws.next(self._shape)
         else:
             with self._scope:
                 noise = self._noise()
-        return np.clip(action + noise, -1.0, 1.0).astype(action.dtype)
+        noisy = action + noise
+        return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
+
+
+class _Draws:
+    """
+    One array of random numbers per step, out of blocks.
+
+    :param draw: from a shape to random numbers
+    """
+
+    def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray]):
+        self._draw, self._block, self._next = draw, np.empty(0), 0
+
+    def next(self, shape: tuple[int, ...]) -> np.ndarray:
+        """
+        :param shape: of the result, the same each time
+        :return: the numbers of this step
+        """
+        if self._next == len(self._block):
+            self._block, self._next = self._draw((BLOCK, *shape)), 0
+        self._next += 1
+        return self._block[self._next - 1]
 
 
 class PolicyExploration:

@@ -222,7 +222,8 @@ class RemoteEvaluator(ABC):
         episode, n_steps = outcome.episode, outcome.episode.length
         if episode.failed:
             return True
-        t = recorder.skip_steps(n_steps - 1)
+        t = min(n_steps - 1, recorder.n_free_steps)
+        recorder.skip_steps(t)
         try:
             while t < n_steps:
                 go_on = recorder.after_step(self._variables(outcome, t), np.ones(1, dtype=bool))
