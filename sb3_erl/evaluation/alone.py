@@ -7,6 +7,7 @@ there already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> ActAl
 
     def run(x: np.ndarray) -> np.ndarray:
         np.subtract(x, np.add.reduce(x) / n, out=centred)
-        std = np.sqrt(np.add.reduce(np.multiply(centred, centred, out=squares)) / n_free)
-        np.divide(centred, std + epsilon, out=centred)
+        variance = np.add.reduce(np.multiply(centred, centred, out=squares)) / n_free
+        np.divide(centred, np.float32(math.sqrt(variance)) + epsilon, out=centred)  # rounded as a root in float32 is
         np.multiply(centred, scale, out=centred)
         return np.add(centred, shift, out=centred)
 
@@ -81,7 +82,8 @@ def in_sequence(parts: Sequence[ActAlone]) -> ActAlone:
     """
 
     def run(observation: np.ndarray) -> np.ndarray:
-        x = np.array(observation, dtype=np.float32).reshape(-1)
+        x = np.array(observation, dtype=np.float32)
+        x = x if x.ndim == 1 else x.reshape(-1)
         for part in parts:
             x = part(x)
         return x

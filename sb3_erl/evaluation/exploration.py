@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.seeding import ScopedGenerators
@@ -23,11 +23,10 @@ class UniformExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        rng = np.random.default_rng(sequence)
-        self._draws = _Draws(lambda shape: rng.uniform(-1.0, 1.0, shape))
+        self._rng = np.random.default_rng(sequence)
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        return self._draws.next(action.shape).astype(action.dtype)
+        return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
 
 
 class UnboundedExploration:
@@ -42,10 +41,11 @@ class UnboundedExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._draws = _Draws(np.random.default_rng(sequence).standard_normal)
+        rng = np.random.default_rng(sequence)
+        self._draws = _Draws(lambda shape: self._std * rng.standard_normal(shape))
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        return (action + self._std * self._draws.next(action.shape)).astype(action.dtype)
+        return (action + self._draws.next(action.shape)).astype(action.dtype)
 
 
 class NoiseExploration:
@@ -63,39 +63,42 @@ class NoiseExploration:
         noise = self._noise
         noise.reset()
         if type(noise) is NormalActionNoise:
-            rng = np.random.default_rng(sequence)
-            self._shape = np.broadcast(noise._mu, noise._sigma).shape
-            self._draws = _Draws(lambda shape: rng.normal(noise._mu, noise._sigma, shape))
-        else:  # SB3's other noises read the global generator
-            self._scope = ScopedGenerators(sequence)
+            rng, shape = np.random.default_rng(sequence), np.broadcast(noise._mu, noise._sigma).shape
+            self._shape = shape
+            self._draws = _Draws(lambda block: rng.normal(noise._mu, noise._sigma, block))
+            return
+        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noises read the global generator
+
+        def draw(block: tuple[int, ...]) -> list[np.ndarray]:
+            with scope:
+                return [noise() for _ in range(block[0])]
+
+        self._draws = _Draws(draw, BLOCK if type(noise) is OrnsteinUhlenbeckActionNoise else 1)
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        if type(self._noise) is NormalActionNoise:
-            noise = self._draws.next(self._shape)
-        else:
-            with self._scope:
-                noise = self._noise()
-        noisy = action + noise
+        noisy = action + self._draws.next(self._shape)
         return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
 
 
 class _Draws:
     """
-    One array of random numbers per step, out of blocks.
+    The random numbers of one step after the other, out of blocks.
 
-    :param draw: from a shape to random numbers
+    :param draw: gives an array of this shape, the first axis being the steps
+    :param size: for how many steps they are drawn at once; one where it matters when they are drawn
     """
 
-    def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray]):
-        self._draw, self._block, self._next = draw, np.empty(0), 0
+    def __init__(self, draw: Callable[[tuple[int, ...]], Sequence[np.ndarray]], size: int = BLOCK):
+        self._draw, self._size, self._next = draw, size, 0
+        self._block: Sequence[np.ndarray] = ()
 
     def next(self, shape: tuple[int, ...]) -> np.ndarray:
         """
-        :param shape: of the result, the same each time
+        :param shape: of the numbers of one step, always the same
         :return: the numbers of this step
         """
         if self._next == len(self._block):
-            self._block, self._next = self._draw((BLOCK, *shape)), 0
+            self._block, self._next = self._draw((self._size, *shape)), 0
         self._next += 1
         return self._block[self._next - 1]
 

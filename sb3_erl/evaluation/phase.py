@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,7 +80,7 @@ class Phase:
     ):
         self.evaluator, self.actor, self.address, self.recorder = evaluator, actor, address, recorder
         self.env, self.inner = evaluator.env, evaluator.inner_envs
-        self.step_inner = [env.step for env in self.inner or ()]
+        self.unscale_action = evaluator.unscale_action
         digest = recorder.digest
         self.queue = [Running(job, digest is None or digest.wants(job)) for job in jobs]
         self.waiting = iter(self.queue)
@@ -88,12 +88,17 @@ class Phase:
         n_envs, space = self.env.num_envs, self.env.observation_space
         self.slots: list[Running | None] = [None] * n_envs
         self.busy: list[int] = []
+        """Slots with a job."""
+        self.inner_steps: list[tuple[int, Running, Callable[..., Any]]] = []
+        """Of each of these: its number, the job, and what steps its environment."""
         self.obs = np.zeros((n_envs, *space.shape), dtype=space.dtype)  # type: ignore[misc]
         """``(n_envs, *obs_shape)`` as policies see them."""
         self.original = self.obs if evaluator.vec_normalize is None else self.obs.copy()
         """The same as replay buffers store them."""
         self.actions = np.zeros((n_envs, int(np.prod(evaluator.action_shape))), dtype=np.float32)
+        self.buffer_actions = self.actions.reshape(n_envs, *evaluator.action_shape)
         self.rewards = np.zeros(n_envs, dtype=np.float32)
+        self.dones = np.zeros(n_envs, dtype=bool)
         self.infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         self.n_free = recorder.n_free_steps
         self.n_unreported = 0
@@ -120,7 +125,10 @@ class Phase:
         """Give a free slot its next job, if there is one left."""
         running = next(self.waiting, None)
         self.slots[index] = running
-        self.busy = [i for i, slot in enumerate(self.slots) if slot is not None]
+        busy = [(i, slot) for i, slot in enumerate(self.slots) if slot is not None]
+        self.busy = [i for i, _ in busy]
+        if self.inner is not None:
+            self.inner_steps = [(i, slot, self.inner[i].step) for i, slot in busy]
         if running is None:
             return
         job = running.job
@@ -149,33 +157,19 @@ class Phase:
     def _step(self) -> bool:
         """One vector step; returns whether to go on."""
         stepped = self.busy
-        buffer_actions = self.actions.reshape(len(self.slots), *self.evaluator.action_shape)
-        actions = self.evaluator.unscale_action(buffer_actions)
-        dones = np.zeros(len(self.slots), dtype=bool)
-        if self.inner is not None:
-            ended = self._step_inner(actions, buffer_actions, dones)
-        else:
-            ended = self._step_all(actions, buffer_actions, dones)
+        actions = self.unscale_action(self.buffer_actions)
+        ended = self._step_all(actions) if self.inner is None else self._step_inner(actions)
         if not ended and self.n_free >= len(stepped):
             self.n_free -= len(stepped)
             self.n_unreported += 1
             return True
         self._report_skipped()
-        if self.inner is not None:  # what a VecEnv does by itself: the slot begins anew
+        if self.inner is not None:  # what a VecEnv does by itself
             for index in ended:
-                self._renew(index, bool(dones[index]))
-        variables = {
-            "env": self.env,
-            "actions": actions,
-            "buffer_actions": buffer_actions.copy(),
-            "new_obs": self.obs.copy(),
-            "rewards": self.rewards.copy(),
-            "dones": dones,
-            "infos": list(self.infos),
-        }
+                self._renew(index)
         running = np.zeros(len(self.slots), dtype=bool)
         running[stepped] = True
-        go_on = self.recorder.after_step(variables, running)
+        go_on = self.recorder.after_step(self._variables(actions), running)
         self.n_free = self.recorder.n_free_steps
         if not go_on or not (self.recorder.has_budget or all(running.episode is not None for running in self.queue)):
             return False
@@ -183,91 +177,88 @@ class Phase:
             for index in ended:
                 self._start(index)
         if ended:
+            self.dones[:] = False
             self._store()
         return True
+
+    def _variables(self, actions: np.ndarray) -> dict[str, Any]:
+        """What callbacks find in their ``locals``."""
+        own = {"buffer_actions": self.buffer_actions, "new_obs": self.obs, "rewards": self.rewards, "dones": self.dones}
+        copies = {name: array.copy() for name, array in own.items()}
+        return {**copies, "env": self.env, "actions": actions, "infos": list(self.infos)}
 
     def _report_skipped(self) -> None:
         if self.n_unreported > 0:
             self.recorder.skip_steps(self.n_unreported, len(self.busy))
             self.n_unreported = 0
 
-    def _step_inner(self, actions: np.ndarray, buffer_actions: np.ndarray, dones: np.ndarray) -> list[int]:
+    def _step_inner(self, actions: np.ndarray) -> list[int]:
         """Step the environments of running jobs, of which a DummyVecEnv would make copies; returns whose jobs ended."""
-        busy, is_watched = self.busy, self.n_free < len(self.busy)
-        answers = [self.step_inner[index](actions[index]) for index in busy]  # if one of them raises, no step was taken
-        ended = []
-        for index, (observation, reward, terminated, truncated, info) in zip(busy, answers, strict=True):
-            slot = self.slots[index]
-            assert slot is not None
+        is_watched, ended = self.n_free < len(self.busy), []
+        answers = [step(actions[index]) for index, _, step in self.inner_steps]  # if one of them raises, no step was taken
+        for (index, slot, _), answer in zip(self.inner_steps, answers, strict=True):
+            observation, reward, terminated, truncated, info = answer
             slot.rewards.append(float(reward))
-            self.rewards[index] = reward
-            done = terminated or truncated
-            cut = not done and slot.is_cut
-            if is_watched or done or cut or slot.recorder is not None:
+            is_last = terminated or truncated or slot.is_cut
+            if is_watched or is_last or slot.recorder is not None:
                 info = kept(info)
                 info[TRUNCATED] = truncated and not terminated
-            self.infos[index] = info
-            if not (done or cut):
-                if slot.recorder is not None:
-                    slot.recorder.add(buffer_actions[index], observation, info)
-                self.obs[index] = observation
-                continue
-            if done:
-                info["terminal_observation"] = np.array(observation)
-            dones[index] = done
-            ended.append(index)
-            self._end(index, buffer_actions[index], observation, observation, info, bool(done))
+            self.rewards[index], self.infos[index] = reward, info
+            if is_last:
+                ended.append(index)
+                self.dones[index] = terminated or truncated
+                if self.dones[index]:
+                    info["terminal_observation"] = np.array(observation)
+                self._end(index, observation, observation, info)
+            elif slot.recorder is not None:
+                slot.recorder.add(self.buffer_actions[index], observation, info)
             self.obs[index] = observation
         return ended
 
-    def _renew(self, index: int, is_done: bool) -> None:
+    def _renew(self, index: int) -> None:
+        """Give a slot of an environment of ours its next job; without one, reset it, so that it can go on at any time."""
         self._start(index)
-        if is_done and self.slots[index] is None:  # as a VecEnv leaves it
+        if self.slots[index] is None and self.dones[index]:
             assert self.inner is not None
             self.obs[index], _ = self.inner[index].reset()
 
-    def _step_all(self, actions: np.ndarray, buffer_actions: np.ndarray, dones: np.ndarray) -> list[int]:
+    def _step_all(self, actions: np.ndarray) -> list[int]:
         """Step a VecEnv; returns whose jobs ended."""
-        new_obs, rewards, all_dones, infos = self.env.step(actions)
+        new_obs, rewards, dones, infos = self.env.step(actions)
         normalizer = self.evaluator.vec_normalize
-        new_original = new_obs if normalizer is None else normalizer.get_original_obs()
+        new_original: Any = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = np.asarray(rewards if normalizer is None else normalizer.get_original_reward()).tolist()
-        self.rewards, self.infos = rewards, infos
-        ended = []
+        self.rewards, self.infos, ended = rewards, infos, []
         for index in self.busy:
             slot = self.slots[index]
             assert slot is not None
             slot.rewards.append(raw_rewards[index])
-            done = bool(all_dones[index])
-            if not (done or slot.is_cut):
-                if slot.recorder is not None:
-                    slot.recorder.add(buffer_actions[index], new_original[index], infos[index])  # type: ignore[index]
-                continue
-            last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
-            if done and infos[index].get("terminal_observation") is not None:
-                last = last_original = infos[index]["terminal_observation"]
-                if normalizer is not None:
-                    last_original = normalizer.unnormalize_obs(last)
-            dones[index] = done
-            ended.append(index)
-            self._end(index, buffer_actions[index], last, last_original, infos[index], done)
+            if dones[index] or slot.is_cut:
+                last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
+                if dones[index] and infos[index].get("terminal_observation") is not None:
+                    last = last_original = infos[index]["terminal_observation"]
+                    if normalizer is not None:
+                        last_original = normalizer.unnormalize_obs(last)
+                ended.append(index)
+                self.dones[index] = dones[index]
+                self._end(index, last, last_original, infos[index])
+            elif slot.recorder is not None:
+                slot.recorder.add(self.buffer_actions[index], new_original[index], infos[index])
         self.obs[...] = new_obs
         self.original[...] = new_original
         return ended
 
-    def _end(
-        self, index: int, action: np.ndarray, last: np.ndarray, last_original: np.ndarray, info: dict[str, Any], done: bool
-    ) -> None:
+    def _end(self, index: int, last: np.ndarray, last_original: np.ndarray, info: dict[str, Any]) -> None:
         """Take down the last step of a job, which the environment ended or the job's horizon."""
-        slot = self.slots[index]
+        slot, done = self.slots[index], bool(self.dones[index])
         assert slot is not None
-        truncated = done and bool(info.get(TRUNCATED, False))
-        shown = info if done else {**info, TRUNCATED: True}  # abandoned: to the buffer this is a time limit
+        terminated = done and not info.get(TRUNCATED, False)
+        if not done:  # abandoned: to the buffer this is a time limit
+            info = {**info, TRUNCATED: True}
         if slot.recorder is None:
             slot.recorder = StepRecorder(self.original[index], self.evaluator.action_shape, capacity=1)
-        slot.recorder.add(action, last_original, shown)
-        behavior = self._behavior(index, shown)
-        slot.episode = Episode(slot.job, slot.raw_rewards, np.array(last), done and not truncated, not done, behavior)
+        slot.recorder.add(self.buffer_actions[index], last_original, info)
+        slot.episode = Episode(slot.job, slot.raw_rewards, np.array(last), terminated, not done, self._behavior(index, info))
 
     def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
         if KEY in info:
