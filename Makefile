@@ -54,7 +54,7 @@ format: $(READY)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## measure speed
+bench: $(READY)  ## measure speed [BENCH_FLAGS="--threads 1 2 --only updates stepping"]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(BENCH_FLAGS)
 
 clean:  ## remove build results and caches

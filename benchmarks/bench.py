@@ -61,18 +61,24 @@ def table(name: str, result: dict[str, Any]) -> str:
     if result["per_second"]:
         lines.append(f"  {result['unit'] + ' per second':60s} {'median':>10s}  {'quartiles':>21s} {'per CPU s':>10s}")
     for part, values in result["per_second"].items():
-        cpu, wanted = result["per_cpu_second"][part]["median"], f"   target {target[part]}" if part in target else ""
-        quartiles = f"{_short(values['low'])} .. {_short(values['high'])}"
-        lines.append(f"  {part:60s} {_short(values['median']):>10s}  {quartiles:>21s} {_short(cpu):>10s}{wanted}")
+        quartiles, cpu = f"{_short(values['low'])} .. {_short(values['high'])}", _cpu(result["per_cpu_second"], part)
+        lines.append(f"  {part:60s} {_short(values['median']):>10s}  {quartiles:>21s} {cpu:>10s}{_wanted(target, part)}")
     for pair, values in result["ratios"].items():
-        cpu, wanted = result["cpu_ratios"][pair]["median"], f"   target {target[pair]}" if pair in target else ""
-        quartiles = f"{values['low']:.3f} .. {values['high']:.3f}"
-        lines.append(f"  ratio {_pair(pair):54s} {values['median']:>10.3f}  {quartiles:>21s} {cpu:>10.3f}{wanted}")
+        quartiles, cpu = f"{values['low']:.3f} .. {values['high']:.3f}", _cpu(result["cpu_ratios"], pair)
+        lines.append(f"  ratio {_pair(pair):54s} {values['median']:>10.3f}  {quartiles:>21s} {cpu:>10s}{_wanted(target, pair)}")
     for key, value in result["facts"].items():
         lines.append(f"  {key}:" + ("" if isinstance(value, dict) else f" {_plain(value)}"))
         if isinstance(value, dict):
             lines += [f"    {part:58s} {_plain(entry)}" for part, entry in value.items()]
     return "\n".join(lines)
+
+
+def _cpu(values: dict[str, Any], name: str) -> str:
+    return _short(values[name]["median"]) if name in values else "-"
+
+
+def _wanted(target: dict[str, str], name: str) -> str:
+    return f"   target {target[name]}" if name in target else ""
 
 
 def _pair(pair: str) -> str:

@@ -36,11 +36,11 @@ class Options:
 
 
 class Sample(NamedTuple):
-    """So many units of work took so many seconds, of the clock on the wall and of the processor."""
+    """So many units of work took so many seconds, of the clock on the wall and of this process (``None``: others worked)."""
 
     units: float
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float | None
 
 
 Part = Callable[[], Sample]
@@ -126,16 +126,17 @@ def run(measure: Measurement, rounds: int) -> dict[str, Any]:
                 sample = part()
                 if number > 0:
                     rates[name].append(sample.units / sample.seconds)
-                    cpu_rates[name].append(sample.units / max(sample.cpu_seconds, 1e-9))
+                    if sample.cpu_seconds is not None:
+                        cpu_rates[name].append(sample.units / max(sample.cpu_seconds, 1e-9))
         finally:
             gc.enable()
-    wall, cpu = ({name: np.array(values) for name, values in kind.items()} for kind in (rates, cpu_rates))
+    wall, cpu = ({name: np.array(values) for name, values in kind.items() if values} for kind in (rates, cpu_rates))
     result: dict[str, Any] = {
         "unit": measure.unit,
         "per_second": {name: spread(values) for name, values in wall.items()},
         "per_cpu_second": {name: spread(values) for name, values in cpu.items()},
         "ratios": {f"{a} / {b}": spread(wall[a] / wall[b]) for a, b in measure.ratios},
-        "cpu_ratios": {f"{a} / {b}": spread(cpu[a] / cpu[b]) for a, b in measure.ratios},
+        "cpu_ratios": {f"{a} / {b}": spread(cpu[a] / cpu[b]) for a, b in measure.ratios if {a, b} <= set(cpu)},
         "target": measure.target,
         "facts": dict(measure.facts),
         "rounds": rates,

@@ -50,17 +50,17 @@ def one_generation(model: Any) -> Callable[[], None]:
     return lambda: model.learn(1e12, log_interval=None) and None
 
 
-def beside_bare(env_id: str, make: Callable[[DummyVecEnv], Any], n_envs: int) -> tuple[Part, Part]:
+def beside_bare(make_bare: Callable[[], gym.Env], make: Callable[[DummyVecEnv], Any], n_envs: int) -> tuple[Part, Part]:
     """
-    :param env_id: of the environment
+    :param make_bare: makes the environment
     :param make: makes the model
     :param n_envs: environments
-    :return: a generation of the model, and the bare environment (what ``gymnasium.make`` gives) with the same resets and
+    :return: a generation of the model, and the bare environment with the same resets and
         the same actions as that generation
     """
     tapes: list[Tape] = [[] for _ in range(n_envs)]
-    env = DummyVecEnv([lambda tape=tape: Monitor(Taping(gym.make(env_id), tape)) for tape in tapes])  # type: ignore[misc]
-    generation, bare = one_generation(make(env)), gym.make(env_id)
+    env = DummyVecEnv([lambda tape=tape: Monitor(Taping(make_bare(), tape)) for tape in tapes])  # type: ignore[misc]
+    generation, bare = one_generation(make(env)), make_bare()
 
     def ours() -> float:
         for tape in tapes:
@@ -90,11 +90,11 @@ def makes_processes(env: Any, options: Options) -> ERL:
     return ERL("MlpPolicy", env, gradient_steps=0, buffer_size=100_000, evaluator=evaluator, **common(options))
 
 
-def in_processes(env_id: str, options: Options) -> Part:
+def in_processes(make_bare: Callable[[], gym.Env], options: Options) -> Part:
     """:return: a generation of ERL whose episodes run in worker processes, one per CPU but no more than four"""
     n_workers = min(4, os.cpu_count() or 1)
-    evaluator = ProcessEvaluator(n_workers, make_env=lambda: Monitor(gym.make(env_id)))
-    model = SYSTEMS["ERL"](gym.make(env_id), options)
+    evaluator = ProcessEvaluator(n_workers, make_env=lambda: Monitor(make_bare()))
+    model = SYSTEMS["ERL"](make_bare(), options)
     model.evaluator = evaluator
     generation = one_generation(model)
 
@@ -102,7 +102,7 @@ def in_processes(env_id: str, options: Options) -> Part:
         generation()
         return float(model.num_timesteps)
 
-    return timed(work)
+    return lambda: timed(work)()._replace(cpu_seconds=None)
 
 
 def common(options: Options, **arguments: Any) -> dict[str, Any]:
@@ -145,12 +145,16 @@ def stepping(options: Options) -> Measurement:
     """Population stepping against the environment alone; transitions are stored, nothing is learned from them."""
     parts: dict[str, Part] = {}
     ratios: list[tuple[str, str]] = []
+
+    def bare(env_id: str) -> Callable[[], gym.Env]:
+        return lambda: gym.make(env_id, max_episode_steps=options.count(1000))
+
     for system, env_id, n_envs in CASES:
         name = f"{system}, {env_id}" + (f", {n_envs} envs" if n_envs > 1 else "")
         make = SYSTEMS[system]
-        parts[name], parts[f"bare for {name}"] = beside_bare(env_id, lambda env, make=make: make(env, options), n_envs)  # type: ignore[misc]
+        parts[name], parts[f"bare for {name}"] = beside_bare(bare(env_id), lambda env, make=make: make(env, options), n_envs)  # type: ignore[misc]
         ratios.append((name, f"bare for {name}"))
-    parts[IN_PROCESSES] = in_processes("HalfCheetah-v4", options)
+    parts[IN_PROCESSES] = in_processes(bare("HalfCheetah-v4"), options)
     ratios.append((IN_PROCESSES, "bare for ERL, HalfCheetah-v4"))
     target = {f"{a} / {b}": "0.85" for a, b in ratios if "CartPole" not in a}
     return Measurement("environment steps", parts, ratios, target=target)

@@ -6,10 +6,10 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
@@ -80,14 +80,21 @@ def fill(name: str, capacity: int) -> dict[str, float]:
     return {"transitions": capacity, "array_gigabytes": n_bytes / 1e9, "peak_gigabytes": 1024 * (after - before) / 1e9}
 
 
+def available_memory() -> float:
+    """:return: bytes that processes can have without swapping, infinity where the system does not say"""
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
+
+
 @measurement
 def memory(options: Options) -> Measurement:
-    """Memory of a million Humanoid transitions, each buffer in a process of its own; filled to the last, so that all is used."""
+    """Memory of a million Humanoid transitions, each buffer filled to the last in a process of its own."""
     capacity = BLOCK * max(1, options.count(1_000_000) // BLOCK)
     found: dict[str, Any] = {}
     for name in BUFFERS:
         needed = 2.2 * 8 * OBSERVATIONS * capacity
-        if psutil.virtual_memory().available < needed:
+        if available_memory() < needed:
             found[name] = f"not measured: {needed / 1e9:.1f} GB may be needed, --scale takes fewer transitions"
             continue
         code = f"import json; from benchmarks.speed.storage import fill; print(json.dumps(fill({name!r}, {capacity})))"

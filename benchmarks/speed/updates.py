@@ -40,7 +40,7 @@ class Still(gym.Env):
 
 def made(algorithm: type, options: Options, **arguments: Any) -> Any:
     """:return: a model with a filled replay buffer; the user's further arguments go to those who have them"""
-    known = inspect.signature(algorithm).parameters
+    known = {} if algorithm is TD3 else inspect.signature(algorithm).parameters
     further = {name: value for name, value in options.arguments.items() if name in known}
     model = algorithm("MlpPolicy", Still(), seed=0, device=options.device, buffer_size=N_STORED, **arguments, **further)
     rng = np.random.default_rng(0)

@@ -90,6 +90,26 @@ def actor_factory(actor: BasePolicy) -> ActorFactory:
     return PlainFactory(ParameterLayout.of(actor), tuple(layers))
 
 
+class Renumbered:
+    """
+    Acts for candidates whose numbers begin elsewhere than at 0.
+
+    :param actor: acts for candidates from 0 on
+    :param first: number of the first candidate
+    """
+
+    def __init__(self, actor: PopulationActor, first: int):
+        self._actor, self._first = actor, first
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        return self._actor(observations, [candidate - self._first for candidate in candidates])
+
+    def alone(self, candidate: int) -> ActAlone | None:
+        """See :meth:`~sb3_erl.evaluation.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+        return alone_or_none(self._actor, candidate - self._first)
+
+
 class RebuiltActor:
     """
     Acts for candidates that are made when they are needed; only their source and the factory are sent.
