@@ -65,7 +65,9 @@ def table(name: str, result: dict[str, Any]) -> str:
         lines.append(f"  {part:60s} {_short(values['median']):>10s}  {quartiles:>21s} {cpu:>10s}{_wanted(target, part)}")
     for pair, values in result["ratios"].items():
         quartiles, cpu = f"{values['low']:.3f} .. {values['high']:.3f}", _cpu(result["cpu_ratios"], pair)
-        lines.append(f"  ratio {_pair(pair):54s} {values['median']:>10.3f}  {quartiles:>21s} {cpu:>10s}{_wanted(target, pair)}")
+        lines.append(
+            f"  ratio {_pair(pair):54s} {values['median']:>10.3f}  {quartiles:>21s} {cpu:>10s}{_wanted(target, pair)}"
+        )
     for key, value in result["facts"].items():
         lines.append(f"  {key}:" + ("" if isinstance(value, dict) else f" {_plain(value)}"))
         if isinstance(value, dict):

@@ -179,6 +179,9 @@ class Phase:
         if ended:
             self.dones[:] = False
             self._store()
+        for index in ended:
+            if self.inner is not None and self.slots[index] is None:  # it rests; what it said was said once
+                self.rewards[index], self.infos[index] = 0.0, {}
         return True
 
     def _variables(self, actions: np.ndarray) -> dict[str, Any]:

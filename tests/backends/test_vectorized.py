@@ -38,6 +38,7 @@ class Record:
     def __init__(self, stop_after: int | None = None, budget: int | None = None, n_free_steps: int = 0):
         self.stop_after, self.budget, self.n_free_steps = stop_after, budget, n_free_steps
         self.skipped: list[int] = []
+        self.episodes = self.said = 0
         self.running: list[np.ndarray] = []
         self.variables: list[dict[str, Any]] = []
         self.stored: list[tuple[Job, list[Transition]]] = []
@@ -59,6 +60,8 @@ class Record:
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         self.running.append(running.copy())
         self.variables.append({key: np.copy(variables[key]) for key in ("dones", "rewards", "actions", "new_obs")})
+        self.episodes += sum("episode" in info for info, runs in zip(variables["infos"], running, strict=True) if runs)
+        self.said += sum("episode" in info for info in variables["infos"])
         return len(self.running) != self.stop_after
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
@@ -160,11 +163,18 @@ def test_idle_slots_are_neither_counted_nor_stored_nor_shown(subprocess: bool, n
     finally:
         env.close()
     assert batch is not None and batch.n_timesteps == 5 + 5 + 2
+    assert record.episodes == 2 and (subprocess or record.said == 2), "an episode is told once"
     assert [running.tolist() for running in record.running] == [[True, True, True, False]] * 2 + [
         [True, True, False, False]
     ] * 3
     assert [variables["dones"].tolist() for variables in record.variables[-1:]] == [[True, True, False, False]]
     assert sum(len(steps) for _, steps in record.stored) == 12
+
+
+def test_a_slot_that_rests_says_nothing() -> None:
+    _, record = evaluate(ENVS["three"](), [Job(0), Job(1), Job(2)])
+    assert len({episode.length for episode in evaluate(ENVS["one"](), [Job(0), Job(1), Job(2)])[0].episodes}) > 1
+    assert record.said == record.episodes == 3
 
 
 @pytest.mark.parametrize("n_free_steps", [1, 7, 1000])
