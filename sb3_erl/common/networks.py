@@ -12,8 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPSILON = 1e-6
-
+from sb3_erl.common.perceptron import (
+    NORM_EPSILON,
+    Layer,
+    UnitL1,
+    activation_of,
+    can_fuse,
+    perceptron,
+    std_norm_backward,
+    std_norm_forward,
+)
 
 _use_plain_norms: ContextVar[bool] = ContextVar("_use_plain_norms", default=False)
 
@@ -29,16 +37,13 @@ def plain_norms() -> Iterator[None]:
 
 
 class _StdNormFunction(torch.autograd.Function):
-    """``scale * (x - mean) / (std + eps) + shift`` with a hand-written backward (a third of autograd's kernels)."""
+    """:func:`~sb3_erl.common.perceptron.std_norm_forward` for stacks of networks too (a third of autograd's kernels)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        normed = x - x.mean(-1, keepdim=True)  # torch.var_mean is several times slower on the CPU
-        std = torch.linalg.vector_norm(normed, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
-        normed.div_(std + NORM_EPSILON)
-        return torch.addcmul(shift, normed, scale), normed, std
+        return std_norm_forward(x, scale, shift)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -51,23 +56,9 @@ class _StdNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        normed, std, scale = ctx.saved_tensors
-        grad_x = grad_scale = grad_shift = None
         if grad is None:
             return None, None, None
-        product = grad * normed
-        if ctx.needs_input_grad[1]:
-            grad_scale = product.sum_to_size(scale.shape)
-        if ctx.needs_input_grad[2]:
-            grad_shift = grad.sum_to_size(ctx.shift_shape)
-        if ctx.needs_input_grad[0]:
-            width = normed.shape[-1]
-            column = scale.transpose(-1, -2) if scale.dim() > 1 else scale[:, None]
-            # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
-            along = (product @ column) * ((std + NORM_EPSILON) / (std * (width - 1)))
-            mean = (grad @ column) / width
-            grad_x = (grad * scale).sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
-        return grad_x, grad_scale, grad_shift
+        return std_norm_backward(grad, *ctx.saved_tensors, ctx.shift_shape, ctx.needs_input_grad)
 
 
 class StdNorm(nn.Module):
@@ -98,11 +89,15 @@ class StdNorm(nn.Module):
         :param n_towers: use only the first towers of a stack
         :return: same shape as ``x``
         """
-        scale, shift = first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
+        scale, shift = self.parts(n_towers)
         if _use_plain_norms.get():
             normed = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + NORM_EPSILON)
             return normed * scale + shift
         return _StdNormFunction.apply(x, scale, shift)[0]
+
+    def parts(self, n_towers: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift, of the first towers only if wanted."""
+        return first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
 
 
 class PlainNorm(StdNorm):
@@ -113,7 +108,8 @@ class PlainNorm(StdNorm):
     def forward(self, x: Tensor, n_towers: int | None = None) -> Tensor:
         """See :meth:`StdNorm.forward`."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
-        return torch.addcmul(first_towers(self.shift, n_towers), normed, first_towers(self.scale, n_towers))
+        scale, shift = self.parts(n_towers)
+        return torch.addcmul(shift, normed, scale)
 
 
 def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:
@@ -150,12 +146,17 @@ class StackedLinear(nn.Module):
         :param n_towers: use only the first towers
         :return: ``(towers, batch, out_features)``
         """
-        weight, bias = first_towers(self.weight, n_towers), first_towers(self.bias, n_towers)
-        if context is not None and self.context_weight is not None:
-            bias = torch.baddbmm(bias, context, first_towers(self.context_weight, n_towers))
+        (weight,), bias = self.layer(context, n_towers)[:2]
         if x.dim() == 2:
             x = x.expand(weight.shape[0], *x.shape)
         return torch.baddbmm(bias, x, weight)
+
+    def layer(self, context: Tensor | None = None, n_towers: int | None = None) -> Layer:
+        """Weight and bias for :func:`~sb3_erl.common.perceptron.perceptron`; arguments as in :meth:`forward`."""
+        weight, bias = first_towers(self.weight, n_towers), first_towers(self.bias, n_towers)
+        if context is not None and self.context_weight is not None:
+            bias = torch.baddbmm(bias, context, first_towers(self.context_weight, n_towers))
+        return Layer((weight,), bias)
 
 
 class Towers(nn.Module):
@@ -201,6 +202,8 @@ class Towers(nn.Module):
         :param n_towers: evaluate only the first towers
         :return: ``(towers, batch, 1)``
         """
+        if self._can_fuse(x):
+            return perceptron(self._layers(context, n_towers), x)
         for index, layer in enumerate(self.hidden):
             x = layer(x, context if index == 0 else None, n_towers)
             if self.norm_last:
@@ -211,6 +214,62 @@ class Towers(nn.Module):
                 x = self.activation(x)
         return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
 
+    def _can_fuse(self, x: Tensor) -> bool:
+        norms = () if self.norms is None else self.norms
+        plain = not self.norm_last and all(type(norm) is StdNorm for norm in norms)
+        return plain and activation_of(self.activation) is not None and can_fuse(x)
+
+    def _layers(self, context: Tensor | None, n_towers: int | None) -> list[Layer]:
+        contexts = [context] + [None] * len(self.hidden)
+        layers = [part.layer(c, n_towers) for part, c in zip((*self.hidden, self.out), contexts, strict=True)]  # type: ignore[operator]
+        norms = [None] * len(self.hidden) if self.norms is None else [norm.parts(n_towers) for norm in self.norms]  # type: ignore[operator]
+        for index, norm in enumerate(norms):
+            layers[index] = layers[index]._replace(norm=norm, activation=activation_of(self.activation))
+        return layers
+
+
+class MLP(nn.Sequential):
+    """``nn.Sequential`` that computes its linear layers, with norms and activations between them, in one go where it can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:return: what ``nn.Sequential`` returns"""
+        return run_sequential(self, x)
+
+
+def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
+    """
+    :param network: any sequence; as many of its first modules as are known run as a perceptron
+    :param x: ``(batch, in_features)``
+    :return: what the network makes of it
+    """
+    modules = list(network)
+    if x.dim() == 2 and can_fuse(x):
+        layers, n_known = _leading_layers(modules)
+        if layers:
+            x, modules = perceptron(layers, x), modules[n_known:]
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _leading_layers(modules: Sequence[nn.Module]) -> tuple[list[Layer], int]:
+    """Layers that the first modules make up, and how many modules these are."""
+    layers: list[Layer] = []
+    for index, module in enumerate(modules):
+        last = layers[-1] if layers else None
+        if type(module) is nn.Linear and module.bias is not None:
+            layers.append(Layer((module.weight,), module.bias))
+        elif last is None or last.activation is not None:
+            return layers, index
+        elif type(module) is StdNorm and last.norm is None and not _use_plain_norms.get():
+            layers[-1] = last._replace(norm=module.parts())
+        else:
+            activation = activation_of(module)
+            if activation is None:
+                return layers, index
+            layers[-1] = last._replace(activation=activation)
+    return layers, len(modules)
+
 
 def mlp(
     in_features: int,
@@ -218,7 +277,7 @@ def mlp(
     activation_fn: type[nn.Module],
     norm_class: type[StdNorm] | None = StdNorm,
     norm_last: bool = False,
-) -> nn.Sequential:
+) -> MLP:
     """
     :param in_features: size of the input
     :param net_arch: widths of the layers; empty for the identity
@@ -233,7 +292,7 @@ def mlp(
         steps.insert(0 if norm_last else 1, activation_fn())
         layers += [nn.Linear(in_features, width), *steps]
         in_features = width
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 def scale_parameters(module: nn.Module, factor: float) -> None:
@@ -257,6 +316,8 @@ class AvgL1Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """:return: same shape as ``x``"""
+        if can_fuse(x):
+            return UnitL1.apply(x, self.floor)  # type: ignore[no-any-return]
         return x / x.abs().mean(-1, keepdim=True).clamp(min=self.floor)
 
 
