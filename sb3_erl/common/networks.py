@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from sb3_erl.common.perceptron import (
     NORM_EPSILON,
+    UNIT_FLOOR,
+    Activation,
     Layer,
-    UnitL1,
     activation_of,
     can_fuse,
     perceptron,
@@ -47,18 +50,17 @@ class _StdNormFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, scale, shift = inputs
+        _, scale, _ = inputs
         _, normed, std = output
         ctx.mark_non_differentiable(normed, std)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(normed, std, scale)
-        ctx.shift_shape = shift.shape
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if grad is None:
             return None, None, None
-        return std_norm_backward(grad, *ctx.saved_tensors, ctx.shift_shape, ctx.needs_input_grad)
+        return std_norm_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:])
 
 
 class StdNorm(nn.Module):
@@ -222,7 +224,7 @@ class Towers(nn.Module):
     def _layers(self, context: Tensor | None, n_towers: int | None) -> list[Layer]:
         contexts = [context] + [None] * len(self.hidden)
         layers = [part.layer(c, n_towers) for part, c in zip((*self.hidden, self.out), contexts, strict=True)]  # type: ignore[operator]
-        norms = [None] * len(self.hidden) if self.norms is None else [norm.parts(n_towers) for norm in self.norms]  # type: ignore[operator]
+        norms = [()] * len(self.hidden) if self.norms is None else [norm.parts(n_towers) for norm in self.norms]  # type: ignore[operator]
         for index, norm in enumerate(norms):
             layers[index] = layers[index]._replace(norm=norm, activation=activation_of(self.activation))
         return layers
@@ -236,39 +238,73 @@ class MLP(nn.Sequential):
         return run_sequential(self, x)
 
 
+def fuse_sequentials(network: nn.Module) -> None:
+    """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
+    for module in network.modules():
+        if type(module) is nn.Sequential:
+            module.__class__ = MLP
+
+
 def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
     """
     :param network: any sequence; as many of its first modules as are known run as a perceptron
     :param x: ``(batch, in_features)``
     :return: what the network makes of it
     """
-    modules = list(network)
-    if x.dim() == 2 and can_fuse(x):
-        layers, n_known = _leading_layers(modules)
-        if layers:
-            x, modules = perceptron(layers, x), modules[n_known:]
-    for module in modules:
+    layers, others = leading_layers(network) if x.dim() == 2 and can_fuse(x) else ([], tuple(network))
+    if layers:
+        x = perceptron(layers, x)
+    for module in others:
         x = module(x)
     return x
 
 
-def _leading_layers(modules: Sequence[nn.Module]) -> tuple[list[Layer], int]:
-    """Layers that the first modules make up, and how many modules these are."""
-    layers: list[Layer] = []
+class _Plan(NamedTuple):
+    """Modules that make up one layer of a perceptron."""
+
+    linear: nn.Linear
+    norm: StdNorm | None = None
+    unit: bool = False
+    activation: Activation | None = None
+
+
+_plans: WeakKeyDictionary[nn.Sequential, tuple[list[_Plan], tuple[nn.Module, ...]]] = WeakKeyDictionary()
+
+
+def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module, ...]]:
+    """
+    :param network: any sequence
+    :return: the layers of a perceptron that its first modules make up, and the other modules
+    """
+    plan = _plans.get(network)
+    if plan is None:
+        plan = _plans[network] = _plan(tuple(network))
+    steps, others = plan
+    if _use_plain_norms.get() and any(step.norm is not None for step in steps):
+        return [], tuple(network)
+    norms = [() if step.norm is None else step.norm.parts() for step in steps]
+    parts = zip(steps, norms, strict=True)
+    return [Layer((a.linear.weight,), a.linear.bias, norm, a.unit, a.activation) for a, norm in parts], others
+
+
+def _plan(modules: tuple[nn.Module, ...]) -> tuple[list[_Plan], tuple[nn.Module, ...]]:
+    steps: list[_Plan] = []
     for index, module in enumerate(modules):
-        last = layers[-1] if layers else None
+        last = steps[-1] if steps else None
         if type(module) is nn.Linear and module.bias is not None:
-            layers.append(Layer((module.weight,), module.bias))
-        elif last is None or last.activation is not None:
-            return layers, index
-        elif type(module) is StdNorm and last.norm is None and not _use_plain_norms.get():
-            layers[-1] = last._replace(norm=module.parts())
+            steps.append(_Plan(module))
+            continue
+        if last is None or last.activation is not None or last.unit:
+            return steps, modules[index:]
+        if type(module) is StdNorm and last.norm is None:
+            steps[-1] = last._replace(norm=module)
+        elif type(module) is AvgL1Norm and last.norm is None:
+            steps[-1] = last._replace(unit=True)
+        elif (activation := activation_of(module)) is not None:
+            steps[-1] = last._replace(activation=activation)
         else:
-            activation = activation_of(module)
-            if activation is None:
-                return layers, index
-            layers[-1] = last._replace(activation=activation)
-    return layers, len(modules)
+            return steps, modules[index:]
+    return steps, ()
 
 
 def mlp(
@@ -312,12 +348,10 @@ class AvgL1Norm(nn.Module):
     [0.66..., -1.33...]
     """
 
-    floor = 1e-8
+    floor = UNIT_FLOOR
 
     def forward(self, x: Tensor) -> Tensor:
         """:return: same shape as ``x``"""
-        if can_fuse(x):
-            return UnitL1.apply(x, self.floor)  # type: ignore[no-any-return]
         return x / x.abs().mean(-1, keepdim=True).clamp(min=self.floor)
 
 

@@ -64,23 +64,22 @@ def activation_of(function: Any) -> Activation | None:
 
 class Layer(NamedTuple):
     """
-    A linear layer, perhaps a stack of towers, and what follows it.
+    A linear layer, perhaps a stack of towers, and what follows it: norm, then activation.
 
-    :param weights: one per input: ``(out, in)``, or ``(towers, in, out)`` for a stack
+    :param weights: ``(out, in)``, or ``(towers, in, out)`` for a stack; one for all inputs side by side, or one for each
     :param bias: ``(out,)`` or ``(towers, 1, out)``
-    :param norm: scale and shift of a :class:`~sb3_erl.common.networks.StdNorm`
+    :param norm: scale and shift of a :class:`~sb3_erl.common.networks.StdNorm`, empty without one
+    :param unit: whether the output is divided by its mean absolute value
     :param activation: comes last
+    :param n_more: inputs that the layer reads beside the previous layer's output
     """
 
     weights: tuple[Tensor, ...]
     bias: Tensor
-    norm: tuple[Tensor, Tensor] | None = None
+    norm: tuple[Tensor, ...] = ()
+    unit: bool = False
     activation: Activation | None = None
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All parameters."""
-        return (*self.weights, self.bias, *(self.norm or ()))
+    n_more: int = 0
 
 
 def can_fuse(x: Tensor) -> bool:
@@ -95,115 +94,146 @@ def can_fuse(x: Tensor) -> bool:
 def perceptron(layers: Sequence[Layer], *inputs: Tensor) -> Tensor:
     """
     :param layers: from the input to the output
-    :param inputs: what the first layer reads, ``(batch, in)``, or ``(towers, batch, in)`` for a stack
+    :param inputs: what the first layer reads, ``(batch, in)`` or ``(towers, batch, in)`` for a stack; then the further
+        inputs of the layers that have some
     :return: ``(batch, out)`` or ``(towers, batch, out)``
     """
-    tensors = [*inputs, *(tensor for layer in layers for tensor in layer.tensors)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _Perceptron.apply(layers, *tensors)
+    if torch.is_grad_enabled():
+        tensors = list(inputs)
+        for layer in layers:
+            tensors += (*layer.weights, layer.bias, *layer.norm)
+        if any([tensor.requires_grad for tensor in tensors]):
+            return _Perceptron.apply(layers, len(inputs), *tensors)  # type: ignore[no-any-return]
+    x, more = inputs[0], 1
     for layer in layers:
-        inputs = (_forward(layer, inputs)[0],)
-    return inputs[0]
+        x = _forward(layer, (x, *inputs[more : more + layer.n_more]))[0]
+        more += layer.n_more
+    return x
 
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layers: Sequence[Layer], *tensors: Tensor) -> Tensor:
-        x, values = tensors[: len(layers[0].weights)], []
+    def forward(ctx: Any, layers: Sequence[Layer], n_inputs: int, *tensors: Tensor) -> Tensor:
+        x, more, values = tensors[0], 1, []
         for layer in layers:
-            y, *normed_and_std = _forward(layer, x)
-            values += [y, *normed_and_std]
-            x = (y,)
-        ctx.layers = [(len(layer.weights), layer.norm is not None, layer.activation) for layer in layers]
+            x, *rest = _forward(layer, (x, *tensors[more : more + layer.n_more]))
+            values += (x, *rest)
+            more += layer.n_more
+        # the tensors are saved below; what stays here says only which of them is what
+        ctx.layers = [(len(a.weights), len(a.norm), a.unit, a.activation, a.n_more) for a in layers]
+        ctx.n_inputs = n_inputs
         ctx.save_for_backward(*tensors, *values)
-        return y
+        return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
         grads: list[Tensor | None] = [None] * len(needed)
-        # first place of each layer's parameters, and of what its forward left
-        n_inputs = ctx.layers[0][0]
-        starts, values = [n_inputs], [len(needed)]
-        for n_weights, has_norm, _ in ctx.layers:
-            starts.append(starts[-1] + n_weights + 1 + 2 * has_norm)
-            values.append(values[-1] + 1 + 2 * has_norm)
-        for index in reversed(range(len(ctx.layers))):
-            n_weights, has_norm, activation = ctx.layers[index]
-            start, value = starts[index], values[index]
-            bias = start + n_weights
+        end, value, more = len(needed), len(saved), ctx.n_inputs
+        for index in range(len(ctx.layers) - 1, -1, -1):
+            n_weights, n_norm, unit, activation, n_more = ctx.layers[index]
+            start = end - n_weights - 1 - n_norm
+            weights, bias, norm = saved[start : start + n_weights], saved[end - 1 - n_norm], saved[end - n_norm : end]
+            value -= 1 + n_norm + 2 * unit
             if activation is not None:
                 grad = activation.backward(grad, saved[value])
-            if has_norm:
-                normed, std, scale, shift = saved[value + 1], saved[value + 2], saved[bias + 1], saved[bias + 2]
-                wanted = (any(needed[: bias + 1]), *needed[bias + 1 : bias + 3])
-                grad, *grads[bias + 1 : bias + 3] = std_norm_backward(grad, normed, std, scale, shift.shape, wanted)
-                if grad is None:
-                    break
-            stacked = saved[bias].dim() == 3
-            if needed[bias]:
-                grads[bias] = grad.sum(1, keepdim=True) if stacked else grad.sum(0)
-            inputs = range(n_inputs) if index == 0 else (values[index - 1],)
-            for place, x in zip(range(start, bias), inputs, strict=True):
-                if needed[place]:
-                    grads[place] = _weight_grad(saved[x], grad, stacked)
+            if unit:
+                grad = unit_backward(grad, *saved[value + 1 : value + 3])
+            if n_norm:
+                normed_and_std = saved[value + 1 : value + 3]
+                grad, *grads[end - 2 : end] = std_norm_backward(grad, *normed_and_std, norm[0], needed[end - 2 : end])
+            if needed[start + n_weights]:
+                grads[start + n_weights] = grad.sum(1, keepdim=True) if bias.dim() == 3 else grad.sum(0)
+            more -= n_more
+            below = 0 if index == 0 else value - 1 - ctx.layers[index - 1][1] - 2 * ctx.layers[index - 1][2]
+            inputs = (saved[below], *saved[more : more + n_more])
+            if any(needed[start : start + n_weights]):
+                grads[start : start + n_weights] = _weight_grads(grad, inputs, weights, needed[start : start + n_weights])
+            wanted = any(needed[:1]) if index == 0 else any(needed[:more]) or any(needed[ctx.n_inputs : start])
+            down, *grads[more : more + n_more] = _input_grads(grad, inputs, weights, (wanted, *needed[more : more + n_more]))
             if index == 0:
-                for x in inputs:
-                    if needed[x]:
-                        grads[x] = _input_grad(grad, saved[start + x], stacked, shared=saved[x].dim() == 2)
-            elif any(needed[:start]):
-                grad = _input_grad(grad, saved[start], stacked)
-            else:
+                grads[0] = down
+            elif down is None:
                 break
-        return (None, *grads)
+            else:
+                grad = down
+            end = start
+        return (None, None, *grads)
 
 
 def _forward(layer: Layer, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Value of a layer, with a norm also the normed input and its standard deviation."""
-    (x, *others), (weight, *more) = inputs, layer.weights
-    y = _product(x, weight, layer.bias)
-    for other, its_weight in zip(others, more, strict=True):
-        if layer.bias.dim() == 3:
-            y.baddbmm_(other.expand(y.shape[0], -1, -1), its_weight)
+    """Value of a layer; with a norm also the normed input and its standard deviation or mean absolute value."""
+    weights, bias = layer.weights, layer.bias
+    if bias.dim() == 3:
+        y = _stacked_product(inputs[0], weights[0], bias)
+        for more, weight in zip(inputs[1:], weights[1:], strict=True):
+            y.baddbmm_(more.expand(len(y), -1, -1) if more.dim() == 2 else more, weight)
+    else:
+        (weight,) = weights
+        if len(inputs) == 1:
+            y = torch.addmm(bias, inputs[0], weight.t())
         else:
-            y.addmm_(other, its_weight.t())
+            first, *others = weight.split([x.shape[1] for x in inputs], dim=1)
+            y = torch.addmm(bias, inputs[0], first.t())
+            for more, columns in zip(inputs[1:], others, strict=True):
+                y.addmm_(more, columns.t())
     rest: tuple[Tensor, ...] = ()
-    if layer.norm is not None:
+    if layer.norm:
         y, *rest = std_norm_forward(y, *layer.norm)  # type: ignore[assignment]
+    if layer.unit:
+        y, size = unit_forward(y)
+        rest = (y, size)
     if layer.activation is not None:
         y = layer.activation.apply_(y)
     return (y, *rest)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if bias.dim() == 1:
-        return torch.addmm(bias, x, weight.t())
-    n_towers, width = len(weight), weight.shape[2]
+def _stacked_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if x.dim() == 2:
-        x = x.expand(n_towers, -1, -1)
-    if width > 1:
+        x = x.expand(len(weight), -1, -1)
+    if weight.shape[2] > 1:
         return torch.baddbmm(bias, x, weight)
-    y = x.new_empty(n_towers, x.shape[1], 1)  # products with one column are slow in batches
-    for tower in range(n_towers):
+    y = x.new_empty(len(weight), x.shape[1], 1)  # batched products with one column are slow
+    for tower in range(len(weight)):
         torch.addmv(bias[tower, 0], x[tower], weight[tower, :, 0], out=y[tower, :, 0])
     return y
 
 
-def _weight_grad(x: Tensor, grad: Tensor, stacked: bool) -> Tensor:
-    """In the layout of the weight."""
-    if not stacked:
-        return grad.t() @ x
-    x = x.expand(len(grad), -1, -1)
+def _weight_grads(
+    grad: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """In the layout of the weights."""
+    if grad.dim() == 3:
+        return [_stacked_weight_grad(grad, x) if n else None for x, n in zip(inputs, needed, strict=True)]
+    if len(inputs) == 1:
+        return [grad.t() @ inputs[0]]
+    whole = torch.empty_like(weights[0])
+    for x, columns in zip(inputs, whole.split([x.shape[1] for x in inputs], dim=1), strict=True):
+        torch.mm(grad.t(), x, out=columns)
+    return [whole]
+
+
+def _stacked_weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    if x.dim() == 2:
+        x = x.expand(len(grad), -1, -1)
     if grad.shape[2] > 1:
         return torch.bmm(x.transpose(1, 2), grad)
     return torch.stack([torch.mv(a.t(), b[:, 0]) for a, b in zip(x, grad, strict=True)])[..., None]
 
 
-def _input_grad(grad: Tensor, weight: Tensor, stacked: bool, shared: bool = False) -> Tensor:
+def _input_grads(
+    grad: Tensor, inputs: Sequence[Tensor], weights: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    if grad.dim() == 2:
+        columns = weights if len(inputs) == 1 else weights[0].split([x.shape[1] for x in inputs], dim=1)
+        return [grad @ weight if n else None for weight, n in zip(columns, needed, strict=True)]
+    triples = zip(inputs, weights, needed, strict=True)
+    return [_stacked_input_grad(grad, weight, x.dim() == 2) if n else None for x, weight, n in triples]
+
+
+def _stacked_input_grad(grad: Tensor, weight: Tensor, shared: bool) -> Tensor:
     """:param shared: whether all towers read the same input"""
-    if not stacked:
-        return grad @ weight
     if shared:
         total = grad[0] @ weight[0].t()
         for a, b in zip(grad[1:], weight[1:], strict=True):
@@ -232,19 +262,17 @@ def std_norm_forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, T
 
 
 def std_norm_backward(
-    grad: Tensor, normed: Tensor, std: Tensor, scale: Tensor, shift_shape: torch.Size, needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, normed: Tensor, std: Tensor, scale: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """
     Backward pass of :func:`std_norm_forward`.
 
-    :param needed: which of the gradients of input, scale and shift
-    :return: these gradients
+    :param needed: whether the gradients of scale and shift are wanted
+    :return: gradients of input, scale and shift
     """
     product = grad * normed
-    grad_scale = product.sum_to_size(scale.shape) if needed[1] else None
-    grad_shift = grad.sum_to_size(shift_shape) if needed[2] else None
-    if not needed[0]:
-        return None, grad_scale, grad_shift
+    grad_scale = product.sum_to_size(scale.shape) if needed[0] else None
+    grad_shift = grad.sum_to_size(scale.shape) if needed[1] else None
     width = normed.shape[-1]
     column = scale.transpose(-1, -2) if scale.dim() > 1 else scale[:, None]
     # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
@@ -253,20 +281,26 @@ def std_norm_backward(
     return (grad * scale).sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON), grad_scale, grad_shift
 
 
-class UnitL1(torch.autograd.Function):
-    """``x / max(mean(|x|), floor)`` over the last axis, see :class:`~sb3_erl.common.networks.AvgL1Norm`."""
+UNIT_FLOOR = 1e-8
+"""Smallest divisor of the normalisation of SALE."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, floor: float) -> Tensor:
-        size = x.abs().mean(-1, keepdim=True)
-        y = x / size.clamp(min=floor)
-        ctx.floor = floor
-        ctx.save_for_backward(y, size)
-        return y
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, size = ctx.saved_tensors
-        share = (grad * y).mean(-1, keepdim=True) * (size >= ctx.floor)
-        return (grad - y.sign() * share).div_(size.clamp(min=ctx.floor)), None
+def unit_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Forward pass of :class:`~sb3_erl.common.networks.AvgL1Norm`.
+
+    :return: value, and the mean absolute value of the input ``(..., 1)``
+    """
+    size = x.abs().mean(-1, keepdim=True)
+    return x / size.clamp(min=UNIT_FLOOR), size
+
+
+def unit_backward(grad: Tensor, y: Tensor, size: Tensor) -> Tensor:
+    """
+    Backward pass of :func:`unit_forward`.
+
+    :param y: its value
+    :param size: its other result
+    """
+    share = (grad * y).mean(-1, keepdim=True) * (size >= UNIT_FLOOR)
+    return torch.addcmul(grad, y.sign(), share, value=-1).div_(size.clamp(min=UNIT_FLOOR))

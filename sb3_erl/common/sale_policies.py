@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.networks import MLP, AvgL1Norm, StackedLinear, constant
+from sb3_erl.common.networks import MLP, AvgL1Norm, StackedLinear, constant, leading_layers
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.perceptron import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.common.policies import fused_adam
@@ -106,6 +106,11 @@ class SALEActor(BasePolicy):
         :param zs: state embeddings ``(batch, zs_dim)``
         :return: what the head reads, ``(batch, feature_dim)``
         """
+        if can_fuse(features):
+            first, no_first = leading_layers(self.first)
+            hidden, no_hidden = leading_layers(self.hidden)
+            if not no_first and not no_hidden and hidden:
+                return perceptron([*first, hidden[0]._replace(n_more=1), *hidden[1:]], features, zs)
         return self.hidden(th.cat([self.first(features), zs], dim=1))
 
     def encode(self, obs: PyTorchObs) -> th.Tensor:
@@ -199,11 +204,11 @@ class SALECritic(nn.Module):
         x = th.cat([features, actions], dim=1)
         activation = activation_of(self.activation)
         if activation is not None and can_fuse(x):
-            x = self.unit(perceptron([self.first.layer()], x))
             (weight,), bias = self.second.layer(context)[:2]
-            layers = [Layer((weight, self.zsa_weight, self.zs_weight), bias), *(layer.layer() for layer in self.rest)]  # type: ignore[operator]
-            hidden = [layer._replace(activation=activation) for layer in layers[:-1]]
-            return perceptron([*hidden, layers[-1]], x, zsa, zs)
+            second = Layer((weight, self.zsa_weight, self.zs_weight), bias, n_more=2)
+            *hidden, out = [second, *(layer.layer() for layer in self.rest)]  # type: ignore[operator]
+            first = self.first.layer()._replace(unit=True)
+            return perceptron([first, *(layer._replace(activation=activation) for layer in hidden), out], x, zsa, zs)
         x = self.second(self.unit(self.first(x)), context)
         for embedding, weight in ((zsa, self.zsa_weight), (zs, self.zs_weight)):
             x = th.baddbmm(x, embedding.expand(self.n_critics, -1, -1), weight)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -142,6 +143,24 @@ class Metrics:
     def means(self) -> dict[str, float]:
         """:return: the means as floats (this waits for the device)"""
         return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """
+    Inside, networks with these parameters pass gradients on to their inputs without computing their own.
+
+    Autograd skips what its caller did not ask for, but not inside a node with a hand-written backward.
+
+    :param parameters: of networks that are evaluated but not trained
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def step_optimizer(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sb3_erl.common.parameters import soft_update
 from sb3_erl.common.shared_policies import ERLRe2Policy
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
 NO_HEADS = np.zeros(0, dtype=np.int64)
@@ -217,7 +217,8 @@ class SharedTD3Learner(Learner):
         return loss
 
     def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
-        return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
+        with frozen(self._critic):
+            return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
 
     def _policy_step(
         self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Sequence[int] | np.ndarray
@@ -270,7 +271,8 @@ class SharedTD3Learner(Learner):
             actions = torch.tanh(torch.addmm(bias, features, weight.t()))
             with torch.no_grad():
                 embedding = pevfa.embed(weight, bias, n_towers=1)
-            total = total - pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
+            with frozen(self._pevfa):
+                total = total - pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
         return total
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
-from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 from sb3_erl.learners.shared_td3 import NO_HEADS, Heads, draw_heads, with_learner
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings, lap_huber
 
@@ -134,7 +134,8 @@ class SharedTD7Learner(TD7Learner):
             actions = torch.tanh(torch.addmm(bias, trunk, weight.t()))
             with torch.no_grad():
                 embedding = policy.pevfa.embed(weight, bias)
-            loss = loss - settings.pevfa_loss_weight * self._values(policy.pevfa, batch, actions, embedding).mean()
+            with frozen(self._pevfa):
+                loss = loss - settings.pevfa_loss_weight * self._values(policy.pevfa, batch, actions, embedding).mean()
         return loss
 
     def hard_update(self) -> None:

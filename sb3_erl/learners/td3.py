@@ -10,8 +10,9 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sb3_erl.common.networks import fuse_sequentials
 from sb3_erl.common.parameters import soft_update
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 
 class TD3Learner(Learner):
@@ -31,6 +32,7 @@ class TD3Learner(Learner):
 
     def __init__(self, policy: TD3Policy, settings: LearnerSettings):
         super().__init__(policy, settings)
+        fuse_sequentials(policy)
         self._actor = list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._pairs = [
@@ -88,7 +90,8 @@ class TD3Learner(Learner):
         :param batch: transitions
         :return: loss: minus the first critic's value of the actor's actions
         """
-        loss = -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
+        with frozen(self._critic):
+            loss = -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
         step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
         return loss
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.sale_policies import SALEActor, TD7Policy
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 
 @dataclass
@@ -218,7 +218,8 @@ class TD7Learner(Learner):
 
     def _learner_loss(self, batch: Batch, actions: Tensor) -> Tensor:
         """Minus the mean value over both critics, offline with the behaviour-cloning term."""
-        values = self._values(self.policy.critic, batch, actions)
+        with frozen(self._critic):
+            values = self._values(self.policy.critic, batch, actions)
         loss = -values.mean()
         if self.settings.bc_coef > 0:
             weight = self.settings.bc_coef * values.detach().abs().mean()
