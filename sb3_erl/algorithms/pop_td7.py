@@ -19,6 +19,7 @@ from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import PopTD7Policy
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner
 
 
@@ -106,6 +107,8 @@ class PopTD7(TD7):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.pop_size = pop_size

@@ -23,6 +23,7 @@ from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.evaluation.exploration import NoiseExploration
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
 
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
@@ -85,6 +86,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment's spaces are not supported
     """
 
@@ -131,6 +134,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, "MlpPolicy", list(self.policy_aliases))
@@ -152,6 +157,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         self.checkpoint_reset_rule = checkpoint_reset_rule
         self.encoder_lr, self.critic_lr, self.actor_lr = encoder_lr, critic_lr, actor_lr
         self.deploy = deploy
+        self.precision, self.compile = precision, compile
         self.assessment_state: dict[str, Any] = {}
         with spaces_checked(self):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
@@ -163,6 +169,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
         check_env(self)
+        self._check_update_options()
         counts = ("buffer_size", "batch_size", "policy_delay", "target_update_interval")
         for name in (*counts, "early_assessment_episodes", "late_assessment_episodes"):
             check_range(name, getattr(self, name), 1, integer=True)

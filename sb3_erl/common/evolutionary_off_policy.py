@@ -27,7 +27,7 @@ from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, Populat
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 
 
 class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, GenerationalMixin, OffPolicyAlgorithm):
@@ -64,6 +64,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
@@ -96,11 +98,14 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         verbose: int,
         seed: int | None,
         device: th.device | str,
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
         self.pop_size = pop_size
         self.evaluator = evaluator
+        self.precision, self.compile = precision, compile
         self._init_generational()
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
@@ -138,6 +143,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
         check_env(self)
+        self._check_update_options()
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         if self.batch_size is not None:

@@ -85,8 +85,8 @@ class Layer(NamedTuple):
 def can_fuse(x: Tensor) -> bool:
     """Whether :func:`perceptron` may stand in for modules applied to ``x``."""
     return not (
-        torch._C._are_functorch_transforms_active()
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
         or torch.is_autocast_enabled(x.device.type)
     )
 

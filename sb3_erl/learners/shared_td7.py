@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
-from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.shared_td3 import NO_HEADS, Heads, draw_heads, with_learner
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings, lap_huber
 
@@ -53,10 +53,12 @@ class SharedTD7Learner(TD7Learner):
     policy: SharedSALEPolicy
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
+    pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss")
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
         super().__init__(policy, settings)
         self._pevfa = list(policy.pevfa.parameters())
+        self._judges = [*self._critic, *self._pevfa]
         self._population: Heads | None = None
         self._td_heads: Sequence[int] | np.ndarray = []
         self._shared_heads: Sequence[int] | np.ndarray = []
@@ -134,8 +136,7 @@ class SharedTD7Learner(TD7Learner):
             actions = torch.tanh(torch.addmm(bias, trunk, weight.t()))
             with torch.no_grad():
                 embedding = policy.pevfa.embed(weight, bias)
-            with frozen(self._pevfa):
-                loss = loss - settings.pevfa_loss_weight * self._values(policy.pevfa, batch, actions, embedding).mean()
+            loss = loss - settings.pevfa_loss_weight * self._values(policy.pevfa, batch, actions, embedding).mean()
         return loss
 
     def hard_update(self) -> None:
