@@ -56,7 +56,7 @@ class GenerationCheckpoint(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, ResumingMixin):
             raise TypeError(
-                f"GenerationCheckpoint needs an algorithm of sb3_erl; got {type(self.model).__name__}. Use SB3's CheckpointCallback"
+                f"GenerationCheckpoint needs a model of sb3_erl; got {type(self.model).__name__}. Use SB3's CheckpointCallback"
             )
         self.save_path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.save_path)
@@ -65,9 +65,9 @@ class GenerationCheckpoint(BaseCallback):
         manifest = None if newest is None else read_manifest(newest)
         if manifest is not None and manifest["num_timesteps"] > self._saved_at:
             raise ValueError(
-                f"save_path must not hold checkpoints of another run; {str(newest)!r} is at step {manifest['num_timesteps']} and "
-                f"the model at {self._saved_at}. Continue that run with {type(self.model).__name__}.resume_from(save_path), or "
-                "choose an empty folder"
+                "save_path must not hold later checkpoints than the model is at, of another run; got "
+                f"step {manifest['num_timesteps']} in {str(newest)!r} and a model at step {self._saved_at}. Continue that run "
+                f"with {type(self.model).__name__}.resume_from(save_path), or choose an empty folder"
             )
         self._recipe = environment_recipe(self.training_env)
 

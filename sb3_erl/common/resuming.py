@@ -124,8 +124,8 @@ class ResumingMixin(BaseAlgorithm):
                     found.append((int(steps), _Files(model, *others)))
         if not found:
             raise ValueError(
-                f"path must be a folder with at least one whole checkpoint; got {str(path)!r}, which has none. Begin a new run "
-                "where sb3_erl.newest_checkpoint(path) is None; with SB3's CheckpointCallback set save_replay_buffer=True"
+                f"path must be a folder with at least one whole checkpoint; got {str(path)!r}, which has none. Begin a new "
+                "run where sb3_erl.newest_checkpoint(path) is None; with SB3's CheckpointCallback set save_replay_buffer=True"
             )
         return max(found, key=lambda pair: pair[0])[1]
 

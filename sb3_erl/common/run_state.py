@@ -89,7 +89,10 @@ LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3")
 
 
 def read_callbacks(root: BaseCallback) -> dict[tuple[str, int], dict[str, Any]]:
-    """:return: for each callback (class, how many-th of it) what it remembers, such as the best score of an ``EvalCallback``"""
+    """
+    :param root: of all callbacks
+    :return: for each (class, how many-th of it) what it remembers, such as the best score of an ``EvalCallback``
+    """
     return {key: _memory(callback) for key, callback in _numbered(root)}
 
 
