@@ -31,7 +31,7 @@ def processes() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.killed_run"])
+    context.set_forkserver_preload(["torch._dynamo", "benchmarks.killed_run"])
     first = context.Process(target=time.sleep, args=(0,))  # waits for the imports
     first.start()
     first.join()
@@ -91,11 +91,12 @@ def moment(checkpoints: Path, seconds: float, rng: random.Random) -> Callable[[]
     return is_inside
 
 
-def kill_and_resume(system: str, kills: int, rng: random.Random, most_per_run: int = 3) -> Tally:
+def kill_and_resume(system: str, kills: int, rng: random.Random, n_steps: int | None = None, most_per_run: int = 3) -> Tally:
     """
     :param system: key in :data:`SYSTEMS`
     :param kills: how many
     :param rng: says when
+    :param n_steps: length of a run, ``None`` for the system's own
     :param most_per_run: kills of one run, which is then left to its end
     """
     tally, context = Tally(), processes()
@@ -106,7 +107,7 @@ def kill_and_resume(system: str, kills: int, rng: random.Random, most_per_run: i
             planned = 0 if number == 0 else min(rng.randint(1, most_per_run), kills - tally.n_kills)
             done, begun = 0, time.monotonic()
             while True:
-                process = context.Process(target=train, args=(system, folder))
+                process = context.Process(target=train, args=(system, folder, n_steps))
                 process.start()
                 when = moment(folder / "checkpoints", tally.run_seconds, rng) if done < planned else lambda: False
                 if not run_until(process, when):

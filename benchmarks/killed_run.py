@@ -25,10 +25,10 @@ SMALL: dict[str, Any] = {"device": "cpu", "seed": 7, "policy_kwargs": {"net_arch
 HYBRID = {"buffer_size": 500, "batch_size": 16, "learning_starts": 60}
 """The buffer is smaller than the run is long, so that it wraps round."""
 SYSTEMS: dict[str, tuple[int, bool, dict[str, Any]]] = {
-    "erl_re2": (1010, True, {**HYBRID, "pop_size": 3, "fitness_horizon": 10, "train_freq": 4}),
-    "td7": (710, False, {**HYBRID, "policy_kwargs": {"net_arch": [16], "zs_dim": 8}, "late_assessment_episodes": 3}),
-    "cem_rl": (1010, True, {**HYBRID, "pop_size": 4, "train_freq": 4}),
-    "openai_es": (4010, False, {"n_pairs": 4, "noise_table_size": 1_000_000}),
+    "erl_re2": (710, True, {**HYBRID, "pop_size": 3, "fitness_horizon": 10, "train_freq": 4}),
+    "td7": (460, False, {**HYBRID, "policy_kwargs": {"net_arch": [16], "zs_dim": 8}, "late_assessment_episodes": 3}),
+    "cem_rl": (710, True, {**HYBRID, "pop_size": 4, "train_freq": 4}),
+    "openai_es": (2510, False, {"n_pairs": 4, "noise_table_size": 1_000_000}),
 }
 """For each system: steps of a run, whether there is a ``VecNormalize``, and arguments."""
 
@@ -39,17 +39,23 @@ def make_env(is_normalized: bool) -> VecEnv:
     return VecNormalize(env) if is_normalized else env
 
 
-def train(system: str, folder: Path) -> None:
-    """The program that is killed, and started again just as it is; writes what came out of it beside its log."""
+def train(system: str, folder: Path, n_steps: int | None = None) -> None:
+    """
+    The program that is killed, and started again just as it is; writes what came out of it beside its log.
+
+    :param system: key in :data:`SYSTEMS`
+    :param folder: of the run
+    :param n_steps: length of the run, ``None`` for the system's own
+    """
     th.set_num_threads(1)
-    n_steps, is_normalized, arguments = SYSTEMS[system]
+    usual, is_normalized, arguments = SYSTEMS[system]
     checkpoints = folder / "checkpoints"
     if newest_checkpoint(checkpoints):
         model = ALGOS[system].resume_from(checkpoints, device="cpu")
     else:
         model = ALGOS[system]("MlpPolicy", make_env(is_normalized), **{**SMALL, **arguments})
     model.set_logger(configure(str(folder), ["csv"]))
-    model.learn(n_steps, GenerationCheckpoint(SAVE_FREQ, checkpoints))
+    model.learn(n_steps or usual, GenerationCheckpoint(SAVE_FREQ, checkpoints))
     (folder / "result.json").write_text(json.dumps(fingerprint(model, folder / "progress.csv")))
 
 
@@ -85,7 +91,7 @@ def fingerprint(model: Any, log: Path | None = None) -> dict[str, str]:
     :param log: its ``progress.csv``
     :return: a hash for each number, word and array that a run leaves behind
     """
-    left_out = {*model._excluded_save_params(), "start_time"}
+    left_out = {*model._excluded_save_params(), "start_time", "_last_obs"}  # environments begin anew
     attributes = {name: value for name, value in vars(model).items() if name not in left_out}
     attributes["ep_info_buffer"] = [{k: v for k, v in info.items() if k != "t"} for info in model.ep_info_buffer]
     parts: dict[str, Any] = {"parameters": model.get_parameters(), "attribute": attributes}
@@ -94,7 +100,7 @@ def fingerprint(model: Any, log: Path | None = None) -> dict[str, str]:
         trees = [vars(tree) for tree in getattr(buffer, "trees", [])]
         parts["replay_buffer"] = {**{k: v for k, v in vars(buffer).items() if k != "_drawn"}, "trees": trees}
     if normalizer is not None:
-        parts["normalizer"] = {"obs": vars(normalizer.obs_rms), "returns": vars(normalizer.ret_rms)}
+        parts["normalizer"] = {k: vars(v) for k, v in vars(normalizer).items() if k.endswith("_rms")}
     if log is not None:
         parts["log"] = read_log(log)
     return {name: hashlib.sha256(data).hexdigest() for name, data in _leaves("", parts)}

@@ -115,12 +115,14 @@ class ResumingMixin(BaseAlgorithm):
         if newest is not None:
             return _Files(newest / MODEL, newest / BUFFER, newest / NORMALIZER, read_manifest(newest))
         found = []
+        is_normalized = any(path.glob("*_vecnormalize_*_steps.pkl"))
         for model in path.glob("*_steps.zip"):
             match = re.fullmatch(r"(.+)_(\d+)_steps", model.stem)
             if match is not None:
                 prefix, steps = match.groups()
                 others = [model.with_name(f"{prefix}_{part}_{steps}_steps.pkl") for part in ("replay_buffer", "vecnormalize")]
-                if others[0].exists() or not issubclass(cls, OffPolicyAlgorithm):
+                has_buffer = others[0].exists() or not issubclass(cls, OffPolicyAlgorithm)
+                if has_buffer and others[1].exists() == is_normalized:  # the callback writes them one after the other
                     found.append((int(steps), _Files(model, *others)))
         if not found:
             raise ValueError(
@@ -143,7 +145,9 @@ class ResumingMixin(BaseAlgorithm):
     def _restore_normalizer(self, files: _Files) -> None:
         statistics, normalizer = files.statistics(), self._vec_normalize_env
         if normalizer is not None and statistics is not None:
-            normalizer.obs_rms, normalizer.ret_rms = statistics.obs_rms, statistics.ret_rms
+            for name in ("obs_rms", "ret_rms"):
+                if name in vars(statistics):  # observations have none where they are not normalised
+                    setattr(normalizer, name, getattr(statistics, name))
 
     def _begin_learn(
         self, total_timesteps: float, callback: MaybeCallback, reset_num_timesteps: bool, tb_log_name: str, progress_bar: bool
