@@ -52,6 +52,7 @@ class GenerationCheckpoint(BaseCallback):
         self.save_freq, self.save_path, self.keep = save_freq, pathlib.Path(save_path), keep
         self._saved_at = 0
         self._recipe: bytes | None = None
+        self._root: BaseCallback = self
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, ResumingMixin):
@@ -73,6 +74,7 @@ class GenerationCheckpoint(BaseCallback):
 
     def _on_training_start(self) -> None:
         assert isinstance(self.model, ResumingMixin)
+        self._root = self.locals["callback"]
         self.model._checkpointers = [*self.model._checkpointers, self]
 
     def _on_step(self) -> bool:
@@ -109,8 +111,8 @@ class GenerationCheckpoint(BaseCallback):
                 normalizer.save(str(folder / NORMALIZER))
             if self._recipe is not None:
                 (folder / ENVIRONMENT).write_bytes(self._recipe)
-            callbacks = read_callbacks(self.locals["callback"])
-            run = {"log": copy_logs(model.logger, folder / LOGS), "callbacks": callbacks, "generators": read_generators()}
+            log, callbacks = copy_logs(model.logger, folder / LOGS), read_callbacks(self._root)
+            run = {"log": log, "callbacks": callbacks, "generators": read_generators()}
             (folder / RUN).write_bytes(pickle.dumps(run))
         self._saved_at = model.num_timesteps
         if self.keep is not None:

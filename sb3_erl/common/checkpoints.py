@@ -54,9 +54,12 @@ def remove_leftovers(path: pathlib.Path) -> None:
 
 
 def prune(path: pathlib.Path, keep: int) -> None:
-    """Delete all checkpoints but the newest ``keep``, oldest first."""
-    for folder in sorted(path.glob(f"{PREFIX}*"))[:-keep]:
-        _delete(folder)
+    """Delete all checkpoints but the newest ``keep`` whole ones, oldest first."""
+    folders = sorted(path.glob(f"{PREFIX}*"))
+    kept = [folder for folder in folders if read_manifest(folder) is not None][-keep:]
+    for folder in folders:
+        if folder not in kept:
+            _delete(folder)
 
 
 @contextmanager

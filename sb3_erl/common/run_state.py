@@ -108,15 +108,17 @@ def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, 
 
 def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallback]]:
     counts: Counter[str] = Counter()
-    waiting = deque([root])
+    waiting, seen = deque([root]), {id(root)}
     while waiting:
         callback = waiting.popleft()
         name = f"{type(callback).__module__}.{type(callback).__qualname__}"
         yield (name, counts[name]), callback
         counts[name] += 1
         for attribute, value in vars(callback).items():
-            parts = value if isinstance(value, list) else [value]
-            waiting.extend(part for part in parts if isinstance(part, BaseCallback) and attribute != "parent")
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, BaseCallback) and attribute != "parent" and id(part) not in seen:
+                    waiting.append(part)
+                    seen.add(id(part))
 
 
 def _memory(callback: BaseCallback) -> dict[str, Any]:

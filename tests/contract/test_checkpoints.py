@@ -152,6 +152,32 @@ def test_files_of_sb3s_callback(name: str, tmp_path: Path) -> None:
     assert model.learn(180).num_timesteps == 180
 
 
+def test_offline(tmp_path: Path) -> None:
+    def run(name: str) -> Any:
+        model: Any = make("td7", offline=True)
+        model.replay_buffer = seen.replay_buffer
+        if newest_checkpoint(tmp_path / name) is not None:
+            model = ALGOS["td7"].resume_from(tmp_path / name, toy_vec_env(), "cpu")
+        return model.learn(50, GenerationCheckpoint(20, tmp_path / name, keep=None))
+
+    seen = make("td7", learning_starts=1000).learn(100)
+    whole = fingerprint(run("run"))
+    assert steps_of(tmp_path / "run") == [20, 40, 50]
+    shutil.copytree(tmp_path / "run" / "checkpoint_000000000020", tmp_path / "killed" / "checkpoint_000000000020")
+    assert differences(whole, fingerprint(run("killed"))) == []
+
+
+class Stop(BaseCallback):
+    """Stops training at a step."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.at
+
+
 class Counter(BaseCallback):
     """Counts in a way that nobody else knows."""
 
@@ -219,8 +245,9 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     (whole[-2] / "checkpoint.json").write_text("{")
     (whole[-3] / "run.pkl").unlink()
     assert newest_checkpoint(folder) == whole[-4] == newest_checkpoint(whole[-4])
-    learn(CHEAP, tmp_path)
-    assert newest_checkpoint(folder) == whole[-1], "written anew"
+    model = ALGOS[CHEAP].resume_from(folder, environment(CHEAP), "cpu")
+    model.learn(TOTAL[CHEAP], [Stop(steps_of(folder)[-3] + 10), GenerationCheckpoint(SAVE_FREQ, folder, keep=1)])
+    assert newest_checkpoint(folder) == whole[-3] and steps_of(folder) == [int(whole[-3].name[-12:])], "whole ones count"
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
