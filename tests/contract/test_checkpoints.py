@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import TD3
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -21,7 +21,7 @@ from benchmarks.kill_resume import kill_and_resume, processes
 from benchmarks.killed_run import SYSTEMS, differences, fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
 from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
-from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, make
+from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
 from tests.envs import toy_vec_env
 
 CHEAP = "cem"
@@ -58,13 +58,18 @@ def test_resumed_in_another_process(name: str, tmp_path: Path) -> None:
     assert steps_of(killed / "checkpoints") == steps_of(whole / "checkpoints")
 
 
-@pytest.mark.parametrize("name", STEPWISE)
-def test_from_wherever_an_assessment_stands(name: str, tmp_path: Path) -> None:
-    whole = tmp_path / "run"
-    expected = fingerprint(learn(name, whole), whole / "progress.csv")
-    for n_kept in range(1, len(steps_of(whole / "checkpoints"))):
-        killed = forget_after(whole, n_kept)
-        assert differences(expected, fingerprint(learn(name, killed), killed / "progress.csv")) == [], n_kept
+@pytest.mark.parametrize("name", [name for name in STEPWISE if "pop_size" in known(name, {"pop_size": 3})])
+def test_inside_an_assessment_nobody_else_is_deployed(name: str, tmp_path: Path) -> None:
+    def favour_another(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        if whole.num_timesteps == 100:
+            whole.last_returns[1] = [1000.0]
+        return True
+
+    whole = make(name, early_assessment_episodes=50, explore_steps=1000)
+    whole.learn(120, [ConvertCallback(favour_another), GenerationCheckpoint(50, tmp_path)])
+    assert whole.best == 1 and whole._n_updates == 0
+    resumed = ALGOS[name].resume_from(tmp_path / "checkpoint_000000000104", toy_vec_env(), "cpu").learn(120)
+    assert resumed.best == 1 and differences(fingerprint(whole), fingerprint(resumed)) == []
 
 
 @pytest.mark.parametrize("name", STEPWISE)
