@@ -123,7 +123,7 @@ class ResumingMixin(BaseAlgorithm):
                 others = [model.with_name(f"{prefix}_{part}_{steps}_steps.pkl") for part in ("replay_buffer", "vecnormalize")]
                 has_buffer = others[0].exists() or not issubclass(cls, OffPolicyAlgorithm)
                 if has_buffer and others[1].exists() == is_normalized:  # the callback writes them one after the other
-                    found.append((int(steps), _Files(model, *others)))
+                    found.append((int(steps), _Files(model, others[0], others[1])))
         if not found:
             raise ValueError(
                 f"path must be a folder with at least one whole checkpoint; got {str(path)!r}, which has none. Begin a new "

@@ -124,7 +124,7 @@ def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallbac
 def _memory(callback: BaseCallback) -> dict[str, Any]:
     if type(callback).__module__.split(".")[0] not in LIBRARIES:
         return {"n_calls": callback.n_calls}
-    given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}
+    given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
     given |= {"locals", "globals"}
     return {name: value for name, value in vars(callback).items() if name not in given and _is_plain(value)}
 

@@ -111,7 +111,8 @@ class EnvironmentMaker:
 
     def __call__(self, n_envs: int = 1) -> VecEnv:
         made = [self._make() for _ in range(n_envs)]
-        env = made[0] if isinstance(made[0], VecEnv) else DummyVecEnv([lambda one=one: one for one in made])
+        single = iter([one for one in made if isinstance(one, gym.Env)])
+        env = made[0] if isinstance(made[0], VecEnv) else DummyVecEnv([lambda: next(single)] * n_envs)
         for layer in self.layers:
             env = layer(env)
         return env

@@ -119,6 +119,7 @@ def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     before = learn(CHEAP, tmp_path)
     written = newest_checkpoint(tmp_path / "checkpoints")
+    assert steps_of(tmp_path / "checkpoints")[-1] == TOTAL[CHEAP]
     after = learn(CHEAP, tmp_path)
     assert after.num_timesteps == TOTAL[CHEAP] and newest_checkpoint(tmp_path / "checkpoints") == written
     assert differences(fingerprint(before), fingerprint(after)) == []
