@@ -198,7 +198,8 @@ class PopTD7(TD7):
 
     def _resume(self, callback: BaseCallback) -> bool:
         goes_on = not self.is_choosing or self._begin_exploitation(callback)
-        self._deploy_best()
+        if not self._is_resumed:  # then it is the rest of a call that did so
+            self._deploy_best()
         return goes_on
 
     def _after_training(self, callback: BaseCallback) -> bool:

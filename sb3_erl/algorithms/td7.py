@@ -259,7 +259,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
-        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
+        total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         if self.offline:
             self._learn_offline(total_timesteps, callback, log_interval)
@@ -270,11 +270,10 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
         assert self.env is not None and self.replay_buffer is not None
-        for index in range(self.n_envs):
-            self.assessment.abandon(index)
         self._begin_rollouts()
         goes_on = self._resume(callback)
         while goes_on and self.num_timesteps < total_timesteps:
+            self._between_steps()
             rollout = self.collect_rollouts(
                 self.env, callback, EVERY_STEP, self.replay_buffer, None, int(self.learning_starts), log_interval
             )
@@ -345,6 +344,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
             )
         callback.on_rollout_start()
         while self.num_timesteps < total_timesteps:
+            self._at_boundary()
             self.train(1, self.batch_size)
             self.policy.deploy(self.actor)
             self.num_timesteps += 1
@@ -367,6 +367,9 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _episode_begins(self, index: int) -> None:
         self.assessment.begin(index)
+
+    def _episode_is_cut(self, index: int) -> None:
+        self.assessment.abandon(index)
 
     def _steps_taken(self, n_steps: int) -> None:
         self.assessment.step(n_steps)

@@ -92,11 +92,12 @@ class GenerationalMixin(AddressedMixin):
             raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
         check_range("total_timesteps", total_timesteps, 0, open_low=True)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
+        total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
         callback.on_training_start(locals(), globals())
         self._evaluator = self._make_evaluator()
         self._stopwatch = Stopwatch()
         while self.num_timesteps < total_timesteps:
+            self._at_boundary()
             self.phase += 1
             if not self._generation(callback):
                 break

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_erl.common.files import replacing
+from sb3_erl.common.resuming import ResumingMixin
 from sb3_erl.common.seeding import Address, Stream
 
 
-class AddressedMixin(BaseAlgorithm):
+class AddressedMixin(ResumingMixin):
     """
     Randomness that derives from an address, and saves that a crash cannot damage.
 
@@ -85,31 +83,3 @@ class SafeBufferMixin:
                 base.save_replay_buffer(temporary)
         else:
             base.save_replay_buffer(path)
-
-
-@contextmanager
-def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-    """
-    A temporary file beside ``path`` that takes its name once it is written completely.
-
-    :param path: the file to write
-    :param suffix: ending that is added to a path without one
-    """
-    path = pathlib.Path(path)
-    path = path if path.suffix else path.with_suffix(suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}.", dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

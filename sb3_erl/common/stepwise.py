@@ -42,6 +42,9 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
     def _episode_begins(self, index: int) -> None:
         """An episode that follows the policy begins in this environment."""
 
+    def _episode_is_cut(self, index: int) -> None:
+        """The episode in this environment, if one runs, is cut off from outside."""
+
     def _steps_taken(self, n_steps: int) -> None:
         """So many environments took a step with the policy."""
 
@@ -74,7 +77,18 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
             last = buffer.pos - 1
             running = buffer.dones[last] == 0
             buffer.dones[last, running] = buffer.timeouts[last, running] = 1
+        for index in range(self.n_envs):
+            self._episode_is_cut(index)
         self._forget_episodes()
+
+    def _between_steps(self) -> None:
+        """A moment to save the run, if no episode runs; or if none was found for long, episodes are cut."""
+        has_end = len(self._ended) == self.n_envs
+        if not has_end and any(checkpointer.is_overdue for checkpointer in self._checkpointers):
+            self._cut_episodes()
+            has_end = True
+        if has_end:
+            self._at_boundary()
 
     def _begin_episode(self, index: int) -> None:
         """Reset an environment with a seed of its own; from here on it is random or it uses the policy."""
