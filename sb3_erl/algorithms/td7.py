@@ -16,12 +16,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_env, check_learn, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.evaluation.exploration import NoiseExploration
+from sb3_erl.evaluation.soundness import environments_watched
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
 
@@ -247,18 +248,23 @@ class TD7(StepwiseOffPolicyAlgorithm):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive, or offline if the replay buffer is empty
+        :raises ValueError: if ``total_timesteps`` is not positive, the environment is none, closed, or gives wrong shapes or
+            what is not finite; offline if the replay buffer is empty
+        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
         """
-        check_range("total_timesteps", total_timesteps, 0, open_low=True)
+        check_learn(self, total_timesteps)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
-        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
-        callback.on_training_start(locals(), globals())
-        if self.offline:
-            self._learn_offline(total_timesteps, callback, log_interval)
-        else:
-            self._learn_online(total_timesteps, callback, log_interval)
-        callback.on_training_end()
+        with environments_watched(self.env):
+            total_timesteps, callback = self._setup_learn(
+                int(total_timesteps), callback, reset_num_timesteps, name, progress_bar
+            )
+            callback.on_training_start(locals(), globals())
+            if self.offline:
+                self._learn_offline(total_timesteps, callback, log_interval)
+            else:
+                self._learn_online(total_timesteps, callback, log_interval)
+            callback.on_training_end()
         return self
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:

@@ -89,6 +89,16 @@ def check_env(model: Any) -> None:
         )
 
 
+def check_learn(model: Any, total_timesteps: Any) -> None:
+    """
+    :raises ValueError: if a model that shall learn has no environment, or there is nothing to do
+    :raises TypeError: if ``total_timesteps`` is no number
+    """
+    if model.env is None:
+        raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
+    check_range("total_timesteps", total_timesteps, 0, open_low=True)
+
+
 @contextmanager
 def spaces_checked(model: Any) -> Iterator[None]:
     """

@@ -232,7 +232,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch"]
+        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch", "_failures"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "evolver"], []

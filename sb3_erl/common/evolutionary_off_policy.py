@@ -223,7 +223,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _log_generation(self, fitness: np.ndarray | None, episodes: EpisodeBatch) -> None:
         self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
-        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size]
+        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size and not e.failed]
         if learner:
             self.logger.record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
         if fitness is not None:
@@ -299,7 +299,18 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool", "_stopwatch"]
+        own = [
+            "actor",
+            "critic",
+            "evolver",
+            "learner_rule",
+            "exchange",
+            "_evaluator",
+            "_callback",
+            "_pool",
+            "_stopwatch",
+            "_failures",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
