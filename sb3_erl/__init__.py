@@ -14,6 +14,7 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.common.loading import load_parameters
 
 if TYPE_CHECKING:
     from sb3_erl.evaluation.process_pool import ProcessEvaluator
@@ -60,6 +61,7 @@ __all__ = [
     "RandomSearch",
     "RayEvaluator",
     "__version__",
+    "load_parameters",
 ]
 
 _LATER = {"ProcessEvaluator": "process_pool", "RayEvaluator": "ray_pool"}

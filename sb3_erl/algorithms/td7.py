@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_learn, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
@@ -154,7 +154,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         self.encoder_lr, self.critic_lr, self.actor_lr = encoder_lr, critic_lr, actor_lr
         self.deploy = deploy
         self.assessment_state: dict[str, Any] = {}
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
@@ -163,7 +163,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        check_env(self)
+        check_common(self)
         counts = ("buffer_size", "batch_size", "policy_delay", "target_update_interval")
         for name in (*counts, "early_assessment_episodes", "late_assessment_episodes"):
             check_range(name, getattr(self, name), 1, integer=True)
@@ -252,7 +252,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
             what is not finite; offline if the replay buffer is empty
         :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
         """
-        check_learn(self, total_timesteps)
+        check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
         with environments_watched(self.env):

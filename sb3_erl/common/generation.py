@@ -102,7 +102,7 @@ class GenerationalMixin(AddressedMixin):
         :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
         :raises FailedEpisodesError: if as many episodes in a row failed as a generation has
         """
-        check_learn(self, total_timesteps)
+        check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         with environments_watched(self.env):
             total_timesteps, callback = self._setup_learn(

@@ -15,6 +15,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_erl.evaluation.base import Episode
 
+READERS = tuple(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor"))
+"""Where SB3 reads what an environment gives."""
 SECONDS_TO_ANSWER = 5.0
 """How long environments in other processes may take to finish a step that was interrupted."""
 
@@ -88,7 +90,7 @@ def mismatches_explained() -> Iterator[None]:
 def _raised_by_vec_env(error: BaseException) -> bool:
     names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = [name for name in names if not name.startswith("numpy")]
-    return own[-1].startswith(("stable_baselines3.common.vec_env.dummy", "stable_baselines3.common.vec_env.subproc"))
+    return own[-1].startswith(READERS)
 
 
 class NormalizerGuard:
@@ -105,7 +107,7 @@ class NormalizerGuard:
     def keep(self) -> None:
         """Remember the statistics; to be called before a step."""
         if self.normalizer is not None:
-            self._kept = [(rms, dict(vars(rms))) for rms in (self.normalizer.obs_rms, self.normalizer.ret_rms)]
+            self._kept = [(rms, dict(vars(rms))) for rms in _statistics(self.normalizer)]
 
     def restore(self) -> bool:
         """Forget a step that was not finite; returns whether there was anything to forget."""
@@ -123,14 +125,16 @@ class NormalizerGuard:
 def check_statistics(env: VecEnv) -> None:
     """:raises ValueError: if a VecNormalize around the environments has taken in something that is not finite"""
     normalizer = unwrap_vec_normalize(env)
-    if normalizer is None or not hasattr(normalizer, "ret_rms"):
-        return
-    statistics = [normalizer.ret_rms, *([normalizer.obs_rms] if hasattr(normalizer, "obs_rms") else [])]
-    if not all(np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() for rms in statistics):  # type: ignore[union-attr]
+    known = [] if normalizer is None else _statistics(normalizer)
+    if not all(np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() for rms in known):
         raise ValueError(
             "env has a VecNormalize whose statistics are not finite, because an observation or a reward was not; repair the "
             "environment and make a new VecNormalize, or load the statistics of an earlier one (VecNormalize.load)"
         )
+
+
+def _statistics(normalizer: VecNormalize) -> list[Any]:
+    return [vars(normalizer)[name] for name in ("obs_rms", "ret_rms") if name in vars(normalizer)]  # one, without norm_obs
 
 
 # -------------------------------------------------------------------- episodes that failed
