@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -33,7 +34,7 @@ from sb3_erl import ALGOS
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LIMIT = 120.0
 """Seconds after which a fault counts as lost: it hangs."""
-BATCH = 12
+BATCH = 40
 """Faults of one process, which shares what is slow to start."""
 
 
@@ -118,6 +119,7 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.faulty", "sb3_erl.evaluation.worker"])
     for fault in faults:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -36,6 +36,8 @@ INTERRUPT = "Ctrl-C"
 NO_NUMBER_YET = ("score", "fitness", "returns")
 """What evolvers remember of evaluations; NaN or minus infinity where there was none."""
 
+HELPERS = ("multiprocessing.forkserver import main", "multiprocessing.resource_tracker import main", "/ray/", "ray::")
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -187,12 +189,8 @@ def check_whole(model: Any, folder: Path) -> None:
     """The model holds nothing that is not finite, and can be saved and loaded."""
     for name, state in model.get_parameters().items():
         for key, tensor in _tensors(name, state):
-            bounded = tensor[~th.isneginf(tensor)] if "score" in key or "fitness" in key else tensor
-            if (
-                tensor.dtype.is_floating_point
-                and bool(th.isnan(bounded).any() | th.isinf(bounded).any())
-                and "fitness" not in key
-            ):
+            is_number = tensor.dtype.is_floating_point and not key.endswith(NO_NUMBER_YET)
+            if is_number and not bool(th.isfinite(tensor).all()):
                 raise Unexpected(f"{key} is not finite")
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
@@ -354,7 +352,7 @@ def processes_of(ancestor: int) -> set[int]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if fields[0] != "Z":
                 parents[int(entry.name)] = int(fields[1])
-            if "forkserver import main" in command or "resource_tracker import main" in command or "ray" in command:
+            if any(word in command for word in HELPERS):
                 helpers.add(int(entry.name))
     found, front = set(), {ancestor}
     while front:
