@@ -127,7 +127,7 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
         check_shape("observations", new_obs, (self.n_envs, *shape))
         check_shape("rewards", reward, (self.n_envs,))
         self._guard.restore()
-        observations = new_obs if normalizer is None else normalizer.get_original_obs()
+        observations: Any = new_obs if normalizer is None else normalizer.get_original_obs()
         rewards = reward if normalizer is None else normalizer.get_original_reward()
         for index in range(self.n_envs):
             last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
