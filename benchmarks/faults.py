@@ -21,7 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ray", type=int, default=8, help="how many of them with Ray")
     parser.add_argument("--list", action="store_true", help="show them only")
     parser.add_argument("--only", type=int, help="inject this one only, and write nothing")
+    parser.add_argument("--again", action="store_true", help="those of the last run that ended otherwise, once more")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for faults.json and faults.md")
     options = parser.parse_args(arguments)
     faults = draw(options.faults, options.seed, options.ray)
@@ -166,6 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     start, records = time.perf_counter(), []
     chosen = faults if options.only is None else [faults[options.only]]
+    if options.again:
+        last = json.loads((options.results / "faults.json").read_text())["records"]
+        records = [record for record in last if record["ok"]]
+        chosen = [Fault(**{field.name: record[field.name] for field in fields(Fault)}) for record in last if not record["ok"]]
     for first in range(0, len(chosen), BATCH):
         records += run_batch(chosen[first : first + BATCH])
     n_lost = sum(not record["ok"] for record in records)

@@ -36,7 +36,8 @@ INTERRUPT = "Ctrl-C"
 NO_NUMBER_YET = ("score", "fitness", "returns")
 """What evolvers remember of evaluations; NaN or minus infinity where there was none."""
 
-HELPERS = ("multiprocessing.forkserver import main", "multiprocessing.resource_tracker import main", "/ray/", "ray::")
+SERVERS = ("multiprocessing.forkserver import main", "multiprocessing.resource_tracker import main")
+RAYS = ("/ray/", "ray::")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ def _evaluator(fault: Fault, folder: Path) -> Any:
     maker = partial(monitored, kind=fault.kind, one_in=fault.one_in, at=fault.at, flag=flag)
     if fault.backend == "process":
         return ProcessEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None)
+    import ray
+
+    if not ray.is_initialized():  # once for all faults of a process
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     return RayEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None, num_cpus=0.5)
 
 
@@ -343,7 +348,8 @@ def _make_older(path: Path, content: bytes) -> None:
 def processes_of(ancestor: int) -> set[int]:
     """Ids of all descendants of a process that run and are nobody's helpers (multiprocessing's own, Ray's)."""
     parents: dict[int, int] = {}
-    helpers: set[int] = set()
+    servers: set[int] = set()
+    rays: set[int] = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -352,11 +358,12 @@ def processes_of(ancestor: int) -> set[int]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if fields[0] != "Z":
                 parents[int(entry.name)] = int(fields[1])
-            if any(word in command for word in HELPERS):
-                helpers.add(int(entry.name))
+            for known, words in ((servers, SERVERS), (rays, RAYS)):
+                if any(word in command for word in words):
+                    known.add(int(entry.name))
     found, front = set(), {ancestor}
     while front:
         front = {pid for pid, parent in parents.items() if parent in front}
         found |= front
-    forked = {pid for pid in found if parents[pid] in helpers}  # has the same command line as the server it was forked from
-    return {pid for pid in found if pid not in helpers or pid in forked}
+    found -= rays
+    return {pid for pid in found if pid not in servers or parents[pid] in servers}  # what a server forks has its command line

@@ -116,9 +116,9 @@ class GenerationalMixin(AddressedMixin):
         return self
 
     def _run_generations(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        self._failures = FailureCount(self._n_jobs)
         while self.num_timesteps < total_timesteps:
             self.phase += 1
-            self._failures = FailureCount(self._n_jobs)
             if not self._generation(callback):
                 return
             self.n_generations += 1

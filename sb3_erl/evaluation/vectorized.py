@@ -210,7 +210,7 @@ class VectorizedEvaluator:
             digest = recorder.digest
             if running.episode is not None and running.episode.failed:
                 recorder.drop(running.job, running.transitions)
-            else:
+            elif running.transitions:  # none of a job that was stopped before its first step
                 digested = running.transitions if digest is None else digest(running.job, running.transitions)
                 recorder.store(running.job, digested)
             running.transitions = []

@@ -154,10 +154,13 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         runner = Runner(setup)
+        greeting = runner.greeting
     except Exception:
-        channel.send_bytes(pickle.dumps(traceback.format_exc()))
+        greeting = pickle.dumps(traceback.format_exc())
+    try:
+        channel.send_bytes(greeting)
+    except OSError:  # nobody wants to know
         return
-    channel.send_bytes(runner.greeting)
     tables: dict[tuple[int, int], Any] = {}
     while True:
         try:
