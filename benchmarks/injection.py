@@ -82,6 +82,8 @@ def inject(fault: Fault, folder: Path) -> str:
     :raises Unexpected: if it must not end so
     """
     before = processes_of(os.getpid())
+    if fault.backend == "ray":
+        _start_ray()
     os.chdir(folder)
     if fault.backend == "file":
         ending = _file_fault(fault, folder)
@@ -103,15 +105,19 @@ def inject(fault: Fault, folder: Path) -> str:
 # -------------------------------------------------------------------- environments
 
 
+def _start_ray() -> None:
+    """Once for all faults of a process, in a folder that stays."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
 def _evaluator(fault: Fault, folder: Path) -> Any:
     flag = str(folder / "died") if fault.kind == "die once" else ""
     maker = partial(monitored, kind=fault.kind, one_in=fault.one_in, at=fault.at, flag=flag)
     if fault.backend == "process":
         return ProcessEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None)
-    import ray
-
-    if not ray.is_initialized():  # once for all faults of a process
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     return RayEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None, num_cpus=0.5)
 
 
