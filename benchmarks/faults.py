@@ -87,6 +87,8 @@ def run_batch(faults: Sequence[Fault], limit: float = LIMIT) -> list[dict[str, A
             _work(rest, writer)
         os.close(writer)
         records += _listen(reader, rest, limit)
+        if "lost" in records[-1]["ending"]:
+            report(records[-1])
         os.close(reader)
         everybody = processes_of(child)
         for pid in (child, *everybody):
@@ -136,7 +138,9 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
 def report(record: dict[str, Any]) -> None:
     """A line on the terminal."""
     words = (record["backend"], record["kind"], record["name"], f"1 in {record['one_in']}")
-    print("ok  " if record["ok"] else "LOST", *words, "->", record["ending"], f"({record['seconds']} s)", flush=True)
+    print(
+        "ok  " if record["ok"] else "LOST", *words, "->", record["ending"], f"({record.get('seconds', LIMIT)} s)", flush=True
+    )
 
 
 # -------------------------------------------------------------------- figures
