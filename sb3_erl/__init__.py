@@ -16,6 +16,7 @@ from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
 from sb3_erl.common.callbacks import GenerationCheckpoint
 from sb3_erl.common.checkpoints import newest_checkpoint
+from sb3_erl.common.loading import load_parameters
 
 if TYPE_CHECKING:
     from sb3_erl.evaluation.process_pool import ProcessEvaluator
@@ -63,6 +64,7 @@ __all__ = [
     "RandomSearch",
     "RayEvaluator",
     "__version__",
+    "load_parameters",
     "newest_checkpoint",
 ]
 

@@ -161,6 +161,7 @@ class PopTD7(TD7):
         check_choice("selection", self.selection, ("training", "evaluation"))
 
     def _setup_model(self) -> None:
+        self._check_arguments()
         policy_kwargs, buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         self.policy_kwargs = {**policy_kwargs, "n_members": len(self.members)}
         if issubclass(self.replay_buffer_class or LAPReplayBuffer, LAPReplayBuffer) and self.priorities == "individual":

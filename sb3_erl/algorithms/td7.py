@@ -16,12 +16,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.evaluation.exploration import NoiseExploration
+from sb3_erl.evaluation.soundness import environments_watched
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
@@ -159,7 +160,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         self.deploy = deploy
         self.precision, self.compile = precision, compile
         self.assessment_state: dict[str, Any] = {}
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
@@ -168,7 +169,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        check_env(self)
+        check_common(self)
         self._check_update_options()
         counts = ("buffer_size", "batch_size", "policy_delay", "target_update_interval")
         for name in (*counts, "early_assessment_episodes", "late_assessment_episodes"):
@@ -254,18 +255,21 @@ class TD7(StepwiseOffPolicyAlgorithm):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive, or offline if the replay buffer is empty
+        :raises ValueError: if ``total_timesteps`` is not positive, the environment is none, closed, or gives wrong shapes or
+            what is not finite; offline if the replay buffer is empty
+        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
         """
-        check_range("total_timesteps", total_timesteps, 0, open_low=True)
+        check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
-        total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
-        callback.on_training_start(locals(), globals())
-        if self.offline:
-            self._learn_offline(total_timesteps, callback, log_interval)
-        else:
-            self._learn_online(total_timesteps, callback, log_interval)
-        callback.on_training_end()
+        with environments_watched(self.env):
+            total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+            callback.on_training_start(locals(), globals())
+            if self.offline:
+                self._learn_offline(total_timesteps, callback, log_interval)
+            else:
+                self._learn_online(total_timesteps, callback, log_interval)
+            callback.on_training_end()
         return self
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, T
 from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
@@ -110,7 +110,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
@@ -142,7 +142,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        check_env(self)
+        check_common(self)
         self._check_update_options()
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
@@ -229,7 +229,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _log_generation(self, fitness: np.ndarray | None, episodes: EpisodeBatch) -> None:
         self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
-        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size]
+        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size and not e.failed]
         if learner:
             self.logger.record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
         if fitness is not None:
@@ -305,7 +305,18 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool", "_stopwatch"]
+        own = [
+            "actor",
+            "critic",
+            "evolver",
+            "learner_rule",
+            "exchange",
+            "_evaluator",
+            "_callback",
+            "_pool",
+            "_stopwatch",
+            "_failures",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -60,7 +60,8 @@ class _StdNormFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if grad is None:
             return None, None, None
-        return std_norm_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:])
+        normed, std, scale = ctx.saved_tensors
+        return std_norm_backward(grad, normed, std, scale, ctx.needs_input_grad[1:])
 
 
 class StdNorm(nn.Module):

@@ -103,7 +103,7 @@ def perceptron(layers: Sequence[Layer], *inputs: Tensor) -> Tensor:
         for layer in layers:
             tensors += (*layer.weights, layer.bias, *layer.norm)
         if any([tensor.requires_grad for tensor in tensors]):
-            return _Perceptron.apply(layers, len(inputs), *tensors)  # type: ignore[no-any-return]
+            return _Perceptron.apply(layers, len(inputs), *tensors)
     x, more = inputs[0], 1
     for layer in layers:
         x = _forward(layer, (x, *inputs[more : more + layer.n_more]))[0]
@@ -114,7 +114,8 @@ def perceptron(layers: Sequence[Layer], *inputs: Tensor) -> Tensor:
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: Sequence[Layer], n_inputs: int, *tensors: Tensor) -> Tensor:
-        x, more, values = tensors[0], 1, []
+        x, more = tensors[0], 1
+        values: list[Tensor] = []
         for layer in layers:
             x, *rest = _forward(layer, (x, *tensors[more : more + layer.n_more]))
             values += (x, *rest)
@@ -141,8 +142,8 @@ class _Perceptron(torch.autograd.Function):
             if unit:
                 grad = unit_backward(grad, *saved[value + 1 : value + 3])
             if n_norm:
-                normed_and_std = saved[value + 1 : value + 3]
-                grad, *grads[end - 2 : end] = std_norm_backward(grad, *normed_and_std, norm[0], needed[end - 2 : end])
+                normed, std = saved[value + 1 : value + 3]
+                grad, *grads[end - 2 : end] = std_norm_backward(grad, normed, std, norm[0], needed[end - 2 : end])
             if needed[start + n_weights]:
                 grads[start + n_weights] = grad.sum(1, keepdim=True) if bias.dim() == 3 else grad.sum(0)
             more -= n_more

@@ -20,6 +20,7 @@ from sb3_erl.evaluation.base import (
     Transition,
 )
 from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.evaluation.soundness import NormalizerGuard, check_shape, what_is_wrong
 from sb3_erl.fitness.behaviour import KEY, read_behavior
 
 
@@ -43,6 +44,9 @@ class VectorizedEvaluator:
     Slots without a job are stepped with the zero action (a VecEnv steps all its environments) but neither counted,
     stored nor shown to callbacks as finished.
 
+    A job that meets a reward or an observation that is not finite ends there and has failed: its fitness is NaN and nothing of
+    it is stored. A VecNormalize that learns forgets that step.
+
     :param env: any SB3 VecEnv
     :param vec_normalize: the VecNormalize wrapper in ``env``, if there is one
     :param unscale_action: from [-1, 1] to the environment's box
@@ -57,6 +61,8 @@ class VectorizedEvaluator:
         self.unscale_action = unscale_action
         self.action_shape = action_shape
         self.reset_slot = SlotResetter(env)
+        self._guard = NormalizerGuard(vec_normalize)
+        self._obs_shape = env.observation_space.shape or ()
         self._knows_behavior = env.has_attr("current_behavior")
 
     def evaluate(
@@ -93,13 +99,19 @@ class VectorizedEvaluator:
         return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
 
     def _start(self, index: int, waiting: Any, slots: list, obs: np.ndarray, original: np.ndarray, address: Address) -> None:
-        slots[index] = running = next(waiting, None)
-        if running is None:
-            return
-        job = running.job
-        obs[index], original[index] = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *job.key))
-        if job.explorer is not None:
-            job.explorer.begin(address.sequence(Stream.EXPLORATION, *job.key))
+        for running in waiting:
+            job = running.job
+            seen, stored = self.reset_slot(index, address.seed(Stream.ENVIRONMENT, *job.key))
+            check_shape("observations", seen, self._obs_shape)
+            obs[index], original[index] = seen, stored
+            wrong = what_is_wrong(original[index])
+            if not wrong:
+                slots[index] = running
+                if job.explorer is not None:
+                    job.explorer.begin(address.sequence(Stream.EXPLORATION, *job.key))
+                return
+            running.episode = Episode(job, np.empty(0), obs[index].copy(), False, True, failure=f"{wrong} after reset")
+        slots[index] = None
 
     @staticmethod
     def _act(slots: list[_Running | None], actor: PopulationActor, obs: np.ndarray, actions: np.ndarray) -> None:
@@ -117,7 +129,8 @@ class VectorizedEvaluator:
         """One vector step; returns whether to go on."""
         buffer_actions = scaled.reshape(len(slots), *self.action_shape)
         actions = self.unscale_action(buffer_actions)
-        new_obs, rewards, all_dones, infos = self.env.step(actions)
+        self._guard.keep()
+        new_obs, rewards, all_dones, infos = self._sound(*self.env.step(actions))
         running = np.array([slot is not None for slot in slots])
         dones = all_dones & running
         go_on = recorder.after_step({**locals(), "env": self.env}, running)
@@ -130,13 +143,17 @@ class VectorizedEvaluator:
                 continue
             slot.rewards.append(rewards_32[index])
             done = bool(dones[index])
-            cut = not done and slot.job.horizon is not None and len(slot.rewards) >= slot.job.horizon
-            if not (done or cut or slot.keeps_steps):
-                continue
             info = infos[index]
             last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
-            if done and info.get("terminal_observation") is not None:
-                last = last_original = info["terminal_observation"]
+            terminal = info.get("terminal_observation") if done else None
+            if terminal is not None:
+                check_shape("observations", terminal, self._obs_shape)
+            wrong = what_is_wrong(last_original if terminal is None else np.asarray(terminal), slot.rewards[-1])
+            cut = not done and (bool(wrong) or (slot.job.horizon is not None and len(slot.rewards) >= slot.job.horizon))
+            if not (done or cut or slot.keeps_steps):
+                continue
+            if terminal is not None:
+                last = last_original = terminal
                 if normalizer is not None:
                     last_original = normalizer.unnormalize_obs(last)
             truncated = done and bool(info.get("TimeLimit.truncated", False))
@@ -152,12 +169,28 @@ class VectorizedEvaluator:
                     info,
                 )
             )
-            if done or cut:
+            if wrong:
+                failure = f"{wrong} in step {len(slot.rewards)}"
+                slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), False, cut, failure=failure)
+            elif done or cut:
                 behavior = self._behavior(index, info)
                 slot.episode = Episode(slot.job, np.array(slot.rewards), np.array(last), done and not truncated, cut, behavior)
         obs[...] = new_obs
         original[...] = new_original
         return go_on
+
+    def _sound(
+        self, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any
+    ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
+        """A step as the environment gave it, with arrays that fit and without traces in what VecNormalize learns."""
+        check_shape("observations", new_obs, (len(dones), *self._obs_shape))
+        check_shape("rewards", rewards, (len(dones),))
+        if self._guard.restore():
+            normalizer = self.vec_normalize
+            assert normalizer is not None
+            new_obs = normalizer.normalize_obs(normalizer.get_original_obs())
+            rewards = normalizer.normalize_reward(normalizer.get_original_reward())
+        return new_obs, rewards, dones, infos
 
     def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
         if KEY in info:
@@ -175,7 +208,11 @@ class VectorizedEvaluator:
                 last = running.transitions[-1]
                 running.transitions[-1] = last._replace(done=True, info={**last.info, "TimeLimit.truncated": True})
             digest = recorder.digest
-            recorder.store(running.job, running.transitions if digest is None else digest(running.job, running.transitions))
+            if running.episode is not None and running.episode.failed:
+                recorder.drop(running.job, running.transitions)
+            elif running.transitions:  # none of a job that was stopped before its first step
+                digested = running.transitions if digest is None else digest(running.job, running.transitions)
+                recorder.store(running.job, digested)
             running.transitions = []
             n_stored += 1
         return n_stored

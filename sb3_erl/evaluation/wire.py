@@ -98,11 +98,11 @@ class Outcome:
         """
         episode = self.episode
         if isinstance(episode, EpisodeSummary):
-            if t + 1 < episode.length:
+            if t + 1 < episode.n_steps:
                 return 0.0, False, {}, None
             return episode.total_reward, not episode.cut, self.last_info, None
         transition = self.stored[t]
-        done = t + 1 == episode.length and not episode.cut
+        done = t + 1 == episode.n_steps and not episode.cut
         return transition.reward, done, transition.info, transition.next_observation
 
     def stored_until(self, n_steps: int) -> Any:
@@ -110,7 +110,7 @@ class Outcome:
         if isinstance(self.episode, EpisodeSummary):
             return None
         steps = list(self.stored[:n_steps])
-        if 0 < n_steps < self.episode.length:  # n-step returns must not run into the next job
+        if 0 < n_steps < self.episode.n_steps:  # n-step returns must not run into the next job
             steps[-1] = steps[-1]._replace(done=True, info={**steps[-1].info, TRUNCATED: True})
         return steps
 
@@ -137,12 +137,12 @@ def pack_scores(scores: Sequence[Score]) -> Any:
         flags = TERMINATED * episode.terminated + CUT * episode.cut + TIME_LIMIT * bool(info.get(TRUNCATED, False))
         other = {key: info[key] for key in ("is_success", "episode") if key in info}
         monitored, seconds = 0.0, 0.0
-        if set(other.get("episode", ())) == MONITOR_KEYS and other["episode"]["l"] == episode.length:
+        if set(other.get("episode", ())) == MONITOR_KEYS and other["episode"]["l"] == episode.n_steps:
             own = other.pop("episode")
             monitored, seconds, flags = own["r"], own["t"], flags + MONITORED
-        records[number] = (episode.total_reward, episode.sign_sum, episode.length, monitored, seconds, flags)
-        if other or digest is not None or episode.behavior is not None:
-            extras[number] = (episode.behavior, digest, other)
+        records[number] = (episode.total_reward, episode.sign_sum, episode.n_steps, monitored, seconds, flags)
+        if other or digest is not None or episode.behavior is not None or episode.failed:
+            extras[number] = (episode.behavior, digest, other, episode.failure)
     return records.tobytes(), extras
 
 
@@ -156,12 +156,12 @@ def unpack_score(bodies: Any, place: int, job: Job) -> Outcome:
     packed, extras = bodies
     record = np.frombuffer(packed, dtype=RECORD, count=1, offset=place * RECORD.itemsize)
     total, signs, length, monitored, seconds, flags = record[0].tolist()
-    behavior, digest, info = extras.get(place, (None, None, {}))
+    behavior, digest, info, failure = extras.get(place, (None, None, {}, ""))
     info = {**info, TRUNCATED: bool(flags & TIME_LIMIT)}
     if flags & MONITORED:
         info["episode"] = {"r": monitored, "l": length, "t": seconds}
     ends = bool(flags & TERMINATED), bool(flags & CUT)
-    return Outcome(EpisodeSummary(job, length, total, signs, *ends, behavior), digest, info)
+    return Outcome(EpisodeSummary(job, length, total, signs, *ends, behavior, failure), digest, info)
 
 
 # -------------------------------------------------------------------- transitions
@@ -174,6 +174,9 @@ def pack_transitions(episode: Episode, transitions: Sequence[Transition], step_i
     :param step_infos: whether infos before the last one are wanted
     :return: stacked arrays: T + 1 observations, T actions, T rewards; the rest of the episode beside them
     """
+    rest = episode.terminated, episode.cut, episode.behavior, episode.failure
+    if not transitions:  # it failed before its first step
+        return None, None, episode.rewards, None, None, (episode.last_observation, *rest)
     last = transitions[-1]
     observations = np.stack([step.observation for step in transitions] + [last.next_observation])
     infos: list[dict[str, Any]] = [_brief(step.info) if step_infos else {} for step in transitions[:-1]]
@@ -185,7 +188,7 @@ def pack_transitions(episode: Episode, transitions: Sequence[Transition], step_i
         episode.rewards.astype(np.float32),  # rounded to float32 before
         infos if any(infos) else None,
         last.info,
-        (None if is_same else seen, episode.terminated, episode.cut, episode.behavior),
+        (None if is_same else seen, *rest),
     )
 
 
@@ -195,7 +198,7 @@ def unpack_transitions(body: Any, job: Job) -> Outcome:
     :param job: that it was made of
     :return: the outcome
     """
-    observations, actions, short_rewards, infos, last_info, (seen, terminated, cut, behavior) = body
+    observations, actions, short_rewards, infos, last_info, (seen, *ends) = body
     rewards = short_rewards.astype(np.float64)
     n_steps = len(rewards)
     steps = []
@@ -204,7 +207,7 @@ def unpack_transitions(body: Any, job: Job) -> Outcome:
         info = last_info if is_last else {TRUNCATED: False, **(infos[t] if infos else {})}
         steps.append(Transition(observations[t], observations[t + 1], actions[t], reward, is_last, info))
     last = observations[-1] if seen is None else seen
-    return Outcome(Episode(job, rewards, last, terminated, cut, behavior), steps)
+    return Outcome(Episode(job, rewards, last, *ends), steps)
 
 
 def _brief(info: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class TD3Learner(Learner):
 
     def __init__(self, policy: TD3Policy, settings: LearnerSettings):
         super().__init__(policy, settings)
-        fuse_sequentials(policy)
+        for network in (policy.actor, policy.critic, policy.actor_target, policy.critic_target):
+            fuse_sequentials(network)
         self._actor = list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._pairs = [

@@ -94,7 +94,7 @@ class TD7Learner(Learner):
     settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
     buffer_class = LAPReplayBuffer
     learning_rates = (3e-4, 3e-4)
-    pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
+    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
     n_critics: ClassVar[int] = 2
 
     def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
