@@ -224,7 +224,7 @@ class Towers(nn.Module):
 
     def _layers(self, context: Tensor | None, n_towers: int | None) -> list[Layer]:
         contexts = [context] + [None] * len(self.hidden)
-        layers = [part.layer(c, n_towers) for part, c in zip((*self.hidden, self.out), contexts, strict=True)]  # type: ignore[operator]
+        layers = [part.layer(c, n_towers) for part, c in zip((*self.hidden, self.out), contexts, strict=True)]
         norms = [()] * len(self.hidden) if self.norms is None else [norm.parts(n_towers) for norm in self.norms]  # type: ignore[operator]
         for index, norm in enumerate(norms):
             layers[index] = layers[index]._replace(norm=norm, activation=activation_of(self.activation))
