@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format types bench clean distclean
+.PHONY: help install demo test faults check lint format types bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,10 @@ format: $(READY)  ## rewrite the sources in the project's format
 
 bench: $(READY)  ## measure speed [BENCH_FLAGS="--threads 1 2 --only updates stepping"]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(BENCH_FLAGS)
+
+faults: $(READY)  ## kill runs and resume them, then inject faults [KILL_FLAGS=--kills=50] [FAULT_FLAGS=...]
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.kill_resume $(KILL_FLAGS)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.faults $(FAULT_FLAGS)
 
 clean:  ## remove build results and caches
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache MUJOCO_LOG.TXT

@@ -14,6 +14,9 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.common.callbacks import GenerationCheckpoint
+from sb3_erl.common.checkpoints import newest_checkpoint
+from sb3_erl.common.loading import load_parameters
 
 if TYPE_CHECKING:
     from sb3_erl.evaluation.process_pool import ProcessEvaluator
@@ -54,12 +57,15 @@ __all__ = [
     "TD7",
     "DeepGA",
     "ERLRe2",
+    "GenerationCheckpoint",
     "OpenAIES",
     "PopTD7",
     "ProcessEvaluator",
     "RandomSearch",
     "RayEvaluator",
     "__version__",
+    "load_parameters",
+    "newest_checkpoint",
 ]
 
 _LATER = {"ProcessEvaluator": "process_pool", "RayEvaluator": "ray_pool"}

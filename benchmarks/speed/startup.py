@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from benchmarks.speed.measuring import Measurement, Options, Part, Sample, measurement
 
@@ -42,6 +43,9 @@ def startup(options: Options) -> Measurement:
     cache = tempfile.TemporaryDirectory(prefix="bench_pycache_")  # removed with the last part
     parts = {f"import {module}": fresh(module, cache.name) for module in MODULES}
     pair = ("import sb3_erl", "import stable_baselines3")
-    return Measurement(
-        "imports", parts, [pair], facts={}, more=lambda _: (cache.cleanup(), {})[1], target={" / ".join(pair): "0.91"}
-    )
+
+    def clean_up(_: Any) -> dict[str, Any]:
+        cache.cleanup()
+        return {}
+
+    return Measurement("imports", parts, [pair], facts={}, more=clean_up, target={" / ".join(pair): "0.91"})

@@ -22,7 +22,7 @@ from sb3_erl.common.evolutionary_off_policy import EvolutionaryOffPolicyAlgorith
 from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
 from sb3_erl.common.policies import fused_adam
 from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.common.seeding import Stream, scoped_generators
+from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
 from sb3_erl.evaluation.choice import EvaluatorChoice
@@ -32,7 +32,7 @@ from sb3_erl.evolution.cem import CEM as CEMDistribution
 from sb3_erl.exchange.gradient_steps import GradientSteps
 from sb3_erl.exchange.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.fitness.returns import episode_return
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 
@@ -136,6 +136,8 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.learner, self.learner_kwargs, self.max_grad_norm = learner, learner_kwargs, max_grad_norm
@@ -266,14 +268,13 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         size = self.batch_size or self._default_batch_size
         n_critic = self.budget // len(candidates)
         self.policy.set_training_mode(True)
-        self.learner_rule.follow(self, size)
 
         def observations(n: int) -> list[Any]:
             return list(self._sample(n * size).observations.split(size))
 
         rule: Any = self.learner_rule
         try:
-            with self._stopwatch.measure("learning"), scoped_generators(self._learning_sequence()):
+            with self._stopwatch.measure("learning"), self._updates(size):
                 improved, metrics = self.exchange(
                     rule, candidates, lambda: self._sample(size), observations, n_critic, self.budget
                 )

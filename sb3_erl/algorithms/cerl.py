@@ -27,7 +27,7 @@ from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.learners.allocation import ResourceManager
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import sb3_class, sb3_policy_class
 from sb3_erl.learners.portfolio import Portfolio
 from sb3_erl.learners.sb3 import SB3Learner
@@ -164,6 +164,8 @@ class CERL(WholeActorHybrid):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.gammas, self.learner, self.learner_kwargs = gammas, learner, learner_kwargs

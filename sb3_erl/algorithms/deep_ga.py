@@ -15,6 +15,7 @@ from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.es_pixel_policies import GAPixelPolicy
 from sb3_erl.common.es_policies import ESLinearPolicy, ESPolicy
+from sb3_erl.common.loading import array_to_text, text_to_array
 from sb3_erl.common.novelty_mixin import NoveltyMixin
 from sb3_erl.common.parameters import ParameterLayout, write_parameters
 from sb3_erl.common.reference_batch import ReferenceBatchMixin
@@ -291,7 +292,23 @@ class GANS(NoveltyMixin, DeepGA):
         check_range("archive_prob", self.archive_prob, 0, 1)
         check_range("truncation", self.truncation, 1, integer=True)
         self._check_novelty()
+        if self.elite_state is not None:
+            self.elite_behavior, self.elite_state = text_to_array(self.elite_state), None
         super()._setup_model()
+
+    elite_state: str | None = None
+    """The elite's behaviour as text, while a model is saved or loaded."""
+
+    def _write_state(self) -> None:
+        super()._write_state()
+        self.elite_state = None if self.elite_behavior is None else array_to_text(self.elite_behavior)
+
+    def _forget_state(self) -> None:
+        super()._forget_state()
+        self.elite_state = None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "elite_behavior"]
 
     @property
     def _n_jobs(self) -> int:

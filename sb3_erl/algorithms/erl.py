@@ -23,7 +23,7 @@ from sb3_erl.evaluation.base import Explorer, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.exchange.replace import ReplaceWeakest
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import sb3_class, sb3_policy_class
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
@@ -119,6 +119,8 @@ class ERL(WholeActorHybrid):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.learner = learner

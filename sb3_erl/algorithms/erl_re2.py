@@ -27,7 +27,7 @@ from sb3_erl.exchange.replace import ReplaceWeakest
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
 from sb3_erl.fitness.returns import episode_return
 from sb3_erl.fitness.surrogate import h_step_value
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.shared_td3 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
 from sb3_erl.learners.shared_td7 import SharedTD7Learner, SharedTD7Settings
 from sb3_erl.operators.selection import rank_best_first
@@ -152,6 +152,8 @@ class ERLRe2(GeneticHybrid):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.learner = learner

@@ -115,8 +115,24 @@ class NSES(NoveltyMixin, OpenAIES):
         check_range("n_bc_episodes", self.n_bc_episodes, 1, integer=True)
         check_choice("parent_selection", self.parent_selection, ("novelty_prob", "round_robin"))
         self._check_novelty()
-        if not hasattr(self, "weight"):
+        if not hasattr(self, "weight"):  # which files of the first versions hold as a pickle
             self.weight = self._make_weight()
+            vars(self.weight).update(self.weight_state)
+            self.weight_state = {}
+
+    weight_state: dict[str, Any] = {}  # noqa: RUF012 replaced, never written
+    """The numbers of the weight, while a model is saved or loaded."""
+
+    def _write_state(self) -> None:
+        super()._write_state()
+        self.weight_state = dict(vars(self.weight))
+
+    def _forget_state(self) -> None:
+        super()._forget_state()
+        self.weight_state = {}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "weight"]
 
     def _make_weight(self) -> FixedWeight | AdaptiveWeight:
         """The share of returns in what is followed."""

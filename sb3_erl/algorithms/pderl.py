@@ -24,6 +24,7 @@ from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.steps import Steps, Transition
 from sb3_erl.evolution.distilled import DistilledGA
 from sb3_erl.evolution.ga import GA
+from sb3_erl.learners.base import Precision
 
 
 class PDERL(ERL):
@@ -119,6 +120,8 @@ class PDERL(ERL):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.genetic_memory_size = genetic_memory_size

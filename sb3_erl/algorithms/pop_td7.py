@@ -19,6 +19,7 @@ from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import PopTD7Policy
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner
 
 
@@ -106,6 +107,8 @@ class PopTD7(TD7):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.pop_size = pop_size
@@ -158,6 +161,7 @@ class PopTD7(TD7):
         check_choice("selection", self.selection, ("training", "evaluation"))
 
     def _setup_model(self) -> None:
+        self._check_arguments()
         policy_kwargs, buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         self.policy_kwargs = {**policy_kwargs, "n_members": len(self.members)}
         if issubclass(self.replay_buffer_class or LAPReplayBuffer, LAPReplayBuffer) and self.priorities == "individual":
@@ -195,7 +199,8 @@ class PopTD7(TD7):
 
     def _resume(self, callback: BaseCallback) -> bool:
         goes_on = not self.is_choosing or self._begin_exploitation(callback)
-        self._deploy_best()
+        if not self._is_resumed:  # then it is the rest of a call that did so
+            self._deploy_best()
         return goes_on
 
     def _after_training(self, callback: BaseCallback) -> bool:

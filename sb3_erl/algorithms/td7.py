@@ -16,13 +16,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.evaluation.exploration import NoiseExploration
+from sb3_erl.evaluation.soundness import environments_watched
 from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
 
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
@@ -85,6 +87,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment's spaces are not supported
     """
 
@@ -131,6 +135,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, "MlpPolicy", list(self.policy_aliases))
@@ -152,8 +158,9 @@ class TD7(StepwiseOffPolicyAlgorithm):
         self.checkpoint_reset_rule = checkpoint_reset_rule
         self.encoder_lr, self.critic_lr, self.actor_lr = encoder_lr, critic_lr, actor_lr
         self.deploy = deploy
+        self.precision, self.compile = precision, compile
         self.assessment_state: dict[str, Any] = {}
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
@@ -162,7 +169,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        check_env(self)
+        check_common(self)
+        self._check_update_options()
         counts = ("buffer_size", "batch_size", "policy_delay", "target_update_interval")
         for name in (*counts, "early_assessment_episodes", "late_assessment_episodes"):
             check_range(name, getattr(self, name), 1, integer=True)
@@ -247,27 +255,29 @@ class TD7(StepwiseOffPolicyAlgorithm):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive, or offline if the replay buffer is empty
+        :raises ValueError: if ``total_timesteps`` is not positive, the environment is none, closed, or gives wrong shapes or
+            what is not finite; offline if the replay buffer is empty
+        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
         """
-        check_range("total_timesteps", total_timesteps, 0, open_low=True)
+        check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
-        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
-        callback.on_training_start(locals(), globals())
-        if self.offline:
-            self._learn_offline(total_timesteps, callback, log_interval)
-        else:
-            self._learn_online(total_timesteps, callback, log_interval)
-        callback.on_training_end()
+        with environments_watched(self.env):
+            total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+            callback.on_training_start(locals(), globals())
+            if self.offline:
+                self._learn_offline(total_timesteps, callback, log_interval)
+            else:
+                self._learn_online(total_timesteps, callback, log_interval)
+            callback.on_training_end()
         return self
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
         assert self.env is not None and self.replay_buffer is not None
-        for index in range(self.n_envs):
-            self.assessment.abandon(index)
         self._begin_rollouts()
         goes_on = self._resume(callback)
         while goes_on and self.num_timesteps < total_timesteps:
+            self._between_steps()
             rollout = self.collect_rollouts(
                 self.env, callback, EVERY_STEP, self.replay_buffer, None, int(self.learning_starts), log_interval
             )
@@ -338,6 +348,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
             )
         callback.on_rollout_start()
         while self.num_timesteps < total_timesteps:
+            self._at_boundary()
             self.train(1, self.batch_size)
             self.policy.deploy(self.actor)
             self.num_timesteps += 1
@@ -360,6 +371,9 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _episode_begins(self, index: int) -> None:
         self.assessment.begin(index)
+
+    def _episode_is_cut(self, index: int) -> None:
+        self.assessment.abandon(index)
 
     def _steps_taken(self, n_steps: int) -> None:
         self.assessment.step(n_steps)

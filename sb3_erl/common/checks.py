@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
 
@@ -31,6 +35,8 @@ def resolve_policy_and_env(
     :raises ValueError: if a string is neither a policy alias nor, without ``env``, a registered id
     :raises TypeError: if ``policy`` is something else altogether
     """
+    if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
+        raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env
     if isinstance(policy, str):
@@ -89,16 +95,78 @@ def check_env(model: Any) -> None:
         )
 
 
+def check_common(model: Any) -> None:
+    """
+    Arguments that all classes have; those of SB3's that would fail much later, or with a message that names nothing.
+
+    :raises ValueError: naming the argument that is out of range
+    :raises TypeError: naming the argument that is something else altogether
+    """
+    check_env(model)
+    if model.seed is not None:
+        check_range("seed", model.seed, 0, 2**32 - 1, integer=True)
+    check_range("stats_window_size", model._stats_window_size, 1, integer=True)
+    if model.learning_rate is not None and not callable(model.learning_rate):
+        check_range("learning_rate", model.learning_rate, 0)
+    check_policy_kwargs(model.policy_class, model.policy_kwargs)
+    if getattr(model, "action_noise", None) is not None and not isinstance(model.action_noise, ActionNoise):
+        raise TypeError(f"action_noise must be an ActionNoise of SB3's, such as NormalActionNoise; got {model.action_noise!r}")
+    buffer_class = getattr(model, "replay_buffer_class", None)
+    if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
+        raise TypeError(f"replay_buffer_class must be None or a subclass of SB3's ReplayBuffer; got {buffer_class!r}")
+    if not isinstance(getattr(model, "replay_buffer_kwargs", None) or {}, dict):
+        raise TypeError(f"replay_buffer_kwargs must be None or a dict; got {model.replay_buffer_kwargs!r}")
+
+
+def check_policy_kwargs(policy_class: type, kwargs: dict[str, Any]) -> None:
+    """:raises TypeError: if a policy does not have one of them"""
+    known = inspect.signature(policy_class).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return  # it knows what to do with them
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown:
+        own = [name for name in known if name not in ("observation_space", "action_space", "lr_schedule")]
+        raise TypeError(f"policy_kwargs must be arguments of {policy_class.__name__}, which are {own}; got {unknown}")
+
+
+def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: Any) -> None:
+    """
+    :raises ValueError: if a model that shall learn has no environment, or there is nothing to do
+    :raises TypeError: if an argument is something else altogether
+    """
+    if model.env is None:
+        raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
+    check_range("total_timesteps", total_timesteps, 0, 2**63, open_low=True)
+    if log_interval is not None:
+        check_range("log_interval", log_interval, 1, integer=True)
+    for each in callback if isinstance(callback, list) else [callback]:
+        if each is not None and not callable(each) and not isinstance(each, BaseCallback):
+            raise TypeError(f"callback must be None, a BaseCallback, a list of them or a function; got {each!r}")
+
+
 @contextmanager
-def spaces_checked(model: Any) -> Iterator[None]:
+def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
     Check a model's spaces around SB3's own constructor, whose messages name classes and policies that we do not have.
 
     :param model: has its spaces after the block, or after SB3 complained about them; none while it is loaded
+    :param verbose: what SB3 compares before anybody looks at it
+    :param policy_kwargs: what some classes add to before anybody looks at it
+    :raises TypeError: if one of these is of another type
     :raises UnsupportedSpaceError: see :func:`check_spaces`
+    :raises ValueError: if the id of the environment or the device is unknown
     """
+    check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
+    if not isinstance(policy_kwargs or {}, dict):
+        raise TypeError(f"policy_kwargs must be None or a dict of arguments of the policy; got {policy_kwargs!r}")
     try:
         yield
+    except gym.error.Error as error:  # of gym.make
+        raise ValueError(f"env must be an environment or the id of a registered one: {error}") from error
+    except RuntimeError as error:
+        if "device" not in str(error):
+            raise
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
     finally:
         if getattr(model, "action_space", None) is not None:
             discrete = getattr(model, "takes_discrete_actions", False)

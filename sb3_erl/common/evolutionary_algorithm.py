@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.policies import ERLActor
@@ -157,13 +157,13 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self.n_eval_episodes = n_eval_episodes
         self.evaluator = evaluator
         self._init_generational()
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
-        check_env(self)
+        check_common(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
         self._check_rollouts()
         self._setup_lr_schedule()
@@ -232,7 +232,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch"]
+        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch", "_failures"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "evolver"], []

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, T
 from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_env, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.common.checks import check_choice, check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
@@ -29,7 +29,7 @@ from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
 from sb3_erl.evaluation.steps import Steps, Transition
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 
 
 class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, GenerationalMixin, OffPolicyAlgorithm):
@@ -66,6 +66,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
@@ -98,16 +100,19 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         verbose: int,
         seed: int | None,
         device: th.device | str,
+        precision: Precision = "fp32",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
         self.pop_size = pop_size
         self.evaluator = evaluator
+        self.precision, self.compile = precision, compile
         self._init_generational()
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
-        with spaces_checked(self):
+        with spaces_checked(self, verbose, policy_kwargs):
             super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
@@ -139,7 +144,8 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
-        check_env(self)
+        check_common(self)
+        self._check_update_options()
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         if self.batch_size is not None:
@@ -225,7 +231,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     def _log_generation(self, fitness: np.ndarray | None, episodes: EpisodeBatch) -> None:
         self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
-        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size]
+        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size and not e.failed]
         if learner:
             self.logger.record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
         if fitness is not None:
@@ -300,7 +306,18 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "evolver", "learner_rule", "exchange", "_evaluator", "_callback", "_pool", "_stopwatch"]
+        own = [
+            "actor",
+            "critic",
+            "evolver",
+            "learner_rule",
+            "exchange",
+            "_evaluator",
+            "_callback",
+            "_pool",
+            "_stopwatch",
+            "_failures",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

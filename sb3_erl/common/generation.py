@@ -9,11 +9,21 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_erl.common.checks import check_range
+from sb3_erl.common.checks import check_learn, check_range
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
-from sb3_erl.evaluation.base import Digest, EpisodeBatch, Evaluator, Job, NothingToStore, PopulationActor, ToEnvironment
+from sb3_erl.evaluation.base import (
+    Digest,
+    EpisodeBatch,
+    Evaluator,
+    Job,
+    NothingToStore,
+    PopulationActor,
+    ToEnvironment,
+    Transition,
+)
 from sb3_erl.evaluation.choice import EvaluatorChoice, check_evaluator, remote_evaluator
+from sb3_erl.evaluation.soundness import FailureCount, environments_watched
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 
 if TYPE_CHECKING:
@@ -37,6 +47,7 @@ class GenerationalMixin(AddressedMixin):
     _callback: BaseCallback | None
     _evaluator: Evaluator | None
     _stopwatch: Stopwatch
+    _failures: FailureCount
 
     def _init_generational(self) -> None:
         """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
@@ -45,6 +56,7 @@ class GenerationalMixin(AddressedMixin):
         self._callback = None
         self._evaluator = None
         self._stopwatch = Stopwatch()
+        self._failures = FailureCount(1)
 
     @property
     def _n_jobs(self) -> int:
@@ -86,27 +98,33 @@ class GenerationalMixin(AddressedMixin):
         :param reset_num_timesteps: whether to count from 0 again
         :param progress_bar: show a progress bar (needs tqdm and rich)
         :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive or there is no environment
+        :raises ValueError: if ``total_timesteps`` is not positive, or the environment is none, closed or gives wrong shapes
+        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
+        :raises FailedEpisodesError: if as many episodes in a row failed as a generation has
         """
-        if self.env is None:
-            raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
-        check_range("total_timesteps", total_timesteps, 0, open_low=True)
+        check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        total_timesteps, callback = self._setup_learn(int(total_timesteps), callback, reset_num_timesteps, name, progress_bar)
-        callback.on_training_start(locals(), globals())
-        self._evaluator = self._make_evaluator()
-        self._stopwatch = Stopwatch()
+        with environments_watched(self.env):
+            total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+            callback.on_training_start(locals(), globals())
+            self._evaluator = self._make_evaluator()
+            self._stopwatch = Stopwatch()
+            self._run_generations(total_timesteps, callback, log_interval)
+            callback.on_training_end()
+        return self
+
+    def _run_generations(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        self._failures = FailureCount(self._n_jobs)
         while self.num_timesteps < total_timesteps:
+            self._at_boundary()
             self.phase += 1
             if not self._generation(callback):
-                break
+                return
             self.n_generations += 1
             if log_interval is not None and self.n_generations % log_interval == 0:
                 for part, share in self._stopwatch.shares(rest="evolution").items():
                     self.logger.record(f"time/{part}_share", share)
                 self.dump_logs()
-        callback.on_training_end()
-        return self
 
     def _generation(self, callback: BaseCallback) -> bool:
         """
@@ -164,7 +182,7 @@ class GenerationalMixin(AddressedMixin):
                 episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
         finally:
             self._callback = None
-        n_failed = 0 if episodes is None else sum(episode.failed for episode in episodes.episodes)
+        n_failed = 0 if episodes is None else self._failures.look_at(episodes.episodes)
         if n_failed > 0:
             self.logger.record("rollout/failed_episodes", n_failed)
         if episodes is not None and is_last:
@@ -182,7 +200,8 @@ class GenerationalMixin(AddressedMixin):
         if not self._callback.on_step():
             return False
         busy = np.flatnonzero(running)
-        self._update_info_buffer([variables["infos"][i] for i in busy], variables["dones"][busy])
+        infos = [variables["infos"][i] for i in busy]
+        self._update_info_buffer([info if _is_finite(info) else {} for info in infos], variables["dones"][busy])
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._after_episodes(int(variables["dones"].sum()))
         return True
@@ -217,6 +236,9 @@ class GenerationalMixin(AddressedMixin):
     def store(self, job: Job, digested: Any) -> None:
         """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""
 
+    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """Nothing of a job that failed is kept."""
+
     # ---------------------------------------------------------------- logging
 
     def _log_population(self, fitness: np.ndarray) -> None:
@@ -224,6 +246,11 @@ class GenerationalMixin(AddressedMixin):
         for name in ("max", "mean", "std"):
             value = getattr(finite, name)() if len(finite) else np.nan
             self.logger.record(f"population/fitness_{name}", float(value))
+
+
+def _is_finite(info: dict[str, Any]) -> bool:
+    """Whether the episode that Monitor tells of, if any, has a return that can enter a mean."""
+    return bool(np.isfinite(info.get("episode", {}).get("r", 0.0)))
 
 
 def _is_idle(callback: BaseCallback) -> bool:

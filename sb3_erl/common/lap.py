@@ -172,14 +172,16 @@ class LAPReplayBuffer(ReplayBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Transitions of flat slots ``row * n_envs + env``."""
-        rows, columns = np.divmod(batch_inds, self.n_envs)
-        dones = self.dones[rows, columns] * (1 - self.timeouts[rows, columns])
+
+        def take(array: np.ndarray) -> np.ndarray:
+            return array.reshape(-1, *array.shape[2:])[batch_inds]  # a view of the buffer, then a copy of these rows
+
         data = (
-            self._normalize_obs(self.observations[rows, columns], env),
-            self.actions[rows, columns],
-            self._normalize_obs(self.next_observations[rows, columns], env),
-            dones[:, None],
-            self._normalize_reward(self.rewards[rows, columns, None], env),
+            self._normalize_obs(take(self.observations), env),
+            take(self.actions),
+            self._normalize_obs(take(self.next_observations), env),
+            (take(self.dones) * (1 - take(self.timeouts)))[:, None],
+            self._normalize_reward(take(self.rewards)[:, None], env),
         )
         return ReplayBufferSamples(*(self.to_torch(part) for part in data))  # type: ignore[arg-type]
 

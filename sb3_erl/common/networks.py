@@ -6,14 +6,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPSILON = 1e-6
-
+from sb3_erl.common.perceptron import (
+    NORM_EPSILON,
+    UNIT_FLOOR,
+    Activation,
+    Layer,
+    activation_of,
+    can_fuse,
+    perceptron,
+    std_norm_backward,
+    std_norm_forward,
+)
 
 _use_plain_norms: ContextVar[bool] = ContextVar("_use_plain_norms", default=False)
 
@@ -29,45 +40,28 @@ def plain_norms() -> Iterator[None]:
 
 
 class _StdNormFunction(torch.autograd.Function):
-    """``scale * (x - mean) / (std + eps) + shift`` with a hand-written backward (a third of autograd's kernels)."""
+    """:func:`~sb3_erl.common.perceptron.std_norm_forward` for stacks of networks too (a third of autograd's kernels)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        normed = x - x.mean(-1, keepdim=True)  # torch.var_mean is several times slower on the CPU
-        std = torch.linalg.vector_norm(normed, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
-        normed.div_(std + NORM_EPSILON)
-        return torch.addcmul(shift, normed, scale), normed, std
+        return std_norm_forward(x, scale, shift)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, scale, shift = inputs
+        _, scale, _ = inputs
         _, normed, std = output
         ctx.mark_non_differentiable(normed, std)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(normed, std, scale)
-        ctx.shift_shape = shift.shape
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        normed, std, scale = ctx.saved_tensors
-        grad_x = grad_scale = grad_shift = None
         if grad is None:
             return None, None, None
-        product = grad * normed
-        if ctx.needs_input_grad[1]:
-            grad_scale = product.sum_to_size(scale.shape)
-        if ctx.needs_input_grad[2]:
-            grad_shift = grad.sum_to_size(ctx.shift_shape)
-        if ctx.needs_input_grad[0]:
-            width = normed.shape[-1]
-            column = scale.transpose(-1, -2) if scale.dim() > 1 else scale[:, None]
-            # d normed / d x: the mean's share, and the std's share, whose weight is (std + eps) / std / (n - 1)
-            along = (product @ column) * ((std + NORM_EPSILON) / (std * (width - 1)))
-            mean = (grad @ column) / width
-            grad_x = (grad * scale).sub_(mean).addcmul_(normed, along, value=-1.0).div_(std + NORM_EPSILON)
-        return grad_x, grad_scale, grad_shift
+        normed, std, scale = ctx.saved_tensors
+        return std_norm_backward(grad, normed, std, scale, ctx.needs_input_grad[1:])
 
 
 class StdNorm(nn.Module):
@@ -98,11 +92,15 @@ class StdNorm(nn.Module):
         :param n_towers: use only the first towers of a stack
         :return: same shape as ``x``
         """
-        scale, shift = first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
-        if _use_plain_norms.get():
+        scale, shift = self.parts(n_towers)
+        if torch.compiler.is_compiling() or _use_plain_norms.get():
             normed = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + NORM_EPSILON)
             return normed * scale + shift
         return _StdNormFunction.apply(x, scale, shift)[0]
+
+    def parts(self, n_towers: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift, of the first towers only if wanted."""
+        return first_towers(self.scale, n_towers), first_towers(self.shift, n_towers)
 
 
 class PlainNorm(StdNorm):
@@ -113,7 +111,8 @@ class PlainNorm(StdNorm):
     def forward(self, x: Tensor, n_towers: int | None = None) -> Tensor:
         """See :meth:`StdNorm.forward`."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
-        return torch.addcmul(first_towers(self.shift, n_towers), normed, first_towers(self.scale, n_towers))
+        scale, shift = self.parts(n_towers)
+        return torch.addcmul(shift, normed, scale)
 
 
 def first_towers(stack: Tensor, n_towers: int | None) -> Tensor:
@@ -150,12 +149,17 @@ class StackedLinear(nn.Module):
         :param n_towers: use only the first towers
         :return: ``(towers, batch, out_features)``
         """
-        weight, bias = first_towers(self.weight, n_towers), first_towers(self.bias, n_towers)
-        if context is not None and self.context_weight is not None:
-            bias = torch.baddbmm(bias, context, first_towers(self.context_weight, n_towers))
+        (weight,), bias = self.layer(context, n_towers)[:2]
         if x.dim() == 2:
             x = x.expand(weight.shape[0], *x.shape)
         return torch.baddbmm(bias, x, weight)
+
+    def layer(self, context: Tensor | None = None, n_towers: int | None = None) -> Layer:
+        """Weight and bias for :func:`~sb3_erl.common.perceptron.perceptron`; arguments as in :meth:`forward`."""
+        weight, bias = first_towers(self.weight, n_towers), first_towers(self.bias, n_towers)
+        if context is not None and self.context_weight is not None:
+            bias = torch.baddbmm(bias, context, first_towers(self.context_weight, n_towers))
+        return Layer((weight,), bias)
 
 
 class Towers(nn.Module):
@@ -201,6 +205,8 @@ class Towers(nn.Module):
         :param n_towers: evaluate only the first towers
         :return: ``(towers, batch, 1)``
         """
+        if self._can_fuse(x):
+            return perceptron(self._layers(context, n_towers), x)
         for index, layer in enumerate(self.hidden):
             x = layer(x, context if index == 0 else None, n_towers)
             if self.norm_last:
@@ -211,6 +217,96 @@ class Towers(nn.Module):
                 x = self.activation(x)
         return self.out(x, context if len(self.hidden) == 0 else None, n_towers)
 
+    def _can_fuse(self, x: Tensor) -> bool:
+        norms = () if self.norms is None else self.norms
+        plain = not self.norm_last and all(type(norm) is StdNorm for norm in norms)
+        return plain and activation_of(self.activation) is not None and can_fuse(x)
+
+    def _layers(self, context: Tensor | None, n_towers: int | None) -> list[Layer]:
+        contexts = [context] + [None] * len(self.hidden)
+        layers = [part.layer(c, n_towers) for part, c in zip((*self.hidden, self.out), contexts, strict=True)]
+        norms = [()] * len(self.hidden) if self.norms is None else [norm.parts(n_towers) for norm in self.norms]  # type: ignore[operator]
+        for index, norm in enumerate(norms):
+            layers[index] = layers[index]._replace(norm=norm, activation=activation_of(self.activation))
+        return layers
+
+
+class MLP(nn.Sequential):
+    """``nn.Sequential`` that computes its linear layers, with norms and activations between them, in one go where it can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:return: what ``nn.Sequential`` returns"""
+        return run_sequential(self, x)
+
+
+def fuse_sequentials(network: nn.Module) -> None:
+    """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
+    for module in network.modules():
+        if type(module) is nn.Sequential:
+            module.__class__ = MLP
+
+
+def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
+    """
+    :param network: any sequence; as many of its first modules as are known run as a perceptron
+    :param x: ``(batch, in_features)``
+    :return: what the network makes of it
+    """
+    layers, others = leading_layers(network) if x.dim() == 2 and can_fuse(x) else ([], tuple(network))
+    if layers:
+        x = perceptron(layers, x)
+    for module in others:
+        x = module(x)
+    return x
+
+
+class _Plan(NamedTuple):
+    """Modules that make up one layer of a perceptron."""
+
+    linear: nn.Linear
+    norm: StdNorm | None = None
+    unit: bool = False
+    activation: Activation | None = None
+
+
+_plans: WeakKeyDictionary[nn.Sequential, tuple[list[_Plan], tuple[nn.Module, ...]]] = WeakKeyDictionary()
+
+
+def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module, ...]]:
+    """
+    :param network: any sequence
+    :return: the layers of a perceptron that its first modules make up, and the other modules
+    """
+    plan = _plans.get(network)
+    if plan is None:
+        plan = _plans[network] = _plan(tuple(network))
+    steps, others = plan
+    if _use_plain_norms.get() and any(step.norm is not None for step in steps):
+        return [], tuple(network)
+    norms = [() if step.norm is None else step.norm.parts() for step in steps]
+    parts = zip(steps, norms, strict=True)
+    return [Layer((a.linear.weight,), a.linear.bias, norm, a.unit, a.activation) for a, norm in parts], others
+
+
+def _plan(modules: tuple[nn.Module, ...]) -> tuple[list[_Plan], tuple[nn.Module, ...]]:
+    steps: list[_Plan] = []
+    for index, module in enumerate(modules):
+        last = steps[-1] if steps else None
+        if type(module) is nn.Linear and module.bias is not None:
+            steps.append(_Plan(module))
+            continue
+        if last is None or last.activation is not None or last.unit:
+            return steps, modules[index:]
+        if type(module) is StdNorm and last.norm is None:
+            steps[-1] = last._replace(norm=module)
+        elif type(module) is AvgL1Norm and last.norm is None:
+            steps[-1] = last._replace(unit=True)
+        elif (activation := activation_of(module)) is not None:
+            steps[-1] = last._replace(activation=activation)
+        else:
+            return steps, modules[index:]
+    return steps, ()
+
 
 def mlp(
     in_features: int,
@@ -218,7 +314,7 @@ def mlp(
     activation_fn: type[nn.Module],
     norm_class: type[StdNorm] | None = StdNorm,
     norm_last: bool = False,
-) -> nn.Sequential:
+) -> MLP:
     """
     :param in_features: size of the input
     :param net_arch: widths of the layers; empty for the identity
@@ -233,7 +329,7 @@ def mlp(
         steps.insert(0 if norm_last else 1, activation_fn())
         layers += [nn.Linear(in_features, width), *steps]
         in_features = width
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 def scale_parameters(module: nn.Module, factor: float) -> None:
@@ -253,7 +349,7 @@ class AvgL1Norm(nn.Module):
     [0.66..., -1.33...]
     """
 
-    floor = 1e-8
+    floor = UNIT_FLOOR
 
     def forward(self, x: Tensor) -> Tensor:
         """:return: same shape as ``x``"""

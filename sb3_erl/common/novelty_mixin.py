@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.common.checks import check_range
 from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.common.loading import array_to_text, text_to_array
 from sb3_erl.evaluation.base import Episode, EpisodeBatch
 from sb3_erl.fitness.behaviour import BEHAVIORS, BehaviorWrapper, is_vector, mean_behavior
 from sb3_erl.fitness.novelty import Distance, NoveltyArchive
@@ -38,14 +40,32 @@ class NoveltyMixin(GenerationalMixin):
     archive_max_size: int | None
     archive: NoveltyArchive
     """The behaviours seen so far; saved with the model."""
+    archive_state: str | None = None
+    """The archive as text, while a model is saved or loaded."""
 
     def _check_novelty(self) -> None:
         """:raises ValueError: if an argument is out of range or unknown"""
         check_range("novelty_k", self.novelty_k, 1, integer=True)
         if isinstance(self.behavior, str) and self.behavior not in BEHAVIORS:
             raise ValueError(f"behavior must be one of {list(BEHAVIORS)}, a class or a function; got {self.behavior!r}")
-        if not hasattr(self, "archive"):
+        if self.archive_state is not None:
+            self.archive = NoveltyArchive.load(io.BytesIO(text_to_array(self.archive_state).tobytes()))
+            self.archive_state = None
+        elif not hasattr(self, "archive"):  # which files of the first versions hold as a pickle
             self.archive = NoveltyArchive(self.distance, self.archive_max_size)
+
+    def _write_state(self) -> None:
+        super()._write_state()
+        file = io.BytesIO()
+        self.archive.save(file)
+        self.archive_state = array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))
+
+    def _forget_state(self) -> None:
+        super()._forget_state()
+        self.archive_state = None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "archive"]
 
     def _make_evaluator(self) -> Any:
         assert self.env is not None

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_erl.common.networks import StackedLinear, StdNorm, mlp, scale_parameters
+from sb3_erl.common.networks import MLP, StackedLinear, StdNorm, mlp, scale_parameters
 from sb3_erl.common.parameters import copy_module
 
 
@@ -107,7 +107,7 @@ class ERLActor(Actor):
         widths = [features_dim, *net_arch]
         output = nn.Linear(widths[-1], get_action_dim(self.action_space))
         norm_class = self.norm_class if layer_norm else None
-        self.mu = nn.Sequential(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), output, nn.Tanh())
+        self.mu = MLP(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), output, nn.Tanh())
 
     @property
     def output_layer(self) -> nn.Linear:

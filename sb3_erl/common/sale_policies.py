@@ -14,8 +14,9 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.networks import AvgL1Norm, StackedLinear, constant
+from sb3_erl.common.networks import MLP, AvgL1Norm, StackedLinear, constant, leading_layers
 from sb3_erl.common.parameters import copy_module
+from sb3_erl.common.perceptron import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.common.policies import fused_adam
 
 
@@ -47,8 +48,8 @@ class SALEEncoder(nn.Module):
         self, features_dim: int, action_dim: int, net_arch: list[int], zs_dim: int, activation_fn: type[nn.Module] = nn.ELU
     ):
         super().__init__()
-        self.state = nn.Sequential(*plain_mlp(features_dim, net_arch, zs_dim, activation_fn), AvgL1Norm())
-        self.action = nn.Sequential(*plain_mlp(zs_dim + action_dim, net_arch, zs_dim, activation_fn))
+        self.state = MLP(*plain_mlp(features_dim, net_arch, zs_dim, activation_fn), AvgL1Norm())
+        self.action = MLP(*plain_mlp(zs_dim + action_dim, net_arch, zs_dim, activation_fn))
 
 
 class SALEActor(BasePolicy):
@@ -81,12 +82,12 @@ class SALEActor(BasePolicy):
         self.activation_fn, self.encoder_activation_fn = activation_fn, encoder_activation_fn
         self.features_extractor = self.make_features_extractor()
         features_dim, action_dim = get_flattened_obs_dim(observation_space), get_action_dim(action_space)
-        self.first = nn.Sequential(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
+        self.first = MLP(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
         layers, width = [], net_arch[0] + zs_dim
         for next_width in net_arch[1:]:
             layers += [nn.Linear(width, next_width), activation_fn()]
             width = next_width
-        self.hidden = nn.Sequential(*layers)
+        self.hidden = MLP(*layers)
         self.feature_dim = width
         self.head = nn.Linear(width, action_dim)
         self.encoder = constant(SALEEncoder(features_dim, action_dim, encoder_arch, zs_dim, encoder_activation_fn).state)
@@ -105,6 +106,11 @@ class SALEActor(BasePolicy):
         :param zs: state embeddings ``(batch, zs_dim)``
         :return: what the head reads, ``(batch, feature_dim)``
         """
+        if can_fuse(features):
+            first, no_first = leading_layers(self.first)
+            hidden, no_hidden = leading_layers(self.hidden)
+            if not no_first and not no_hidden and hidden:
+                return perceptron([*first, hidden[0]._replace(n_more=1), *hidden[1:]], features, zs)
         return self.hidden(th.cat([self.first(features), zs], dim=1))
 
     def encode(self, obs: PyTorchObs) -> th.Tensor:
@@ -195,7 +201,15 @@ class SALECritic(nn.Module):
         :param context: ``(towers, 1, n_context)``
         :return: ``(towers, batch, 1)``
         """
-        x = self.second(self.unit(self.first(th.cat([features, actions], dim=1))), context)
+        x = th.cat([features, actions], dim=1)
+        activation = activation_of(self.activation)
+        if activation is not None and can_fuse(x):
+            (weight,), bias = self.second.layer(context)[:2]
+            second = Layer((weight, self.zsa_weight, self.zs_weight), bias, n_more=2)
+            *hidden, out = [second, *(layer.layer() for layer in self.rest)]  # type: ignore[operator]
+            first = self.first.layer()._replace(unit=True)
+            return perceptron([first, *(layer._replace(activation=activation) for layer in hidden), out], x, zsa, zs)
+        x = self.second(self.unit(self.first(x)), context)
         for embedding, weight in ((zsa, self.zsa_weight), (zs, self.zs_weight)):
             x = th.baddbmm(x, embedding.expand(self.n_critics, -1, -1), weight)
         for layer in self.rest:

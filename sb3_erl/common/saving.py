@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import io
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_erl.common.files import replacing
+from sb3_erl.common.loading import (
+    check_buffer,
+    check_model_file,
+    check_seal,
+    misfits_explained,
+    pickle_explained,
+    seal,
+)
+from sb3_erl.common.resuming import ResumingMixin
 from sb3_erl.common.seeding import Address, Stream
 
+SelfAddressed = TypeVar("SelfAddressed", bound="AddressedMixin")
 
-class AddressedMixin(BaseAlgorithm):
+
+class AddressedMixin(ResumingMixin):
     """
     Randomness that derives from an address, and saves that a crash cannot damage.
 
@@ -26,10 +37,13 @@ class AddressedMixin(BaseAlgorithm):
     phase: int
     """Part of every random address; generational algorithms count begun generations here."""
     run_seed: int | None
+    algorithm: str
+    """Name of the class of this package that the model is of, saved so that no other class loads it."""
 
     def _init_addresses(self) -> None:
         """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
         self.phase = 0
+        self.algorithm = self._family()
         self.run_seed = None
 
     def _setup_addresses(self) -> None:
@@ -63,15 +77,56 @@ class AddressedMixin(BaseAlgorithm):
         :param exclude: attributes to leave out
         :param include: attributes to save although they are excluded by default
         """
-        if isinstance(path, str | pathlib.Path):
-            with replacing(path, ".zip") as temporary:
-                super().save(temporary, exclude, include)
-        else:
-            super().save(path, exclude, include)
+        self._write_state()
+        try:
+            if isinstance(path, str | pathlib.Path):
+                with replacing(path, ".zip") as temporary:
+                    super().save(temporary, exclude, include)
+            else:
+                super().save(path, exclude, include)
+        finally:
+            self._forget_state()
+
+    def _write_state(self) -> None:
+        """Put what is to be saved as plain values into attributes of its own."""
+
+    def _forget_state(self) -> None:
+        """What :meth:`_write_state` made is needed no more."""
+
+    @classmethod
+    def load(
+        cls: type[SelfAddressed], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfAddressed:
+        """
+        Load a model, see ``BaseAlgorithm.load``. SB3's format holds pickles: load files of people you trust only, and use
+        :func:`~sb3_erl.common.loading.load_parameters` for others.
+
+        :param path: file name (``.zip`` may be left out) or open file
+        :param args: ``env``, ``device``, ``custom_objects``, ... as in SB3
+        :param kwargs: the same by name, and attributes to change
+        :return: the model
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: if the file is damaged, or not a model of this class and version
+        :raises TypeError: if there is no such attribute to change
+        """
+        data = check_model_file(path, cls._family())
+        known = {*inspect.signature(BaseAlgorithm.load).parameters, *inspect.signature(cls.__init__).parameters, *data}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+            raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+        with misfits_explained(path, cls.__name__):
+            return super().load(path, *args, **kwargs)
+
+    @classmethod
+    def _family(cls) -> str:
+        return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("sb3_erl."))
 
 
 class SafeBufferMixin:
-    """Writes replay buffer files that are whole or not there; stands before an SB3 off-policy class."""
+    """Replay buffer files that are whole or not there, with a checksum; stands before an SB3 off-policy class."""
+
+    replay_buffer: Any
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -83,33 +138,26 @@ class SafeBufferMixin:
         if isinstance(path, str | pathlib.Path):
             with replacing(path, ".pkl") as temporary:
                 base.save_replay_buffer(temporary)
+                seal(temporary)
         else:
             base.save_replay_buffer(path)
 
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer; if that fails the model keeps its own. The file is a pickle: load those of people you trust only.
 
-@contextmanager
-def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-    """
-    A temporary file beside ``path`` that takes its name once it is written completely.
-
-    :param path: the file to write
-    :param suffix: ending that is added to a path without one
-    """
-    path = pathlib.Path(path)
-    path = path if path.suffix else path.with_suffix(suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}.", dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        :param path: file name (``.pkl`` may be left out) or open file
+        :param truncate_last_traj: for HER buffers only
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: if the file is damaged, or of a model with other environments
+        """
+        base: Any = super()
+        kept = self.replay_buffer
+        try:
+            with pickle_explained(path):
+                check_seal(path)
+                base.load_replay_buffer(path, truncate_last_traj)
+                check_buffer(path, self.replay_buffer, kept)
+        except BaseException:
+            self.replay_buffer = kept
+            raise

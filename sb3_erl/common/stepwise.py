@@ -17,6 +17,7 @@ from sb3_erl.common.training import LearnerHostMixin
 from sb3_erl.evaluation.base import Explorer
 from sb3_erl.evaluation.exploration import UniformExploration
 from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.evaluation.soundness import NormalizerGuard, check_finite, check_shape
 
 
 class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
@@ -26,6 +27,8 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
     Every episode begins with a reset whose seed derives from the run's seed and the episode's number, and so does its
     exploration; ``learn`` begins with new episodes. An episode is random as a whole or follows the policy as a whole: it
     follows the policy if more than ``learning_starts`` steps were stored when it began.
+
+    A reward or an observation that is not finite is an error, before the step is stored: every step is learned from.
     """
 
     def _init_stepwise(self) -> None:
@@ -36,11 +39,15 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
         self.n_stored = 0
         """Environment steps stored over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self._resetter: SlotResetter | None = None
+        self._guard: NormalizerGuard | None = None
 
     # ---------------------------------------------------------------- what a subclass hears
 
     def _episode_begins(self, index: int) -> None:
         """An episode that follows the policy begins in this environment."""
+
+    def _episode_is_cut(self, index: int) -> None:
+        """The episode in this environment, if one runs, is cut off from outside."""
 
     def _steps_taken(self, n_steps: int) -> None:
         """So many environments took a step with the policy."""
@@ -57,7 +64,7 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
     def _begin_rollouts(self) -> None:
         """To be called in ``learn`` after ``_setup_learn``."""
         assert self.env is not None
-        self._resetter = SlotResetter(self.env)
+        self._resetter, self._guard = SlotResetter(self.env), NormalizerGuard(self._vec_normalize_env)
         self._cut_episodes()
 
     def _forget_episodes(self) -> None:
@@ -74,13 +81,26 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
             last = buffer.pos - 1
             running = buffer.dones[last] == 0
             buffer.dones[last, running] = buffer.timeouts[last, running] = 1
+        for index in range(self.n_envs):
+            self._episode_is_cut(index)
         self._forget_episodes()
+
+    def _between_steps(self) -> None:
+        """A moment to save the run, if no episode runs; or if none was found for long, episodes are cut."""
+        has_end = len(self._ended) == self.n_envs
+        if not has_end and any(checkpointer.is_overdue for checkpointer in self._checkpointers):
+            self._cut_episodes()
+            has_end = True
+        if has_end:
+            self._at_boundary()
 
     def _begin_episode(self, index: int) -> None:
         """Reset an environment with a seed of its own; from here on it is random or it uses the policy."""
         assert self._resetter is not None
         self.n_begun += 1
         observation, original = self._resetter(index, self.address.seed(Stream.ENVIRONMENT, self.n_begun))
+        check_shape("observations", observation, self.observation_space.shape or ())
+        check_finite(np.asarray(original))
         self._last_obs = np.array(self._last_obs)
         self._last_obs[index] = observation
         if self._vec_normalize_env is not None:
@@ -110,7 +130,23 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
             if explorer is not None:
                 scaled[index] = explorer(observations[index], scaled[index])
         scaled = scaled.reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
+        assert self._guard is not None
+        self._guard.keep()
         return self.policy.unscale_action(scaled), scaled
+
+    def _check_step(self, new_obs: Any, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """:raises ValueError: if the step that was just taken is not finite or has another shape"""
+        assert self._guard is not None
+        shape, normalizer = self.observation_space.shape or (), self._vec_normalize_env
+        check_shape("observations", new_obs, (self.n_envs, *shape))
+        check_shape("rewards", reward, (self.n_envs,))
+        self._guard.restore()
+        observations: Any = new_obs if normalizer is None else normalizer.get_original_obs()
+        rewards = reward if normalizer is None else normalizer.get_original_reward()
+        for index in range(self.n_envs):
+            last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
+            check_shape("observations", last, shape)
+            check_finite(np.asarray(last), float(rewards[index]))
 
     def _store_transition(
         self,
@@ -121,6 +157,7 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
+        self._check_step(new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         normalizer = self._vec_normalize_env
         raw = reward if normalizer is None else normalizer.get_original_reward()
@@ -135,5 +172,5 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
         return self.address.sequence(Stream.LEARNING, self._n_updates)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_resetter", "_explorers", "_ended", "_uses_policy", "_returns"]
+        own = ["_resetter", "_guard", "_explorers", "_ended", "_uses_policy", "_returns"]
         return [*super()._excluded_save_params(), *own]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
 
 import numpy as np
+import torch
 
+from sb3_erl.common.checks import check_choice
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.seeding import Stream, scoped_generators
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, Precision
 
 
 class LearnerHostMixin(AddressedMixin):
@@ -17,7 +21,15 @@ class LearnerHostMixin(AddressedMixin):
     learner_rule: Learner
     replay_buffer: Any
     batch_size: Any  # SB3 says int; None stands for the learner's own
+    precision: Precision = "fp32"
+    compile: bool = False
+    device: torch.device
     _n_updates: int
+
+    def _check_update_options(self) -> None:
+        check_choice("precision", self.precision, get_args(Precision))
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"compile must be True or False; got {self.compile!r}")
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
@@ -30,14 +42,23 @@ class LearnerHostMixin(AddressedMixin):
         if gradient_steps <= 0 or self.replay_buffer.size() == 0:
             return
         self.policy.set_training_mode(True)
-        self.learner_rule.follow(self, size)
-        with scoped_generators(self._learning_sequence()):
+        with self._updates(size):
             metrics = self._update(lambda: self._sample(size), gradient_steps)
         self.policy.set_training_mode(False)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
+
+    @contextmanager
+    def _updates(self, batch_size: int) -> Iterator[None]:
+        """Inside, the learner has the algorithm's constants, random numbers, precision and, if wanted, compiled losses."""
+        self.learner_rule.follow(self, batch_size)
+        if self.compile:
+            self.learner_rule.compile()
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with scoped_generators(self._learning_sequence()), bf16:
+            yield
 
     @property
     def _default_batch_size(self) -> int:

@@ -146,9 +146,11 @@ def _alone(function: Any, row: Stack) -> ActAlone:
     if function is _linear:
         return alone.linear(*row)
     if function is _std_norm:
-        return alone.std_norm(*row, np.float32(NORM_EPSILON))
+        scale, shift = row
+        return alone.std_norm(scale, shift, np.float32(NORM_EPSILON))
     if isinstance(function, _Standardized):
-        return alone.standardized(*row[-2:], function.clip)
+        mean, std = row[-2:]
+        return alone.standardized(mean, std, function.clip)
     if function is np.tanh or function is _relu:
         return alone.tanh if function is np.tanh else alone.relu
     return alone.as_it_is(function, row)

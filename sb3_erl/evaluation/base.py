@@ -81,7 +81,7 @@ class Episode:
     :param terminated: the environment ended the episode (not a time limit)
     :param cut: stopped at ``job.horizon`` although the environment would have gone on
     :param behavior: what the environment says of it, see :mod:`sb3_erl.fitness.behaviour`; ``None`` if it says nothing
-    :param failed: nothing came back from the environment; then there is one reward, which is NaN, and no step
+    :param failure: why nothing can be made of it, empty if all is well; then its return is NaN and it has no length
     """
 
     job: Job
@@ -90,29 +90,39 @@ class Episode:
     terminated: bool
     cut: bool
     behavior: np.ndarray | None = None
-    failed: bool = False
+    failure: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing can be made of it."""
+        return bool(self.failure)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps that were taken."""
+        return len(self.rewards)
 
     @property
     def length(self) -> int:
-        """Number of steps."""
-        return 0 if self.failed else len(self.rewards)
+        """Number of steps that count; they are stored."""
+        return 0 if self.failed else self.n_steps
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted return."""
-        return float(self.rewards.sum())
+        """Undiscounted return, NaN if it failed."""
+        return math.nan if self.failed else float(self.rewards.sum())
 
     @property
     def sign_sum(self) -> float:
-        """Number of positive rewards minus number of negative ones, NaN if there is a NaN."""
-        return float(np.sign(self.rewards).sum())
+        """Number of positive rewards minus number of negative ones, NaN if it failed."""
+        return math.nan if self.failed else float(np.sign(self.rewards).sum())
 
 
 class EpisodeSummary(Episode):
     """
     An episode that ran elsewhere, where its rewards and observations stayed; everything else is as in :class:`Episode`.
 
-    :param length: number of steps
+    :param n_steps: number of steps
     :param total_reward: undiscounted return
     :param sign_sum: see :attr:`Episode.sign_sum`
     """
@@ -120,39 +130,34 @@ class EpisodeSummary(Episode):
     def __init__(
         self,
         job: Job,
-        length: int,
+        n_steps: int,
         total_reward: float,
         sign_sum: float,
         terminated: bool,
         cut: bool,
         behavior: np.ndarray | None = None,
-        failed: bool = False,
+        failure: str = "",
     ):
         nothing = np.empty(0)
-        super().__init__(job, nothing, nothing, terminated, cut, behavior, failed)
-        object.__setattr__(self, "_sums", (length, total_reward, sign_sum))
-
-    @classmethod
-    def failure(cls, job: Job) -> EpisodeSummary:
-        """An episode that nothing came back from."""
-        return cls(job, 0, math.nan, math.nan, False, False, failed=True)
+        super().__init__(job, nothing, nothing, terminated, cut, behavior, failure)
+        object.__setattr__(self, "_sums", (n_steps, total_reward, sign_sum))
 
     _sums: tuple[int, float, float]
 
     @property
-    def length(self) -> int:
-        """See :attr:`Episode.length`."""
+    def n_steps(self) -> int:
+        """See :attr:`Episode.n_steps`."""
         return self._sums[0]
 
     @property
     def total_reward(self) -> float:
         """See :attr:`Episode.total_reward`."""
-        return self._sums[1]
+        return math.nan if self.failed else self._sums[1]
 
     @property
     def sign_sum(self) -> float:
         """See :attr:`Episode.sign_sum`."""
-        return self._sums[2]
+        return math.nan if self.failed else self._sums[2]
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,9 @@ class Recorder(Protocol):
 
     def store(self, job: Job, digested: Any) -> None:
         """Take what :attr:`digest` made of one job, in the order of the jobs."""
+
+    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
+        """Called instead of :meth:`store` for a job that failed, with its steps or the last of them."""
 
 
 class Evaluator(Protocol):

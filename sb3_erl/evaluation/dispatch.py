@@ -10,16 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sb3_erl.evaluation.pool import Event, Pool
+from sb3_erl.evaluation.soundness import WorkerError
 from sb3_erl.evaluation.wire import Answer
 
 MESSAGE_SECONDS = 0.2
 """How long the jobs of one message should take at least, so that messages cost nothing in comparison."""
 MAX_DEATHS = 3
 """How many workers may be lost on one job, or one after the other before they began."""
-
-
-class WorkerError(RuntimeError):
-    """The user's environment, policy or function raised an exception in a worker; the message has its traceback."""
 
 
 @dataclass

@@ -94,7 +94,7 @@ class _Normalized:
 @dataclass(frozen=True)
 class EnvironmentMaker:
     """
-    Makes a VecEnv of one environment; can be pickled.
+    Makes a VecEnv of one environment, or of several alike; can be pickled.
 
     :param make_env: makes the environment, ``None`` to make it from ``spec``
     :param spec: gymnasium's description of it and its wrappers
@@ -109,16 +109,21 @@ class EnvironmentMaker:
     is_monitored: bool
     behavior: dict[str, Any] | None = None
 
-    def __call__(self) -> VecEnv:
+    def __call__(self, n_envs: int = 1) -> VecEnv:
+        made = [self._make() for _ in range(n_envs)]
+        single = iter([one for one in made if isinstance(one, gym.Env)])
+        env = made[0] if isinstance(made[0], VecEnv) else DummyVecEnv([lambda: next(single)] * n_envs)
+        for layer in self.layers:
+            env = layer(env)
+        return env
+
+    def _make(self) -> gym.Env | VecEnv:
         made = gym.make(copy.deepcopy(self.spec)) if self.make_env is None else self.make_env()  # type: ignore[arg-type]
         if isinstance(made, gym.Env) and self.is_monitored and not is_wrapped(made, Monitor):
             made = Monitor(made)
         if isinstance(made, gym.Env) and self.behavior is not None:
             made = BehaviorWrapper(made, **self.behavior)
-        env = made if isinstance(made, VecEnv) else DummyVecEnv([lambda: made])
-        for layer in self.layers:
-            env = layer(env)
-        return env
+        return made
 
 
 def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker:

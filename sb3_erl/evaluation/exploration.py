@@ -88,9 +88,9 @@ class _Draws:
     :param size: for how many steps they are drawn at once; one where it matters when they are drawn
     """
 
-    def __init__(self, draw: Callable[[tuple[int, ...]], Sequence[np.ndarray]], size: int = BLOCK):
+    def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray | Sequence[np.ndarray]], size: int = BLOCK):
         self._draw, self._size, self._next = draw, size, 0
-        self._block: Sequence[np.ndarray] = ()
+        self._block: np.ndarray | Sequence[np.ndarray] = ()
 
     def next(self, shape: tuple[int, ...]) -> np.ndarray:
         """

@@ -12,6 +12,7 @@ from sb3_erl.common.seeding import Address, Stream
 from sb3_erl.evaluation.acting import alone_or_none
 from sb3_erl.evaluation.alone import ActAlone
 from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job, PopulationActor, Recorder
+from sb3_erl.evaluation.soundness import check_shape, is_sound, what_is_wrong
 from sb3_erl.evaluation.steps import TRUNCATED, StepRecorder, Steps, kept
 from sb3_erl.fitness.behaviour import KEY, read_behavior
 
@@ -86,6 +87,7 @@ class Phase:
         self.waiting = iter(self.queue)
         self.n_stored = 0
         n_envs, space = self.env.num_envs, self.env.observation_space
+        self.obs_shape = space.shape or ()
         self.slots: list[Running | None] = [None] * n_envs
         self.busy: list[int] = []
         """Slots with a job."""
@@ -124,20 +126,30 @@ class Phase:
     def _start(self, index: int) -> None:
         """Give a free slot its next job, if there is one left."""
         running = next(self.waiting, None)
+        while running is not None and not self._reset(index, running):
+            running = next(self.waiting, None)
         self.slots[index] = running
         busy = [(i, slot) for i, slot in enumerate(self.slots) if slot is not None]
         self.busy = [i for i, _ in busy]
         if self.inner is not None:
             self.inner_steps = [(i, slot, self.inner[i].step) for i, slot in busy]
-        if running is None:
-            return
+
+    def _reset(self, index: int, running: Running) -> bool:
+        """Begin a job in a slot; returns whether it did not fail at once."""
         job = running.job
-        seed = self.address.seed(Stream.ENVIRONMENT, *job.key)
-        self.obs[index], self.original[index] = self.evaluator.reset_slot(index, seed)
+        seen, stored = self.evaluator.reset_slot(index, self.address.seed(Stream.ENVIRONMENT, *job.key))
+        check_shape("observations", seen, self.obs_shape)
+        self.obs[index], self.original[index] = seen, stored
+        wrong = what_is_wrong(self.original[index])
+        if wrong:
+            seen = self.obs[index].copy()
+            running.episode = Episode(job, np.empty(0), seen, False, True, failure=f"{wrong} after reset")
+            return False
         if running.keeps_steps:
             running.recorder = StepRecorder(self.original[index], self.evaluator.action_shape)
         if job.explorer is not None:
             job.explorer.begin(self.address.sequence(Stream.EXPLORATION, *job.key))
+        return True
 
     def _act(self) -> None:
         """Write the actions of all running jobs."""
@@ -201,8 +213,12 @@ class Phase:
         answers = [step(actions[index]) for index, _, step in self.inner_steps]  # if one of them raises, no step was taken
         for (index, slot, _), answer in zip(self.inner_steps, answers, strict=True):
             observation, reward, terminated, truncated, info = answer
+            if np.shape(observation) != self.obs_shape or np.ndim(reward) > 0:
+                check_shape("observations", observation, self.obs_shape)
+                check_shape("rewards", reward, ())
             slot.rewards.append(float(reward))
-            is_last = terminated or truncated or slot.is_cut
+            fails = not is_sound(np.asarray(observation), slot.rewards[-1])
+            is_last = terminated or truncated or slot.is_cut or fails
             if is_watched or is_last or slot.recorder is not None:
                 info = kept(info)
                 info[TRUNCATED] = truncated and not terminated
@@ -227,8 +243,15 @@ class Phase:
 
     def _step_all(self, actions: np.ndarray) -> list[int]:
         """Step a VecEnv; returns whose jobs ended."""
-        new_obs, rewards, dones, infos = self.env.step(actions)
         normalizer = self.evaluator.vec_normalize
+        self.evaluator.guard.keep()
+        new_obs, rewards, dones, infos = self.env.step(actions)
+        check_shape("observations", new_obs, self.obs.shape)
+        check_shape("rewards", rewards, self.rewards.shape)
+        if self.evaluator.guard.restore():
+            assert normalizer is not None
+            new_obs = normalizer.normalize_obs(normalizer.get_original_obs())
+            rewards = normalizer.normalize_reward(normalizer.get_original_reward())
         new_original: Any = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = np.asarray(rewards if normalizer is None else normalizer.get_original_reward()).tolist()
         self.rewards, self.infos, ended = rewards, infos, []
@@ -236,10 +259,14 @@ class Phase:
             slot = self.slots[index]
             assert slot is not None
             slot.rewards.append(raw_rewards[index])
-            if dones[index] or slot.is_cut:
-                last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
-                if dones[index] and infos[index].get("terminal_observation") is not None:
-                    last = last_original = infos[index]["terminal_observation"]
+            last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
+            terminal = infos[index].get("terminal_observation") if dones[index] else None
+            if terminal is not None:
+                check_shape("observations", terminal, self.obs_shape)
+            fails = not is_sound(np.asarray(last_original if terminal is None else terminal), slot.rewards[-1])
+            if dones[index] or slot.is_cut or fails:
+                if terminal is not None:
+                    last = last_original = terminal
                     if normalizer is not None:
                         last_original = normalizer.unnormalize_obs(last)
                 ended.append(index)
@@ -261,7 +288,12 @@ class Phase:
         if slot.recorder is None:
             slot.recorder = StepRecorder(self.original[index], self.evaluator.action_shape, capacity=1)
         slot.recorder.add(self.buffer_actions[index], last_original, info)
-        slot.episode = Episode(slot.job, slot.raw_rewards, np.array(last), terminated, not done, self._behavior(index, info))
+        wrong = what_is_wrong(np.asarray(last_original), slot.rewards[-1])
+        if wrong:
+            failure, behavior, terminated = f"{wrong} in step {len(slot.rewards)}", None, False
+        else:
+            failure, behavior = "", self._behavior(index, info)
+        slot.episode = Episode(slot.job, slot.raw_rewards, np.array(last), terminated, not done, behavior, failure)
 
     def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
         if KEY in info:
@@ -278,6 +310,9 @@ class Phase:
         while self.n_stored < len(self.queue) and (unfinished or self.queue[self.n_stored].episode is not None):
             running = self.queue[self.n_stored]
             steps = running.steps()
-            self.recorder.store(running.job, steps if digest is None else digest(running.job, steps))
+            if running.episode is not None and running.episode.failed:
+                self.recorder.drop(running.job, steps)
+            elif steps:  # none of a job that was stopped before its first step
+                self.recorder.store(running.job, steps if digest is None else digest(running.job, steps))
             running.recorder = None
             self.n_stored += 1

@@ -96,11 +96,16 @@ class ProcessPool(Pool):
         """See :meth:`Pool.start`."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=serve, args=(theirs, self._setup), daemon=True)
-        with _one_thread():
-            process.start()
-        theirs.close()
         name = next(self._names)
-        self._workers[name] = process, ours
+        try:
+            with _one_thread():
+                process.start()
+            self._workers[name] = process, ours
+        except BaseException:  # Ctrl-C: a worker that nobody knows of must find its channel closed
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         return name
 
     def publish(self, number: int, phase: bytes, tables: Sequence[NoiseTable]) -> None:

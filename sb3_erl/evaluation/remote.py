@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import pickle
-import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -206,23 +206,17 @@ class RemoteEvaluator(ABC):
         if answer is not None:
             bodies, place = answer
             return unpack_transitions(bodies[place], job) if digest is None else unpack_score(bodies, place, job)
-        warnings.warn(
-            f"an episode of candidate {job.candidate} did not end within episode_timeout={self.episode_timeout:g} seconds; it "
-            "counts as failed (its fitness is the worst there is) and nothing of it is stored",
-            stacklevel=2,
-        )
+        late = f"it did not end within episode_timeout={self.episode_timeout:g} seconds"
         if digest is not None:
-            return Outcome(EpisodeSummary.failure(job))
+            return Outcome(EpisodeSummary(job, 0, math.nan, math.nan, False, False, failure=late))
         space = self._env.observation_space
         nowhere = np.zeros(space.shape or (), dtype=space.dtype)
-        return Outcome(Episode(job, np.array([np.nan]), nowhere, False, False, failed=True), [])
+        return Outcome(Episode(job, np.empty(0), nowhere, False, False, failure=late), [])
 
     def _replay(self, outcome: Outcome, recorder: Recorder, is_last: bool) -> bool:
         """Show an episode to the recorder as if it were run now; returns whether to go on."""
-        episode, n_steps = outcome.episode, outcome.episode.length
-        if episode.failed:
-            return True
-        t = min(n_steps - 1, recorder.n_free_steps)
+        episode, n_steps = outcome.episode, outcome.episode.n_steps
+        t = max(0, min(n_steps - 1, recorder.n_free_steps))
         recorder.skip_steps(t)
         try:
             while t < n_steps:
@@ -231,7 +225,10 @@ class RemoteEvaluator(ABC):
                 if not go_on or not (recorder.has_budget or (is_last and t == n_steps)):
                     return False
         finally:
-            recorder.store(episode.job, outcome.stored if t == n_steps else outcome.stored_until(t))
+            if t == n_steps and episode.failed:
+                recorder.drop(episode.job, [])
+            else:
+                recorder.store(episode.job, outcome.stored if t == n_steps else outcome.stored_until(t))
         return True
 
     def _variables(self, outcome: Outcome, t: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sb3_erl.common.seeding import Address
 from sb3_erl.evaluation.base import ActionMap, EpisodeBatch, Job, PopulationActor, Recorder
 from sb3_erl.evaluation.phase import Phase
 from sb3_erl.evaluation.slots import SlotResetter
+from sb3_erl.evaluation.soundness import NormalizerGuard
 
 
 class VectorizedEvaluator:
@@ -22,6 +23,9 @@ class VectorizedEvaluator:
     The environments of a bare ``DummyVecEnv`` are stepped one by one, without the copies that its ``step`` makes; those of
     slots without a job rest. Of any other VecEnv, slots without a job are stepped too, because it steps all its environments,
     but neither counted, stored nor shown to callbacks as finished.
+
+    A job that meets a reward or an observation that is not finite ends there and has failed: its fitness is NaN and nothing of
+    it is stored. A VecNormalize that learns forgets that step.
 
     :param env: any SB3 VecEnv
     :param vec_normalize: the VecNormalize wrapper in ``env``, if there is one
@@ -37,6 +41,7 @@ class VectorizedEvaluator:
         self.unscale_action = unscale_action
         self.action_shape = action_shape
         self.reset_slot = SlotResetter(env)
+        self.guard = NormalizerGuard(vec_normalize)
         self.knows_behavior = env.has_attr("current_behavior")
 
     @property

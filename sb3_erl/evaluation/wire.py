@@ -98,11 +98,11 @@ class Outcome:
         """
         episode = self.episode
         if isinstance(episode, EpisodeSummary):
-            if t + 1 < episode.length:
+            if t + 1 < episode.n_steps:
                 return 0.0, False, {}, None
             return episode.total_reward, not episode.cut, self.last_info, None
         transition = self.stored[t]
-        done = t + 1 == episode.length and not episode.cut
+        done = t + 1 == episode.n_steps and not episode.cut
         return transition.reward, done, transition.info, transition.next_observation
 
     def stored_until(self, n_steps: int) -> Any:
@@ -134,12 +134,12 @@ def pack_scores(scores: Sequence[Score]) -> Any:
         flags = TERMINATED * episode.terminated + CUT * episode.cut + TIME_LIMIT * bool(info.get(TRUNCATED, False))
         other = {key: info[key] for key in ("is_success", "episode") if key in info}
         monitored, seconds = 0.0, 0.0
-        if set(other.get("episode", ())) == MONITOR_KEYS and other["episode"]["l"] == episode.length:
+        if set(other.get("episode", ())) == MONITOR_KEYS and other["episode"]["l"] == episode.n_steps:
             own = other.pop("episode")
             monitored, seconds, flags = own["r"], own["t"], flags + MONITORED
-        records[number] = (episode.total_reward, episode.sign_sum, episode.length, monitored, seconds, flags)
-        if other or digest is not None or episode.behavior is not None:
-            extras[number] = (episode.behavior, digest, other)
+        records[number] = (episode.total_reward, episode.sign_sum, episode.n_steps, monitored, seconds, flags)
+        if other or digest is not None or episode.behavior is not None or episode.failed:
+            extras[number] = (episode.behavior, digest, other, episode.failure)
     return records.tobytes(), extras
 
 
@@ -153,12 +153,12 @@ def unpack_score(bodies: Any, place: int, job: Job) -> Outcome:
     packed, extras = bodies
     record = np.frombuffer(packed, dtype=RECORD, count=1, offset=place * RECORD.itemsize)
     total, signs, length, monitored, seconds, flags = record[0].tolist()
-    behavior, digest, info = extras.get(place, (None, None, {}))
+    behavior, digest, info, failure = extras.get(place, (None, None, {}, ""))
     info = {**info, TRUNCATED: bool(flags & TIME_LIMIT)}
     if flags & MONITORED:
         info["episode"] = {"r": monitored, "l": length, "t": seconds}
     ends = bool(flags & TERMINATED), bool(flags & CUT)
-    return Outcome(EpisodeSummary(job, length, total, signs, *ends, behavior), digest, info)
+    return Outcome(EpisodeSummary(job, length, total, signs, *ends, behavior, failure), digest, info)
 
 
 # -------------------------------------------------------------------- transitions
@@ -171,6 +171,9 @@ def pack_transitions(episode: Episode, steps: Steps, step_infos: bool) -> Any:
     :param step_infos: whether infos before the last one are wanted
     :return: stacked arrays: T + 1 observations, T actions, T rewards; the rest of the episode beside them
     """
+    rest = episode.terminated, episode.cut, episode.behavior, episode.failure
+    if not steps:  # it failed before its first step
+        return None, None, episode.rewards, None, None, (episode.last_observation, *rest)
     observations = steps.observations
     infos: list[dict[str, Any]] = [_brief(info) if step_infos else {} for info in steps.infos[:-1]]
     seen = episode.last_observation
@@ -181,7 +184,7 @@ def pack_transitions(episode: Episode, steps: Steps, step_infos: bool) -> Any:
         steps.rewards.astype(np.float32),  # rounded to float32 before
         infos if any(infos) else None,
         steps.infos[-1],
-        (None if is_same else seen, episode.terminated, episode.cut, episode.behavior),
+        (None if is_same else seen, *rest),
     )
 
 
@@ -191,12 +194,14 @@ def unpack_transitions(body: Any, job: Job) -> Outcome:
     :param job: that it was made of
     :return: the outcome
     """
-    observations, actions, short_rewards, brief, last_info, (seen, terminated, cut, behavior) = body
+    observations, actions, short_rewards, brief, last_info, (seen, *ends) = body
+    if observations is None:
+        return Outcome(Episode(job, short_rewards, seen, *ends), Steps.none())
     rewards = short_rewards.astype(np.float64)
     infos = [{TRUNCATED: False, **(info or {})} for info in brief or [None] * (len(rewards) - 1)]
     last = observations[-1] if seen is None else seen
     steps = Steps(observations, actions, rewards, [*infos, last_info], done=True)
-    return Outcome(Episode(job, rewards, last, terminated, cut, behavior), steps)
+    return Outcome(Episode(job, rewards, last, *ends), steps)
 
 
 def _brief(info: dict[str, Any]) -> dict[str, Any]:

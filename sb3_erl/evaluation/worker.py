@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_erl.evaluation.base import Digest, Job
+from sb3_erl.evaluation.base import Digest, Job, Transition
+from sb3_erl.evaluation.soundness import mismatches_explained
 from sb3_erl.evaluation.steps import Steps
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from sb3_erl.evaluation.wire import Answer, Phase, Score, pack_scores, pack_transitions
@@ -55,6 +56,10 @@ class _Collector:
     def store(self, job: Job, digested: Any) -> None:
         self.stored = digested
 
+    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
+        info = transitions[-1].info if transitions else {}
+        self.stored = transitions if self.digest is None else (info, None)
+
 
 class Runner:
     """
@@ -68,7 +73,8 @@ class Runner:
         self.env: VecEnv = pickle.loads(setup)()
         if self.env.num_envs != 1:
             raise ValueError(f"make_env must make one environment, or a VecEnv of one; got one of {self.env.num_envs}")
-        self.env.reset()
+        with mismatches_explained():
+            self.env.reset()
         self._number = -1
         self._phase: Phase | None = None
         self._broken: str | None = None
@@ -113,7 +119,8 @@ class Runner:
 
     def _run(self, evaluator: VectorizedEvaluator, phase: Phase, job: Job) -> Any:
         collector = _Collector(None if phase.digest is None else _WithLastInfo(phase.digest))
-        batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
+        with mismatches_explained():
+            batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
         assert batch is not None
         if phase.digest is None:
             return pack_transitions(batch.episodes[0], collector.stored, phase.step_infos)
@@ -149,10 +156,13 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         runner = Runner(setup)
+        greeting = runner.greeting
     except Exception:
-        channel.send_bytes(pickle.dumps(traceback.format_exc()))
+        greeting = pickle.dumps(traceback.format_exc())
+    try:
+        channel.send_bytes(greeting)
+    except OSError:  # nobody wants to know
         return
-    channel.send_bytes(runner.greeting)
     tables: dict[tuple[int, int], Any] = {}
     while True:
         try:

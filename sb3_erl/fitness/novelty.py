@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -164,18 +165,19 @@ class NoveltyArchive:
             novelty[block] = k_nearest_mean(distances, k)
         return novelty
 
-    def save(self, path: str | Path) -> None:
-        """Write entries and settings to an ``.npz`` file without pickled objects."""
+    def save(self, path: str | Path | IO[bytes]) -> None:
+        """Write entries and settings to an ``.npz`` file, by name or open, without pickled objects."""
         lengths = np.array([len(entry) for entry in self.entries], dtype=np.int64)
         rows = np.concatenate(self.entries) if self.entries else np.zeros(0)
         settings = np.array([self.n_added, self.max_size or 0])
-        with open(path, "wb") as file:  # not the path itself: NumPy would append a suffix to it
+        own: Any = open(path, "wb") if isinstance(path, str | Path) else nullcontext(path)  # NumPy appends a suffix to names
+        with own as file:
             np.savez(file, rows=rows, lengths=lengths, settings=settings, distance=np.array(self.distance))
 
     @classmethod
-    def load(cls, path: str | Path) -> NoveltyArchive:
+    def load(cls, path: str | Path | IO[bytes]) -> NoveltyArchive:
         """
-        :param path: file that :meth:`save` wrote
+        :param path: file that :meth:`save` wrote, by name or open
         :return: an equal archive
         """
         with np.load(path, allow_pickle=False) as file:

@@ -26,8 +26,11 @@ def h_step_value(episodes: EpisodeBatch, n_candidates: int, gamma: float, value:
     :param value: the bootstrap
     :return: ``(n_candidates,)``, higher is better
     """
-    scores = []
+    scores: list[float] = []
     for episode in episodes.episodes:
+        if episode.failed:
+            scores.append(episode.total_reward)
+            continue
         score = discounted_return(episode.rewards, gamma)
         if not episode.terminated:
             score += gamma**episode.length * value(episode.job.candidate, episode.last_observation)

@@ -72,6 +72,11 @@ class Portfolio(Learner):
                 all_names += [_home(number, name) for name in own]
         return names
 
+    def compile(self) -> None:
+        """See :meth:`Learner.compile`."""
+        for member in self.members:
+            member.compile()
+
     def follow(self, host: Any, batch_size: int) -> None:
         """See :meth:`Learner.follow`; discount factors are the portfolio's."""
         self.n_updates = host.learner_updates

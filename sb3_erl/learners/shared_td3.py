@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sb3_erl.common.parameters import soft_update
 from sb3_erl.common.shared_policies import ERLRe2Policy
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
 NO_HEADS = np.zeros(0, dtype=np.int64)
@@ -94,6 +94,7 @@ class SharedTD3Learner(Learner):
 
     policy: ERLRe2Policy
     settings: SharedSettings
+    pure_methods = ("_pevfa_targets", "_pevfa_loss", "_critic_targets", "_critic_loss", "_rl_loss", "_pevfa_term")
 
     def __init__(self, policy: ERLRe2Policy, settings: SharedSettings):
         super().__init__(policy, settings)
@@ -178,7 +179,8 @@ class SharedTD3Learner(Learner):
             losses["pevfa_loss"] = self._pevfa_step(batch, self.heads(population), td_heads)
         losses["critic_loss"] = self._critic_step(batch, noise)
         if on_policy_step:
-            losses |= self._policy_step(batch, population, shared_heads)
+            with frozen([*self._critic, *self._pevfa]):
+                losses |= self._policy_step(batch, population, shared_heads)
             soft_update(self._online, self._target, self.settings.tau)
             for online, target in self._buffer_pairs:
                 target.copy_(online)
@@ -186,35 +188,43 @@ class SharedTD3Learner(Learner):
 
     def _targets(self, batch: ReplayBufferSamples, next_values: Tensor) -> Tensor:
         discounts = self.settings.gamma if batch.discounts is None else batch.discounts
-        return batch.rewards + (1 - batch.dones) * discounts * next_values
+        return batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=0)
 
     def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Sequence[int] | np.ndarray) -> Tensor:
-        policy = self.policy
         loss = torch.zeros((), device=batch.rewards.device)
         with torch.no_grad():
-            next_features = policy.actor.encode(batch.next_observations)
+            next_features = self.policy.actor.encode(batch.next_observations)
         for j in which:
-            weight, bias = heads.weight[j], heads.bias[j]
-            with torch.no_grad():
-                next_actions = torch.tanh(torch.addmm(bias, next_features, weight.t()))
-                embedding = policy.pevfa_target.embed(weight, bias)
-                next_values = policy.pevfa_target(batch.next_observations, next_actions, context=embedding)
-                targets = self._targets(batch, next_values.amin(dim=0))
-            values = policy.pevfa(batch.observations, batch.actions, context=policy.pevfa.embed(weight, bias))
-            loss = loss + (values - targets).square().mean(dim=(1, 2)).sum()
-        step_optimizer(policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
+            head = heads.weight[j], heads.bias[j]
+            loss = loss + self._pevfa_loss(batch, self._pevfa_targets(batch, next_features, *head), *head)
+        step_optimizer(self.policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
         return loss
 
+    @torch.no_grad()
+    def _pevfa_targets(self, batch: ReplayBufferSamples, next_features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        next_actions = torch.tanh(torch.addmm(bias, next_features, weight.t()))
+        target = self.policy.pevfa_target
+        return self._targets(batch, target(batch.next_observations, next_actions, context=target.embed(weight, bias)))
+
+    def _pevfa_loss(self, batch: ReplayBufferSamples, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        pevfa = self.policy.pevfa
+        values = pevfa(batch.observations, batch.actions, context=pevfa.embed(weight, bias))
+        return (values - targets).square().mean(dim=(1, 2)).sum()
+
     def _critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
-        policy, clip = self.policy, self.settings.target_noise_clip
-        with torch.no_grad():
-            next_actions = (policy.actor_target(batch.next_observations) + noise.clamp(-clip, clip)).clamp(-1, 1)
-            next_values = policy.critic_target(batch.next_observations, next_actions)
-            targets = self._targets(batch, next_values.amin(dim=0))
-        values = policy.critic(batch.observations, batch.actions)
-        loss = (values - targets).square().mean(dim=(1, 2)).sum()
-        step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
+        loss = self._critic_loss(batch, self._critic_targets(batch, noise))
+        step_optimizer(self.policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
         return loss
+
+    @torch.no_grad()
+    def _critic_targets(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
+        policy, clip = self.policy, self.settings.target_noise_clip
+        next_actions = (policy.actor_target(batch.next_observations) + noise.clamp(-clip, clip)).clamp(-1, 1)
+        return self._targets(batch, policy.critic_target(batch.next_observations, next_actions))
+
+    def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
+        values = self.policy.critic(batch.observations, batch.actions)
+        return (values - targets).square().mean(dim=(1, 2)).sum()
 
     def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
         return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
@@ -263,15 +273,17 @@ class SharedTD3Learner(Learner):
     def _pevfa_terms(
         self, batch: ReplayBufferSamples, features: Tensor, population: Heads, which: Sequence[int] | np.ndarray
     ) -> Tensor:
-        heads, pevfa = self.heads(population), self.policy.pevfa
+        heads = self.heads(population)
         total = torch.zeros((), device=features.device)
         for j in which:
-            weight, bias = heads.weight[j], heads.bias[j]
-            actions = torch.tanh(torch.addmm(bias, features, weight.t()))
-            with torch.no_grad():
-                embedding = pevfa.embed(weight, bias, n_towers=1)
-            total = total - pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
+            total = total + self._pevfa_term(batch, features, heads.weight[j], heads.bias[j])
         return total
+
+    def _pevfa_term(self, batch: ReplayBufferSamples, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        pevfa = self.policy.pevfa
+        actions = torch.tanh(torch.addmm(bias, features, weight.t()))
+        embedding = pevfa.embed(weight, bias, n_towers=1)
+        return -pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
 
     @torch.no_grad()
     def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

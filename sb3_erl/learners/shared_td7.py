@@ -53,10 +53,12 @@ class SharedTD7Learner(TD7Learner):
     policy: SharedSALEPolicy
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
+    pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss")
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
         super().__init__(policy, settings)
         self._pevfa = list(policy.pevfa.parameters())
+        self._judges = [*self._critic, *self._pevfa]
         self._population: Heads | None = None
         self._td_heads: Sequence[int] | np.ndarray = []
         self._shared_heads: Sequence[int] | np.ndarray = []

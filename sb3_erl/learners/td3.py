@@ -10,8 +10,9 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sb3_erl.common.networks import fuse_sequentials
 from sb3_erl.common.parameters import soft_update
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 
 class TD3Learner(Learner):
@@ -28,9 +29,12 @@ class TD3Learner(Learner):
     policy: TD3Policy
     settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 2, "target_policy_noise": 0.2}
     n_critics: ClassVar[int] = 2
+    pure_methods = ("_targets", "_critic_loss", "_actor_loss")
 
     def __init__(self, policy: TD3Policy, settings: LearnerSettings):
         super().__init__(policy, settings)
+        for network in (policy.actor, policy.critic, policy.actor_target, policy.critic_target):
+            fuse_sequentials(network)
         self._actor = list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._pairs = [
@@ -71,26 +75,34 @@ class TD3Learner(Learner):
         :param target_actor: gives the target action, the policy's target actor if ``None``
         :return: loss, summed over critics
         """
-        policy = self.policy
-        target_actor = policy.actor_target if target_actor is None else target_actor
-        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
-        with torch.no_grad():
-            next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
-            next_values = _towers(policy.critic_target(batch.next_observations, next_actions)).amin(dim=0)
-            targets = batch.rewards + (1 - batch.dones) * discounts * next_values
-        values = _towers(policy.critic(batch.observations, batch.actions))
-        loss = (values - targets).square().mean(dim=(1, 2)).sum()
-        step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
+        targets = self._targets(batch, noise, self.policy.actor_target if target_actor is None else target_actor)
+        loss = self._critic_loss(batch, targets)
+        step_optimizer(self.policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
         return loss
+
+    @torch.no_grad()
+    def _targets(self, batch: ReplayBufferSamples, noise: Tensor, target_actor: nn.Module) -> Tensor:
+        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
+        next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
+        next_values = _towers(self.policy.critic_target(batch.next_observations, next_actions)).amin(dim=0)
+        return batch.rewards + (1 - batch.dones) * discounts * next_values
+
+    def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
+        values = _towers(self.policy.critic(batch.observations, batch.actions))
+        return (values - targets).square().mean(dim=(1, 2)).sum()
 
     def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
         """
         :param batch: transitions
         :return: loss: minus the first critic's value of the actor's actions
         """
-        loss = -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
+        with frozen(self._critic):
+            loss = self._actor_loss(batch)
         step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
         return loss
+
+    def _actor_loss(self, batch: ReplayBufferSamples) -> Tensor:
+        return -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
 
     def _first_value(self, observations: Any, actions: Tensor) -> Tensor:
         critic = self.policy.critic

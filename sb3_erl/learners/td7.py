@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.sale_policies import SALEActor, TD7Policy
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 
 @dataclass
@@ -94,6 +94,7 @@ class TD7Learner(Learner):
     settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
     buffer_class = LAPReplayBuffer
     learning_rates = (3e-4, 3e-4)
+    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
     n_critics: ClassVar[int] = 2
 
     def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
@@ -102,6 +103,8 @@ class TD7Learner(Learner):
         self.buffer: LAPReplayBuffer | None = None
         self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
+        self._judges = self._critic
+        """What the actor's loss goes through without training it."""
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -160,34 +163,47 @@ class TD7Learner(Learner):
         features, next_features = actor.features(samples.observations), actor.features(samples.next_observations)
         discounts = self.settings.gamma if samples.discounts is None else samples.discounts
         discounts = (1 - samples.dones) * discounts
-        embeddings = (actor.encoder(features), self.policy.actor_target.encoder(next_features))
+        embeddings = self._embed(features, next_features)
         return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings)
 
+    @torch.no_grad()
+    def _embed(self, features: Tensor, next_features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy.actor.encoder(features), self.policy.actor_target.encoder(next_features)
+
     def _encoder_step(self, batch: Batch) -> Tensor:
+        loss = self._encoder_loss(batch)
+        step_optimizer(self.policy.encoder.optimizer, loss, self._encoder, self.settings.max_grad_norm)
+        return loss
+
+    def _encoder_loss(self, batch: Batch) -> Tensor:
         encoder = self.policy.encoder
         with torch.no_grad():
             goal = encoder.state(batch.next_features)
         guess = encoder.action(torch.cat([encoder.state(batch.features), batch.actions], dim=1))
-        loss = torch.nn.functional.mse_loss(guess, goal)
-        step_optimizer(encoder.optimizer, loss, self._encoder, self.settings.max_grad_norm)
-        return loss
+        return torch.nn.functional.mse_loss(guess, goal)
 
     def _critic_step(
         self, batch: Batch, noise: Tensor, target_actor: SALEActor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        policy, settings = self.policy, self.settings
-        target_actor = policy.actor_target if target_actor is None else target_actor
-        with torch.no_grad():
-            clip = settings.target_noise_clip
-            smoothing = (noise * settings.target_policy_noise).clamp(-clip, clip)
-            next_actions = (target_actor.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
-            next_values = self._next_values(policy.critic_target, batch, next_actions)
-            targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
-            zsa = policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
-        values = policy.critic(batch.features, batch.actions, zsa, batch.zs)
-        loss = lap_huber(values - targets)
-        step_optimizer(policy.critic.optimizer, loss, self._critic, settings.max_grad_norm)
-        return loss, values.detach(), next_values, targets
+        policy = self.policy
+        next_values, zsa = self._critic_inputs(batch, noise, policy.actor_target if target_actor is None else target_actor)
+        targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
+        loss, values = self._critic_loss(batch, zsa, targets)
+        step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
+        return loss, values, next_values, targets
+
+    @torch.no_grad()
+    def _critic_inputs(self, batch: Batch, noise: Tensor, target_actor: SALEActor) -> tuple[Tensor, Tensor]:
+        """Target critics' values of the smoothed target action, and ``zsa`` of the batch."""
+        policy, clip = self.policy, self.settings.target_noise_clip
+        smoothing = (noise * self.settings.target_policy_noise).clamp(-clip, clip)
+        next_actions = (target_actor.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
+        next_values = self._next_values(policy.critic_target, batch, next_actions)
+        return next_values, policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
+
+    def _critic_loss(self, batch: Batch, zsa: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.policy.critic(batch.features, batch.actions, zsa, batch.zs)
+        return lap_huber(values - targets), values.detach()
 
     def _next_values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:
         """Values ``(towers, batch, 1)`` of actions in the next states, with the targets' encoder."""
@@ -195,6 +211,7 @@ class TD7Learner(Learner):
         return critic(batch.next_features, actions, zsa, batch.next_zs, context)
 
     @staticmethod
+    @torch.no_grad()
     def _targets(batch: Batch, next_values: Tensor, value_range: Tensor, seen_range: Tensor) -> Tensor:
         """Targets ``(batch, 1)`` with clipped bootstrap; widens the range of targets seen."""
         smallest = next_values.amin(dim=0).clamp(value_range[0], value_range[1])
@@ -209,7 +226,8 @@ class TD7Learner(Learner):
         return {}
 
     def _actor_step(self, batch: Batch) -> Tensor:
-        loss = self._actor_loss(batch)
+        with frozen(self._judges):
+            loss = self._actor_loss(batch)
         step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
         return loss
 

@@ -80,8 +80,51 @@ def _use_own_defaults(module: Any) -> None:
     manager.__init__ = __init__
 
 
+def _save_and_resume_exactly(module: Any) -> None:
+    """
+    ``--save-freq`` also writes checkpoints of ours, and ``--trained-agent`` with the model of one of them continues that run.
+
+    Replay buffers are only written with ``--save-replay-buffer``, and without its buffer a run cannot be continued.
+    """
+    manager = module.ExperimentManager
+    original_create = getattr(manager, "create_callbacks", None)
+    original_load = getattr(manager, "_load_pretrained_agent", None)
+    if original_create is None or original_load is None or getattr(original_load, WRAPPED, False):
+        return
+
+    @functools.wraps(original_create)
+    def create_callbacks(self: Any) -> None:
+        from sb3_erl.common.callbacks import GenerationCheckpoint
+
+        save_freq = self.save_freq
+        original_create(self)
+        algorithm = _algorithms().get(self.algo)
+        if save_freq > 0 and algorithm is not None and not self.optimize_hyperparameters:
+            if self.save_replay_buffer or not hasattr(algorithm, "save_replay_buffer"):
+                self.callbacks.append(GenerationCheckpoint(save_freq, Path(self.save_path) / "checkpoints"))
+
+    @functools.wraps(original_load)
+    def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
+        from sb3_erl.common.checkpoints import read_manifest
+
+        algorithm, folder = _algorithms().get(self.algo), Path(self.trained_agent).parent
+        if algorithm is None or read_manifest(folder) is None:
+            return original_load(self, hyperparams, env)
+        print(f"Resuming the run that was saved in {folder}")
+        log = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+        return algorithm.resume_from(folder, env, self.device, **log)  # type: ignore[attr-defined]
+
+    setattr(_load_pretrained_agent, WRAPPED, True)
+    manager.create_callbacks, manager._load_pretrained_agent = create_callbacks, _load_pretrained_agent
+
+
+def _complete_manager(module: Any) -> None:
+    _use_own_defaults(module)
+    _save_and_resume_exactly(module)
+
+
 STEPS = {
     "rl_zoo3.utils": _add_algorithms,
     "rl_zoo3.hyperparams_opt": _add_samplers,
-    "rl_zoo3.exp_manager": _use_own_defaults,
+    "rl_zoo3.exp_manager": _complete_manager,
 }

@@ -13,21 +13,28 @@ from sb3_erl import ALGOS
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def snippets(text: str) -> list[str]:
+    """The Python in a page."""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+SNIPPETS = snippets(README)
 
 
 def test_first_example_is_short() -> None:
     assert len(SNIPPETS[0].strip().splitlines()) < 15
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learned: list[BaseAlgorithm] = []
+@pytest.fixture
+def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BaseAlgorithm]:
+    """Models that have learned, each for 250 steps, in a folder of its own."""
+    models: list[BaseAlgorithm] = []
 
     def shortened(learn: Callable[..., Any]) -> Callable[..., Any]:
         def short_learn(self: BaseAlgorithm, total_timesteps: float, *args: Any, **kwargs: Any) -> Any:
-            learned.append(self)
+            models.append(self)
             return learn(self, 250, *args, **kwargs)
 
         return short_learn
@@ -35,8 +42,24 @@ def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for algorithm in ALGOS.values():  # as written, but for the length of training
         monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))
     monkeypatch.chdir(tmp_path)
+    return models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_runs(number: int, learned: list[Any]) -> None:
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {"__name__": "__main__"})
     assert learned and all(250 <= model.num_timesteps < 250 + model.n_envs for model in learned)
+
+
+@pytest.mark.slow
+def test_script_that_resumes_runs_again_and_again(learned: list[Any]) -> None:
+    script = compile(snippets((ROOT / "docs" / "resume.md").read_text())[0], "resume.md", "exec")
+    for _ in range(2):
+        exec(script, {"__name__": "__main__"})
+    first, second = learned
+    assert first is not second and first.num_timesteps == second.num_timesteps == 250
+    assert first.run_seed == second.run_seed and first.n_generations == second.n_generations
 
 
 def test_table_of_algorithms_agrees_with_the_registry() -> None:

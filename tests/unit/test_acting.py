@@ -87,10 +87,12 @@ def test_acting_alone_with_what_a_class_adds(name: str) -> None:
     model = make(name, policy_kwargs={"net_arch": [16]})
     shown: list[Any] = []
     evaluate = model._evaluate
-    model._evaluate = lambda jobs, actor, *rest, **kwargs: (
-        shown.append((jobs, actor)),
-        evaluate(jobs, actor, *rest, **kwargs),
-    )[1]
+
+    def show(jobs: Any, actor: Any, *rest: Any, **kwargs: Any) -> Any:
+        shown.append((jobs, actor))
+        return evaluate(jobs, actor, *rest, **kwargs)
+
+    model._evaluate = show
     model.learn(300)
     observation = np.random.default_rng(0).normal(size=3)
     jobs, here = shown[-1]

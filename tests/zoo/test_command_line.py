@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
 import pytest
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from benchmarks.killed_run import differences, fingerprint
 from sb3_erl import ALGOS
 from sb3_erl.common.generation import GenerationalMixin
 from tests.zoo.conftest import Command
@@ -118,6 +120,23 @@ def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Comman
     assert "Loading pretrained agent" in result.stdout
     assert ("Loading replay buffer" in result.stdout) == has_buffer(algo)
     assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
+
+
+def test_continue_from_a_checkpoint_of_ours(command: Command, tmp_path: Path) -> None:
+    """What the rest of a run writes is what the whole run wrote, to the last bit."""
+    algo, runs, saves = "erl_re2", tmp_path / "logs" / "erl_re2", ["--save-freq", "250", *STORED]
+    command(*train(algo, *saves), "normalize:True", cwd=tmp_path)
+    checkpoints = sorted((runs / "Pendulum-v1_1" / "checkpoints").iterdir())
+    assert len(checkpoints) == 3
+    result = command(*train(algo, "-i", str(checkpoints[0] / "model.zip"), *saves), "normalize:True", cwd=tmp_path)
+    assert f"Resuming the run that was saved in {checkpoints[0]}" in result.stdout
+    fingerprints = []
+    for run in (runs / "Pendulum-v1_1", runs / "Pendulum-v1_2"):
+        model = ALGOS[algo].load(run / "Pendulum-v1.zip", device="cpu")
+        model.load_replay_buffer(run / "replay_buffer.pkl")
+        statistics = pickle.loads((run / "Pendulum-v1" / "vecnormalize.pkl").read_bytes())
+        fingerprints.append({**fingerprint(model), "mean": statistics.obs_rms.mean.tobytes()})
+    assert differences(*fingerprints) == []
 
 
 def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""
+Seconds, memory and disk that a checkpoint with a full replay buffer takes, and a resume from it.
+
+    python -m benchmarks.save [--envs HalfCheetah-v4 Humanoid-v4] [--size 1000000] [--out save.json]
+
+Each figure comes from a process of its own. Memory is the peak of what that process holds, over what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import Logger
+
+from sb3_erl import ALGOS, GenerationCheckpoint
+
+FIELDS = ("observations", "next_observations", "actions", "rewards")
+BLOCK = 10_000
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def full_model(algo: str, env: str, size: int) -> Any:
+    """A model whose replay buffer was filled to the last slot with noise, which no disk can compress."""
+    model = ALGOS[algo]("MlpPolicy", env, buffer_size=size, device="cpu", seed=0)
+    buffer, rng = model.replay_buffer, np.random.default_rng(0)
+    for name in FIELDS:
+        array = getattr(buffer, name)
+        for start in range(0, size, BLOCK):
+            array[start : start + BLOCK] = rng.standard_normal(array[start : start + BLOCK].shape)
+    buffer.full = True
+    for array in (buffer.dones, buffer.timeouts):
+        array[...] = 0
+    for tree in getattr(buffer, "trees", []):
+        for start in range(0, size, BLOCK):
+            tree.append(np.arange(start, min(start + BLOCK, size)))
+        tree.find(np.zeros(1))
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def save(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
+    """What one checkpoint takes."""
+    model = full_model(algo, env, size)
+    callback = GenerationCheckpoint(1, folder)
+    callback.init_callback(model)
+    callback.on_training_start({"callback": callback}, {})
+    before, begun = peak_mb(), time.monotonic()
+    callback.save()
+    seconds, over = time.monotonic() - begun, peak_mb() - before
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    return {"checkpoint MB": written, "held MB": before, "save s": seconds, "save +MB": over}
+
+
+def resume(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
+    """What it takes to have the model back."""
+    before, begun = peak_mb(), time.monotonic()
+    ALGOS[algo].resume_from(folder, device="cpu")
+    return {"resume s": time.monotonic() - begun, "resume +MB": peak_mb() - before}
+
+
+def measure(algo: str, env: str, size: int) -> dict[str, float]:
+    """:return: figures of a save and of a resume in fresh processes"""
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        for part in ("save", "resume"):
+            words = [sys.executable, "-m", "benchmarks.save", "--part", part, "--folder", folder, "--size", str(size)]
+            command = [*words, "--algos", algo, "--envs", env]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            figures.update(json.loads(result.stdout.splitlines()[-1]))
+    return {name: round(value, 1) for name, value in figures.items()}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """:return: figures for each algorithm and environment"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algos", nargs="+", default=["erl_re2", "td7"])
+    parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v4", "Humanoid-v4"])
+    parser.add_argument("--size", type=int, default=1_000_000, help="transitions in the buffer")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
+    parser.add_argument("--part", choices=("save", "resume"), default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.part is not None:
+        work = {"save": save, "resume": resume}[options.part]
+        print(json.dumps(work(options.algos[0], options.envs[0], options.size, options.folder)))
+        return {}
+    figures = {f"{algo} {env}": measure(algo, env, options.size) for env in options.envs for algo in options.algos}
+    names = list(next(iter(figures.values())))
+    print(f"{'':<24}" + "".join(f"{name:>15}" for name in names))
+    for case, values in figures.items():
+        print(f"{case:<24}" + "".join(f"{values[name]:>15.1f}" for name in names))
+    if options.out is not None:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Checkpoints on disk: folders that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sb3_erl.common.files import umask
+
+MANIFEST = "checkpoint.json"
+MODEL = "model.zip"
+BUFFER = "replay_buffer.pkl"
+"""The name under which the Zoo looks for a buffer beside a model."""
+NORMALIZER = "vecnormalize.pkl"
+RUN = "run.pkl"
+ENVIRONMENT = "env.pkl"
+LOGS = "logs"
+PREFIX = "checkpoint_"
+
+
+def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:
+    """
+    :param path: folder of a :class:`~sb3_erl.common.callbacks.GenerationCheckpoint`, or one checkpoint in it
+    :return: its newest whole checkpoint, ``None`` if there is none, for example because the run has not begun
+
+    >>> newest_checkpoint("no/such/folder") is None
+    True
+    """
+    path = pathlib.Path(path)
+    candidates = [path] if (path / MANIFEST).exists() else sorted(path.glob(f"{PREFIX}*"), reverse=True)
+    return next((folder for folder in candidates if read_manifest(folder) is not None), None)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+    """:return: what a checkpoint says of itself, ``None`` if it is not whole"""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        is_whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if is_whole else None
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+    """Delete what killed runs have left in the middle of writing or deleting a checkpoint."""
+    for folder in path.glob(f".{PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(path: pathlib.Path, keep: int) -> None:
+    """Delete all checkpoints but the newest ``keep`` whole ones, oldest first."""
+    folders = sorted(path.glob(f"{PREFIX}*"))
+    kept = [folder for folder in folders if read_manifest(folder) is not None][-keep:]
+    for folder in folders:
+        if folder not in kept:
+            _delete(folder)
+
+
+@contextmanager
+def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) -> Iterator[pathlib.Path]:
+    """
+    A temporary folder that becomes the checkpoint in a single step when the block has filled it and all is on disk.
+
+    :param path: folder with the checkpoints of a run
+    :param n_timesteps: part of the name, with leading zeros, so that names sort by age
+    :param about: goes into the manifest, beside the sizes of all files
+    """
+    final = path / f"{PREFIX}{n_timesteps:012d}"
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=path))
+    try:
+        yield temporary
+        files = [file for file in temporary.rglob("*") if file.is_file()]
+        sizes = {file.relative_to(temporary).as_posix(): file.stat().st_size for file in files}
+        (temporary / MANIFEST).write_text(json.dumps({**about, "num_timesteps": n_timesteps, "files": sizes}, indent=1) + "\n")
+        for entry in (*temporary.rglob("*"), temporary):
+            _to_disk(entry)
+        os.chmod(temporary, 0o777 & ~umask())
+        if final.exists():  # not whole, or the model would not be at this step
+            _delete(final)
+        os.replace(temporary, final)
+        _to_disk(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _delete(folder: pathlib.Path) -> None:
+    """First the name, in a single step, so that a checkpoint that is there is whole; then the files."""
+    hidden = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    os.replace(folder, hidden / folder.name)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot do that for folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

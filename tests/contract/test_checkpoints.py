@@ -1,0 +1,284 @@
+"""A run that was killed goes on from its last checkpoint, and ends with what the run that was not killed ends with."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import TD3
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, ConvertCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from benchmarks.kill_resume import kill_and_resume, processes
+from benchmarks.killed_run import SYSTEMS, differences, fingerprint
+from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
+from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
+from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
+from tests.envs import toy_vec_env
+
+CHEAP = "cem"
+pytestmark = pytest.mark.filterwarnings("ignore:use_checkpoints with VecNormalize")
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("_")[1]) for path in folder.glob("checkpoint_*"))
+
+
+def forget_after(folder: Path, n_kept: int) -> Path:
+    """A copy of a run as if it had been killed when it had written so many checkpoints, and some rows of its log."""
+    copy = shutil.copytree(folder, folder.with_name(f"{folder.name}_{n_kept}"))
+    for checkpoint in sorted((copy / "checkpoints").iterdir())[n_kept:]:
+        shutil.rmtree(checkpoint)
+    return copy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_in_another_process(name: str, tmp_path: Path) -> None:
+    whole = tmp_path / "run"
+    expected = fingerprint(learn(name, whole), whole / "progress.csv")
+    assert len(steps_of(whole / "checkpoints")) >= 3
+    killed = forget_after(whole, 2)
+    process = processes().Process(target=learn_elsewhere, args=(name, killed))
+    process.start()
+    process.join()
+    result = json.loads((killed / "result.json").read_text())
+    assert differences(expected, result) == []
+    assert any(key.startswith(".log.0.") for key in expected) and any(key.startswith(".normalizer.") for key in expected)
+    assert (name in HYBRIDS) == any(key.startswith(".replay_buffer.") for key in expected)
+    for file in ("progress.json", "log.txt"):
+        assert len((killed / file).read_text().splitlines()) == len((whole / file).read_text().splitlines()) > 0
+    assert steps_of(killed / "checkpoints") == steps_of(whole / "checkpoints")
+
+
+@pytest.mark.parametrize("name", [name for name in STEPWISE if "pop_size" in known(name, {"pop_size": 3})])
+def test_inside_an_assessment_nobody_else_is_deployed(name: str, tmp_path: Path) -> None:
+    def favour_another(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        if whole.num_timesteps == 100:
+            whole.last_returns[1] = [1000.0]
+        return True
+
+    whole = make(name, early_assessment_episodes=50, explore_steps=1000)
+    whole.learn(120, [ConvertCallback(favour_another), GenerationCheckpoint(50, tmp_path)])
+    assert whole.best == 1 and whole._n_updates == 0
+    resumed = ALGOS[name].resume_from(tmp_path / "checkpoint_000000000104", toy_vec_env(), "cpu").learn(120)
+    assert resumed.best == 1 and differences(fingerprint(whole), fingerprint(resumed)) == []
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_episodes_that_never_end_together_are_cut(name: str, tmp_path: Path) -> None:
+    def run(folder: Path) -> Any:
+        env = toy_vec_env(2, length=20, vary=20)
+        resumed = newest_checkpoint(folder) is not None
+        model = ALGOS[name].resume_from(folder, env, "cpu") if resumed else make(name, env)
+        return model.learn(400, GenerationCheckpoint(SAVE_FREQ, folder, keep=None))
+
+    whole = run(tmp_path / "run")
+    steps = steps_of(tmp_path / "run")
+    assert len(steps) >= 4 and np.diff(steps).max() <= 3 * SAVE_FREQ
+    killed = shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    for checkpoint in sorted(killed.iterdir())[2:]:
+        shutil.rmtree(checkpoint)
+    assert differences(fingerprint(whole), fingerprint(run(killed))) == []
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_killed_at_random_moments(system: str) -> None:
+    tally = kill_and_resume(system, 2, random.Random(system), n_steps=360)
+    assert tally.different == [] and tally.n_identical == tally.n_kills == 2
+
+
+def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
+    def begin(folder: Path, n_events: int) -> int:
+        process = processes().Process(target=learn_until, args=("erl", folder, n_events))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert begin(tmp_path / "whole", 10**6) == 0
+    n_events = int((tmp_path / "whole" / "n_events").read_text())
+    expected = fingerprint(learn("erl", tmp_path / "whole"), tmp_path / "whole" / "progress.csv")
+    moments = np.unique(np.linspace(1, n_events, 12).astype(int))
+    left_something = 0
+    for moment in moments:
+        folder = tmp_path / str(moment)
+        assert begin(folder, moment) == -signal.SIGKILL
+        left_something += any(path.name.startswith(".") for path in (folder / "checkpoints").iterdir())
+        assert differences(expected, fingerprint(learn("erl", folder, keep=1), folder / "progress.csv")) == [], moment
+        assert len(list((folder / "checkpoints").iterdir())) == 1, "nothing of the killed process is left"
+    assert len(moments) == 12 and left_something > 4
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    before = learn(CHEAP, tmp_path)
+    written = newest_checkpoint(tmp_path / "checkpoints")
+    assert steps_of(tmp_path / "checkpoints")[-1] == TOTAL[CHEAP]
+    after = learn(CHEAP, tmp_path)
+    assert after.num_timesteps == TOTAL[CHEAP] and newest_checkpoint(tmp_path / "checkpoints") == written
+    assert differences(fingerprint(before), fingerprint(after)) == []
+    after.learn(40, reset_num_timesteps=False)
+    assert after.num_timesteps == TOTAL[CHEAP] + 40, "only the first call is the rest of the interrupted one"
+
+
+def test_another_total_is_heard_and_said(tmp_path: Path) -> None:
+    make(CHEAP).learn(100, GenerationCheckpoint(30, tmp_path))
+    model = ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env(), "cpu")
+    with pytest.warns(UserWarning, match="total_timesteps was 100 in the call .* is 150 now"):
+        model.learn(150)
+    assert model.num_timesteps == 150
+
+
+def test_rest_of_a_second_call(tmp_path: Path) -> None:
+    model = make(CHEAP).learn(96)
+    model.learn(100, GenerationCheckpoint(30, tmp_path, keep=None), reset_num_timesteps=False)
+    shutil.rmtree(newest_checkpoint(tmp_path) or "")
+    resumed = ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env(), "cpu")
+    assert 96 < resumed.num_timesteps < 196
+    assert resumed.learn(100, reset_num_timesteps=False).num_timesteps == 196
+    assert differences(fingerprint(model), fingerprint(resumed)) == []
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_files_of_sb3s_callback(name: str, tmp_path: Path) -> None:
+    saves = CheckpointCallback(50, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True)
+    make(name, environment(name)).learn(180, saves)
+    (tmp_path / "rl_model_150_steps.zip").rename(tmp_path / "rl_model_200_steps.zip")  # its other files are not there yet
+    env = environment(name)
+    model = ALGOS[name].resume_from(tmp_path, env, "cpu")
+    saved = VecNormalize.load(str(tmp_path / "rl_model_vecnormalize_100_steps.pkl"), toy_vec_env())
+    assert model.num_timesteps == 100 and env.ret_rms.count == saved.ret_rms.count
+    assert name not in HYBRIDS or 0 < model.replay_buffer.size() <= 100
+    assert model.learn(180).num_timesteps == 180
+
+
+def test_offline(tmp_path: Path) -> None:
+    def run(name: str) -> Any:
+        model: Any = make("td7", offline=True)
+        model.replay_buffer = seen.replay_buffer
+        if newest_checkpoint(tmp_path / name) is not None:
+            model = ALGOS["td7"].resume_from(tmp_path / name, toy_vec_env(), "cpu")
+        return model.learn(50, GenerationCheckpoint(20, tmp_path / name, keep=None))
+
+    seen = make("td7", learning_starts=1000).learn(100)
+    whole = fingerprint(run("run"))
+    assert steps_of(tmp_path / "run") == [20, 40, 50]
+    shutil.copytree(tmp_path / "run" / "checkpoint_000000000020", tmp_path / "killed" / "checkpoint_000000000020")
+    assert differences(whole, fingerprint(run("killed"))) == []
+
+
+class Stop(BaseCallback):
+    """Stops training at a step."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.at
+
+
+class Counter(BaseCallback):
+    """Counts in a way that nobody else knows."""
+
+    own = 0
+
+    def _on_step(self) -> bool:
+        self.own += 1
+        return True
+
+
+def test_callbacks_remember(tmp_path: Path) -> None:
+    def callbacks() -> Any:
+        evaluation = EvalCallback(toy_vec_env(), eval_freq=25, n_eval_episodes=1, log_path=str(tmp_path), verbose=0)
+        return CallbackList([evaluation, Counter(), GenerationCheckpoint(60, tmp_path / "run", keep=None)])
+
+    first, second = callbacks(), callbacks()
+    make(CHEAP).learn(200, first)
+    shutil.rmtree(newest_checkpoint(tmp_path / "run") or "")
+    model = ALGOS[CHEAP].resume_from(tmp_path / "run", toy_vec_env(), "cpu")
+    begun_at = model.num_timesteps
+    second.callbacks[0].best_mean_reward = -1e9
+    np.random.seed(0)
+    model.learn(200, second)
+    evaluation, counter, _ = second.callbacks
+    assert evaluation.evaluations_timesteps == first.callbacks[0].evaluations_timesteps == list(range(25, 201, 25))
+    n_before = begun_at // 25
+    assert evaluation.evaluations_results[:n_before] == first.callbacks[0].evaluations_results[:n_before]
+    assert counter.n_calls == 200 and counter.own == 200 - begun_at, "what others keep is their own affair"
+
+
+def test_global_generators_go_on(tmp_path: Path) -> None:
+    class Draw(BaseCallback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[float] = []
+
+        def _on_step(self) -> bool:
+            self.drawn += [random.random(), float(np.random.random()), float(th.rand(1))]
+            return True
+
+    whole, rest = Draw(), Draw()
+    make(CHEAP).learn(100, [whole, GenerationCheckpoint(30, tmp_path, keep=None)])
+    shutil.rmtree(newest_checkpoint(tmp_path) or "")
+    model = ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env(), "cpu")
+    for seed in (random.seed, np.random.seed, th.manual_seed):
+        seed(5)
+    model.learn(100, [rest, GenerationCheckpoint(30, tmp_path, keep=None)])
+    assert 0 < len(rest.drawn) < 300 and whole.drawn[-len(rest.drawn) :] == rest.drawn
+
+
+def test_environments_are_made_again(tmp_path: Path) -> None:
+    env = make_vec_env("Pendulum-v1", 2, env_kwargs={"max_episode_steps": 20, "g": 8.0})
+    model = make(CHEAP, env).learn(500, GenerationCheckpoint(100, tmp_path, keep=None))
+    shutil.rmtree(newest_checkpoint(tmp_path) or "")
+    resumed = ALGOS[CHEAP].resume_from(tmp_path)
+    assert resumed.n_envs == 2 and resumed.env.get_attr("g") == [8.0, 8.0]
+    assert differences(fingerprint(model), fingerprint(resumed.learn(500))) == []
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    learn(CHEAP, tmp_path)
+    folder = tmp_path / "checkpoints"
+    whole = sorted(folder.glob("checkpoint_*"))
+    (whole[-1] / "model.zip").write_bytes((whole[-1] / "model.zip").read_bytes()[:100])
+    (whole[-2] / "checkpoint.json").write_text("{")
+    (whole[-3] / "run.pkl").unlink()
+    assert newest_checkpoint(folder) == whole[-4] == newest_checkpoint(whole[-4])
+    model = ALGOS[CHEAP].resume_from(folder, environment(CHEAP), "cpu")
+    model.learn(TOTAL[CHEAP], [Stop(steps_of(folder)[-3] + 10), GenerationCheckpoint(SAVE_FREQ, folder, keep=1)])
+    assert newest_checkpoint(folder) == whole[-3] and steps_of(folder) == [int(whole[-3].name[-12:])], "whole ones count"
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint_000000000007.abc").mkdir()
+    make(CHEAP).learn(170, GenerationCheckpoint(20, tmp_path, keep=2))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint_000000000160", "checkpoint_000000000170"]
+
+
+def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path must be a folder with at least one whole checkpoint"):
+        ALGOS[CHEAP].resume_from(tmp_path)
+    make(CHEAP).learn(60, GenerationCheckpoint(30, tmp_path))
+    with pytest.raises(ValueError, match="path must hold checkpoints of ERL; got CEM's"):
+        ALGOS["erl"].resume_from(tmp_path, toy_vec_env())
+    with pytest.raises(ValueError, match="env must be given to resume_from"):
+        ALGOS[CHEAP].resume_from(tmp_path)
+    with pytest.raises(ValueError, match="env must have no VecNormalize"):
+        ALGOS[CHEAP].resume_from(tmp_path, VecNormalize(toy_vec_env()))
+    with pytest.raises(ValueError, match=r"save_path must not hold later checkpoints .* CEM.resume_from"):
+        make(CHEAP).learn(60, GenerationCheckpoint(30, tmp_path))
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    for arguments in ({"save_freq": 0}, {"save_freq": 10, "keep": 0}):
+        with pytest.raises(ValueError, match=list(arguments)[-1]):
+            GenerationCheckpoint(save_path=tmp_path, **arguments)
+    with pytest.raises(TypeError, match="GenerationCheckpoint needs a model of sb3_erl; got TD3"):
+        TD3("MlpPolicy", toy_vec_env()).learn(10, GenerationCheckpoint(10, tmp_path))

@@ -1,0 +1,63 @@
+"""
+Other ways to compute the same updates: ``precision``, and plain modules in place of perceptrons.
+
+Compiled losses are compared with the authors' numbers by ``pytest tests/parity --updates compiled``, which takes minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_erl import ALGOS
+from sb3_erl.common import networks, sale_policies
+from tests.contract.helpers import Tables
+from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
+
+LEARNERS = [(name, extra) for name, extra in variants() if name in HYBRIDS and "sac" not in str(extra)]
+
+
+def losses(name: str, n_updates: int = 1, **arguments: Any) -> dict[str, float]:
+    """What the first updates, on the same transitions and from the same networks, log as losses."""
+    if name in LEARN_FIRST:
+        model = make(name, **arguments)
+        tables = Tables(model)
+        model.learn(200)
+        logged = next(table for table in tables.tables if "train/critic_loss" in table)
+    else:
+        model = make(name, learning_starts=10_000, **arguments).learn(60)
+        model.train(n_updates, 16)
+        logged = model.logger.name_to_value
+    found = {key: value for key, value in logged.items() if key.startswith("train/") and "loss" in key}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(("name", "extra"), LEARNERS)
+def test_perceptrons_compute_what_the_modules_compute(
+    name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = losses(name, 3, **extra)
+    for module in (networks, sale_policies):
+        monkeypatch.setattr(module, "can_fuse", lambda x: False)
+    assert losses(name, 3, **extra) == pytest.approx(fused, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "extra"), [each for each in LEARNERS if each[0] not in LEARN_FIRST])
+def test_bf16_is_fp32_but_for_its_mantissa(name: str, extra: dict[str, Any]) -> None:
+    exact, coarse = losses(name, **extra), losses(name, precision="bf16", **extra)
+    assert coarse == pytest.approx(exact, rel=0.05, abs=0.02)
+    assert coarse != exact
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_options_are_saved_and_checked(name: str, tmp_path: Path) -> None:
+    make(name, precision="bf16", compile=True).save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", device="cpu")
+    assert (loaded.precision, loaded.compile) == ("bf16", True)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        make(name, precision="fp16")
+    with pytest.raises(TypeError, match="compile must be True or False"):
+        make(name, compile="max-autotune")

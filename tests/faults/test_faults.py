@@ -1,0 +1,157 @@
+"""Faults end as documented in ``docs/faults.md``; ``make faults`` injects many more of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecNormalize
+
+from benchmarks.faults import draw, run_batch
+from benchmarks.faulty import HANGS, KINDS, NOT_FINITE, faulty_vec_env
+from benchmarks.injection import BUFFER_FILES, INTERRUPT, MODEL_FILES, Fault, Unexpected, fits, inject
+from sb3_erl.evaluation.process_pool import ProcessEvaluator
+from sb3_erl.evaluation.soundness import FailedEpisodesError
+from tests.contract.helpers import differences, snapshot
+from tests.contract.settings import GENERATIONAL, STEPWISE, make
+
+ONE_OF_EACH = ["openai_es", "erl_re2", "td7"]
+SOME = {"one_in": 5, "at": 1, "seed": 4}
+
+
+@pytest.fixture(autouse=True)
+def stay() -> Any:
+    """Faults are injected in a folder of their own."""
+    before = os.getcwd()
+    yield
+    os.chdir(before)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HANGS and not kind.startswith("die")])
+def test_in_this_process(kind: str, name: str, tmp_path: Path) -> None:
+    inject(Fault(kind, "dummy", name, **SOME), tmp_path)
+
+
+@pytest.mark.parametrize("name", GENERATIONAL)
+@pytest.mark.parametrize("kind", ["nan reward", "inf observation"])
+def test_failed_individuals_of_every_class(kind: str, name: str, tmp_path: Path) -> None:
+    assert inject(Fault(kind, "dummy", name, **SOME), tmp_path) in ("failed individual", "error: all episodes failed")
+
+
+@pytest.mark.parametrize("kind", ["raise in step", "nan observation", "vector reward", "die in step", INTERRUPT])
+def test_in_processes_of_their_own(kind: str, tmp_path: Path) -> None:
+    inject(Fault(kind, "subproc", "erl", **SOME), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [*MODEL_FILES, *BUFFER_FILES])
+@pytest.mark.parametrize("name", ["nsra_es", "pderl"])
+def test_files(kind: str, name: str, tmp_path: Path) -> None:
+    if fits(kind, "file", name):
+        inject(Fault(kind, "file", name, seed=3), tmp_path)
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+@pytest.mark.parametrize("name", ["openai_es", "erl_re2", "pderl"])
+def test_workers_agree_about_failed_episodes(name: str, kind: str, evaluator: ProcessEvaluator) -> None:
+    """Also where a run ends inside one."""
+
+    def learned(**settings: Any) -> Any:
+        env = faulty_vec_env(1, kind=kind, one_in=4)
+        model = make(name, env, seed=7, **settings)
+        with pytest.warns(UserWarning, match=r"episodes failed, the first one of candidate \d+: .*(nan|inf)"):
+            model.learn(101)
+        return snapshot(model)
+
+    evaluator.make_env.kind[0] = kind  # type: ignore[union-attr]
+    evaluator.close()
+    assert differences(learned(), learned(evaluator=evaluator)) == []
+
+
+class Maker:
+    """Makes the environment of the moment."""
+
+    def __init__(self) -> None:
+        self.kind = ["none"]
+
+    def __call__(self) -> Any:
+        from benchmarks.faulty import monitored
+
+        return monitored(kind=self.kind[0], one_in=4)
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Any:
+    """Whose workers are made anew for each kind of fault."""
+    with ProcessEvaluator(1, Maker()) as evaluator:
+        yield evaluator
+
+
+@pytest.mark.parametrize("kind", ["nan observation", "inf reward"])
+@pytest.mark.parametrize("name", [*GENERATIONAL[:1], *STEPWISE[:1]])
+def test_statistics_forget_what_is_not_finite(name: str, kind: str) -> None:
+    env = VecNormalize(faulty_vec_env(1, kind=kind, one_in=4))
+    model = make(name, env, seed=2)
+    with pytest.warns(UserWarning) if name in GENERATIONAL else pytest.raises(ValueError, match="must give finite"):
+        model.learn(150)
+    for rms in (env.obs_rms, env.ret_rms):
+        assert np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() and rms.count > 10
+
+
+def test_a_generation_without_an_episode_is_an_error() -> None:
+    model = make("erl", faulty_vec_env(1, kind="nan in reset", one_in=1))
+    with pytest.warns(UserWarning), pytest.raises(FailedEpisodesError, match=r"nan nan nan\] after reset.*as it was after"):
+        model.learn(100)
+    assert model.num_timesteps == 0 and model.replay_buffer.size() == 0 and model.n_generations == 0
+
+
+@pytest.mark.parametrize("name", ["openai_es", "td7"])
+def test_processes_that_were_interrupted_in_a_step_stay_in_step(name: str) -> None:
+    """Ctrl-C while the main process waits for answers: the next ``learn`` does not take them for its own."""
+    env = faulty_vec_env(2, subprocess=True)
+    model = make(name, env)
+    inner: Any = env
+    step_wait = inner.step_wait
+
+    def interrupted() -> Any:
+        if model.num_timesteps > 20 and not calls:
+            calls.append(inner.remotes[0].recv())  # one of two answers was taken
+            raise KeyboardInterrupt
+        return step_wait()
+
+    calls: list[Any] = []
+    inner.step_wait = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100)
+    assert calls and inner.waiting is False
+    model.learn(40, reset_num_timesteps=False)
+    env.close()
+
+
+def test_closed_environments_are_refused(tmp_path: Path) -> None:
+    env = faulty_vec_env(2, subprocess=True)
+    env.close()
+    with pytest.raises(ValueError, match=r"env must be open; its processes have ended.*set_env"):
+        make("openai_es", env).learn(10)
+
+
+def test_the_judge_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that ends otherwise is told, and one that hangs is lost and not waited for."""
+    monkeypatch.setattr("sb3_erl.evaluation.vectorized.what_is_wrong", lambda *_: "")
+    with pytest.raises(Unexpected):
+        inject(Fault("nan reward", "dummy", "cem", **SOME), tmp_path)
+    monkeypatch.setattr("benchmarks.faults.inject", lambda *_: threading.Event().wait())
+    records = run_batch([Fault("nan reward", "dummy", "cem")], limit=0.5)
+    assert [record["ok"] for record in records] == [False] and "lost" in records[0]["ending"]
+
+
+def test_the_draw_has_every_kind_and_backend() -> None:
+    faults = draw(200, 0, 8)
+    assert len(faults) == 200 and draw(200, 0, 8) == faults != draw(200, 1, 8)
+    pairs = {(fault.kind, fault.backend) for fault in faults}
+    assert {kind for kind, _ in pairs} == {*KINDS, INTERRUPT, *MODEL_FILES, *BUFFER_FILES}
+    assert {backend for _, backend in pairs} == {"dummy", "subproc", "process", "ray", "file"}
