@@ -226,7 +226,9 @@ def test_a_stopped_phase_stores_what_was_stepped(n_envs: int) -> None:
     batch, record = evaluate(toy_vec_env(n_envs), [Job(i) for i in range(4)], Record(stop_after=11))
     assert batch is None and len(record.running) == 11
     assert len(table(record)) == record.n_timesteps >= 11
-    assert [job.candidate for job, _ in record.stored] == [0, 1, 2, 3]
+    begun = [job.candidate for job, _ in record.stored]
+    assert begun == list(range(len(begun))) and len(begun) >= max(2, n_envs)
+    assert all(len(steps) > 0 for _, steps in record.stored)  # nothing of a job that never began
 
 
 def test_a_budget_that_ends_with_the_last_job_completes_the_phase() -> None:
