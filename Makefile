@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults check lint format types bench clean distclean
+.PHONY: help install demo test faults soak check lint format types bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ demo: $(READY)  ## train ERL-Re2 on a MuJoCo task and show what it learned [ENV=
 test: $(READY)  ## run the tests [JOBS=2] [PYTEST_FLAGS=...]
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_FLAGS)
 
+soak: $(READY)  ## two hours with workers that are killed, for each back-end [SOAK_FLAGS=--minutes=120]
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)
+
 check: lint  ## format, lint, types, tests and doctests: run before every commit
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
 		--doctest-modules $(PACKAGE) tests $(PYTEST_FLAGS)
@@ -54,7 +57,7 @@ format: $(READY)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## measure speed
+bench: $(READY)  ## measure speed [BENCH_FLAGS="--threads 1 2 --only updates stepping"]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(BENCH_FLAGS)
 
 faults: $(READY)  ## kill runs and resume them, then inject faults [KILL_FLAGS=--kills=50] [FAULT_FLAGS=...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,5 +94,30 @@ def monitored(**kwargs: Any) -> gym.Env:
 
 def faulty_vec_env(n_envs: int = 1, subprocess: bool = False, **kwargs: Any) -> VecEnv:
     """Several of them, in this process or in one each."""
-    makers = [partial(monitored, **kwargs) for _ in range(n_envs)]
+    makers: list[Callable[[], gym.Env]] = [partial(monitored, **kwargs) for _ in range(n_envs)]
     return SubprocVecEnv(makers) if subprocess else DummyVecEnv(makers)
+
+
+class Mortal(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """
+    Kills the process it runs in when somebody puts a file there; the first who removes it is hit.
+
+    :param env: environment that is wrapped
+    :param flag: path of that file
+    """
+
+    def __init__(self, env: gym.Env, flag: str):
+        gym.utils.RecordConstructorArgs.__init__(self, flag=flag)
+        gym.Wrapper.__init__(self, env)
+        self.flag = flag
+
+    def step(self, action: Any) -> Any:
+        """As the environment does it, if the process lives."""
+        if os.path.exists(self.flag):
+            try:
+                os.unlink(self.flag)
+            except FileNotFoundError:  # it hit another one
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.env.step(action)

@@ -151,8 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     figures, n_bad = {}, 0
     for system in options.systems:
         tally = kill_and_resume(system, options.kills, random.Random(f"{options.seed} {system}"))
-        row = (tally.n_kills, tally.n_inside_a_save, tally.n_before_the_first, tally.n_runs, tally.n_identical)
-        row = (*row, round(tally.run_seconds, 1), int(statistics.median(tally.resumed_at)))
+        counts = (tally.n_kills, tally.n_inside_a_save, tally.n_before_the_first, tally.n_runs, tally.n_identical)
+        row = (*counts, round(tally.run_seconds, 1), int(statistics.median(tally.resumed_at)))
         cells = "".join(f"{value:>{len(title) + 3}}" for title, value in zip(titles, row, strict=True))
         print(f"{system:<10}{cells}", flush=True)
         if tally.different:

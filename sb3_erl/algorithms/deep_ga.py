@@ -22,7 +22,7 @@ from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Stream
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
+from sb3_erl.evaluation.rebuilding import RebuiltActor, Renumbered, actor_factory
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.evolution.novelty import NoveltySelection, select_by_novelty
@@ -175,8 +175,7 @@ class DeepGA(ReferenceBatchMixin):
         jobs = [Job(first + i, k, self.episode_cutoff) for i in range(len(vectors)) for k in range(n_episodes)]
 
         def all_together() -> PopulationActor:
-            actor = self._population_actor(vectors)
-            return lambda observations, candidates: actor(observations, [candidate - first for candidate in candidates])
+            return Renumbered(self._population_actor(vectors), first)
 
         source = self.evolver.source_of(vectors, first)
         actor = all_together() if source is None else RebuiltActor(source, actor_factory(self.policy.deployed), all_together)

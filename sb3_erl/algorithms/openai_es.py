@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -22,10 +21,11 @@ from sb3_erl.common.observation_statistics import ObservationStatistics, Observa
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.reference_batch import ReferenceBatchMixin
 from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import UnboundedExploration
 from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
+from sb3_erl.evaluation.steps import Steps
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.noise_table import NoiseTable
@@ -55,12 +55,11 @@ class ObservedEpisodes:
             return False
         return self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < self.probability
 
-    def __call__(self, job: Job, transitions: Sequence[Transition]) -> ObservationSums | None:
+    def __call__(self, job: Job, steps: Steps) -> ObservationSums | None:
         """:return: what the episode adds to the statistics, ``None`` for an episode of the mean or one that is not chosen"""
-        if not transitions or not self.wants(job):
+        if len(steps) == 0 or not self.wants(job):
             return None
-        observations = np.stack([transition.observation for transition in transitions])
-        return ObservationSums.of(observations.reshape(len(observations), -1))
+        return ObservationSums.of(steps.observations[:-1].reshape(len(steps), -1))
 
 
 class OpenAIES(ReferenceBatchMixin):

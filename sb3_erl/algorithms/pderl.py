@@ -19,8 +19,9 @@ from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic_memory import GeneticMemories
 from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evaluation.base import Job, Transition
+from sb3_erl.evaluation.base import Job
 from sb3_erl.evaluation.choice import EvaluatorChoice
+from sb3_erl.evaluation.steps import Steps, Transition
 from sb3_erl.evolution.distilled import DistilledGA
 from sb3_erl.evolution.ga import GA
 from sb3_erl.learners.base import Precision
@@ -181,8 +182,8 @@ class PDERL(ERL):
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; whoever acted remembers it too."""
         super().store(job, transitions)
-        if transitions:
-            seen, done = (np.stack([getattr(t, name) for t in transitions]) for name in ("observation", "action"))
+        if isinstance(transitions, Steps) and len(transitions) > 0:
+            seen, done = transitions.observations[:-1], transitions.actions
             self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done.reshape(len(done), -1))
 
     def _exchange(self, fitness: np.ndarray | None) -> None:

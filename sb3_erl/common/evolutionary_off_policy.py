@@ -22,10 +22,12 @@ from sb3_erl.common.generation import GenerationalMixin
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.saving import SafeBufferMixin
 from sb3_erl.common.seeding import Stream
+from sb3_erl.common.storing import store_steps, store_transition
 from sb3_erl.common.training import LearnerHostMixin
-from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor, Transition
+from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor
 from sb3_erl.evaluation.choice import EvaluatorChoice
 from sb3_erl.evaluation.exploration import NoiseExploration, UniformExploration
+from sb3_erl.evaluation.steps import Steps, Transition
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.learners.base import Learner, Precision
 
@@ -239,7 +241,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
 
     @property
     def digest(self) -> Digest | None:
-        """:meth:`store` is given the transitions themselves."""
+        """:meth:`store` is given the steps themselves."""
         return None
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
@@ -248,12 +250,11 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         assert buffer is not None
         if job.candidate >= self.pop_size:
             self.n_learner_steps += len(transitions)
-        for step in transitions:
-            done, info = step.done, step.info
-            if not (buffer.handle_timeout_termination or buffer.optimize_memory_usage or "terminal_observation" in info):
-                done = False  # a rollout that was cut did not end
-            row = (step.observation[None], step.next_observation[None], step.action[None])
-            buffer.add(*row, np.array([step.reward]), np.array([done]), [info])
+        if isinstance(transitions, Steps):
+            store_steps(buffer, transitions)
+        else:
+            for transition in transitions:
+                store_transition(buffer, transition)
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""

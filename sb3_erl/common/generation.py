@@ -215,15 +215,18 @@ class GenerationalMixin(AddressedMixin):
         """Count finished episodes, as SB3's off-policy classes do."""
         self._episode_num += n_episodes
 
-    def skip_steps(self, n_steps: int) -> int:
-        """Count steps that no callback watches; see :class:`~sb3_erl.evaluation.base.Recorder`."""
-        callback = self._callback
-        if callback is None or not _is_idle(callback):
+    @property
+    def n_free_steps(self) -> int:
+        """See :class:`~sb3_erl.evaluation.base.Recorder`."""
+        if self._callback is None or not _is_idle(self._callback):
             return 0
-        n_skipped = max(0, min(n_steps, self._total_timesteps - self.num_timesteps - 1))
-        self.num_timesteps += n_skipped
-        callback.n_calls += n_skipped
-        return n_skipped
+        return max(0, self._total_timesteps - self.num_timesteps - 1)
+
+    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
+        """Count steps that no callback watches; see :class:`~sb3_erl.evaluation.base.Recorder`."""
+        assert self._callback is not None
+        self.num_timesteps += n_steps * n_envs
+        self._callback.n_calls += n_steps
 
     @property
     def digest(self) -> Digest | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
 from sb3_erl.common.seeding import Address
+from sb3_erl.evaluation.steps import Steps
+from sb3_erl.evaluation.steps import Transition as Transition  # part of what back-ends share
 
 
 class Explorer(Protocol):
@@ -187,17 +190,6 @@ class EpisodeBatch:
         return np.divide(sums, counts, out=np.full(n_candidates, np.nan), where=counts > 0)
 
 
-class Transition(NamedTuple):
-    """One environment step as SB3's replay buffers take it (unnormalised, action in [-1, 1])."""
-
-    observation: np.ndarray
-    next_observation: np.ndarray
-    action: np.ndarray
-    reward: float
-    done: bool
-    info: dict[str, Any]
-
-
 class Digest(Protocol):
     """
     What :meth:`Recorder.store` wants of a job. It runs where the episode ran, possibly on another machine, so it can be
@@ -207,10 +199,10 @@ class Digest(Protocol):
     def wants(self, job: Job) -> bool:
         """Whether the steps of this job are needed; of others only the last one is kept."""
 
-    def __call__(self, job: Job, transitions: Sequence[Transition]) -> Any:
+    def __call__(self, job: Job, steps: Steps) -> Any:
         """
         :param job: that ran
-        :param transitions: its steps, or the last of them
+        :param steps: its steps, or the last of them; none if it did not begin
         :return: for :meth:`Recorder.store`
         """
 
@@ -222,7 +214,7 @@ class NothingToStore:
         """See :class:`Digest`."""
         return False
 
-    def __call__(self, job: Job, transitions: Sequence[Transition]) -> None:
+    def __call__(self, job: Job, steps: Steps) -> None:
         """See :class:`Digest`."""
 
 
@@ -231,7 +223,7 @@ class Recorder(Protocol):
 
     @property
     def digest(self) -> Digest | None:
-        """What :meth:`store` is given of each job, ``None`` for the transitions themselves; constant within a phase."""
+        """What :meth:`store` is given of each job, ``None`` for its :class:`Steps` themselves; constant within a phase."""
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         """
@@ -246,12 +238,16 @@ class Recorder(Protocol):
     def has_budget(self) -> bool:
         """Whether further steps may be taken."""
 
-    def skip_steps(self, n_steps: int) -> int:
-        """
-        Count several steps of one environment at once if no callback watches them.
+    @property
+    def n_free_steps(self) -> int:
+        """Environment steps that no callback watches, before one that has to go through :meth:`after_step`."""
 
-        :param n_steps: how many at most
-        :return: how many were counted; the others have to go through :meth:`after_step`
+    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
+        """
+        Count several vector steps at once.
+
+        :param n_steps: how many
+        :param n_envs: how many environments did each of them; together at most :attr:`n_free_steps`
         """
 
     def store(self, job: Job, digested: Any) -> None:
@@ -292,6 +288,11 @@ class ToEnvironment:
     action_space: spaces.Space
     squashed: bool
 
+    @cached_property
+    def _span(self) -> np.ndarray:
+        assert isinstance(self.action_space, spaces.Box)
+        return self.action_space.high - self.action_space.low
+
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
         :param actions: ``(n_envs, *action_shape)`` as the actors of the algorithm give them
@@ -301,5 +302,11 @@ class ToEnvironment:
         if not isinstance(space, spaces.Box):
             return actions.astype(np.int64)
         if self.squashed:
-            return space.low + (0.5 * (actions + 1.0) * (space.high - space.low))
-        return np.clip(actions, space.low, space.high)
+            scaled = actions + 1.0
+            scaled *= 0.5
+            if scaled.dtype != space.dtype:
+                return space.low + scaled * self._span
+            scaled *= self._span
+            scaled += space.low
+            return scaled
+        return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays

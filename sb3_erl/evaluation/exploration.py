@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.seeding import ScopedGenerators
 from sb3_erl.evaluation.acting import on_cpu
+
+BLOCK = 64
+"""Steps for which random numbers are drawn at once; the numbers are those of as many single draws."""
 
 
 class UniformExploration:
@@ -37,10 +41,11 @@ class UnboundedExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._rng = np.random.default_rng(sequence)
+        rng = np.random.default_rng(sequence)
+        self._draws = _Draws(lambda shape: self._std * rng.standard_normal(shape))
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        return (action + self._std * self._rng.standard_normal(action.shape)).astype(action.dtype)
+        return (action + self._draws.next(action.shape)).astype(action.dtype)
 
 
 class NoiseExploration:
@@ -55,19 +60,47 @@ class NoiseExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.evaluation.base.Explorer`."""
-        self._noise.reset()
-        if type(self._noise) is NormalActionNoise:
-            self._rng = np.random.default_rng(sequence)
-        else:  # SB3's other noises read the global generator
-            self._scope = ScopedGenerators(sequence)
+        noise = self._noise
+        noise.reset()
+        if type(noise) is NormalActionNoise:
+            rng, shape = np.random.default_rng(sequence), np.broadcast(noise._mu, noise._sigma).shape
+            self._shape = shape
+            self._draws = _Draws(lambda block: rng.normal(noise._mu, noise._sigma, block))
+            return
+        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noises read the global generator
+
+        def draw(block: tuple[int, ...]) -> list[np.ndarray]:
+            with scope:
+                return [noise() for _ in range(block[0])]
+
+        self._draws = _Draws(draw, BLOCK if type(noise) is OrnsteinUhlenbeckActionNoise else 1)
 
     def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        if type(self._noise) is NormalActionNoise:
-            noise = self._rng.normal(self._noise._mu, self._noise._sigma)
-        else:
-            with self._scope:
-                noise = self._noise()
-        return np.clip(action + noise, -1.0, 1.0).astype(action.dtype)
+        noisy = action + self._draws.next(self._shape)
+        return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
+
+
+class _Draws:
+    """
+    The random numbers of one step after the other, out of blocks.
+
+    :param draw: gives an array of this shape, the first axis being the steps
+    :param size: for how many steps they are drawn at once; one where it matters when they are drawn
+    """
+
+    def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray | Sequence[np.ndarray]], size: int = BLOCK):
+        self._draw, self._size, self._next = draw, size, 0
+        self._block: np.ndarray | Sequence[np.ndarray] = ()
+
+    def next(self, shape: tuple[int, ...]) -> np.ndarray:
+        """
+        :param shape: of the numbers of one step, always the same
+        :return: the numbers of this step
+        """
+        if self._next == len(self._block):
+            self._block, self._next = self._draw((self._size, *shape)), 0
+        self._next += 1
+        return self._block[self._next - 1]
 
 
 class PolicyExploration:

@@ -11,7 +11,8 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.parameters import ParameterLayout, write_parameters
-from sb3_erl.evaluation.acting import Layer, ModuleActor, NumpyActor, on_cpu, plain_layers
+from sb3_erl.evaluation.acting import Layer, ModuleActor, NumpyActor, alone_or_none, on_cpu, plain_layers
+from sb3_erl.evaluation.alone import ActAlone
 from sb3_erl.evaluation.base import PopulationActor
 from sb3_erl.evolution.noise_table import NoiseTable
 
@@ -89,6 +90,26 @@ def actor_factory(actor: BasePolicy) -> ActorFactory:
     return PlainFactory(ParameterLayout.of(actor), tuple(layers))
 
 
+class Renumbered:
+    """
+    Acts for candidates whose numbers begin elsewhere than at 0.
+
+    :param actor: acts for candidates from 0 on
+    :param first: number of the first candidate
+    """
+
+    def __init__(self, actor: PopulationActor, first: int):
+        self._actor, self._first = actor, first
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
+        return self._actor(observations, [candidate - self._first for candidate in candidates])
+
+    def alone(self, candidate: int) -> ActAlone | None:
+        """See :meth:`~sb3_erl.evaluation.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+        return alone_or_none(self._actor, candidate - self._first)
+
+
 class RebuiltActor:
     """
     Acts for candidates that are made when they are needed; only their source and the factory are sent.
@@ -111,12 +132,24 @@ class RebuiltActor:
     def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         if self._local is not None:
-            self._whole = self._local() if self._whole is None else self._whole
-            return self._whole(observations, candidates)
+            return self._all(self._local)(observations, candidates)
         (candidate,) = candidates  # a worker has one environment
+        return self._one(candidate)(observations, (0,))
+
+    def alone(self, candidate: int) -> ActAlone | None:
+        """See :meth:`~sb3_erl.evaluation.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+        if self._local is not None:
+            return alone_or_none(self._all(self._local), candidate)
+        return alone_or_none(self._one(candidate), 0)
+
+    def _all(self, make: Callable[[], PopulationActor]) -> PopulationActor:
+        self._whole = make() if self._whole is None else self._whole
+        return self._whole
+
+    def _one(self, candidate: int) -> PopulationActor:
         if self._current is None or self._current[0] != candidate:
             self._current = candidate, self._factory(self._source(candidate))
-        return self._current[1](observations, (0,))
+        return self._current[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RebuiltActor, (self._source, self._factory)

@@ -216,7 +216,8 @@ class RemoteEvaluator(ABC):
     def _replay(self, outcome: Outcome, recorder: Recorder, is_last: bool) -> bool:
         """Show an episode to the recorder as if it were run now; returns whether to go on."""
         episode, n_steps = outcome.episode, outcome.episode.n_steps
-        t = recorder.skip_steps(n_steps - 1)
+        t = max(0, min(n_steps - 1, recorder.n_free_steps))
+        recorder.skip_steps(t)
         try:
             while t < n_steps:
                 go_on = recorder.after_step(self._variables(outcome, t), np.ones(1, dtype=bool))

@@ -11,14 +11,14 @@ import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 
 from sb3_erl.common.seeding import Address
-from sb3_erl.evaluation.base import Digest, Episode, EpisodeSummary, Job, PopulationActor, ToEnvironment, Transition
+from sb3_erl.evaluation.base import Digest, Episode, EpisodeSummary, Job, PopulationActor, ToEnvironment
+from sb3_erl.evaluation.steps import TRUNCATED, Steps
 
 RECORD = np.dtype(
     [("total", "<f8"), ("signs", "<f4"), ("length", "<u4"), ("monitored", "<f8"), ("seconds", "<f4"), ("flags", "u1")]
 )
 """An episode of which only scores are wanted: 29 bytes. ``monitored`` and ``seconds`` are what SB3's Monitor says."""
 TERMINATED, CUT, TIME_LIMIT, MONITORED = 1, 2, 4, 8
-TRUNCATED = "TimeLimit.truncated"
 MONITOR_KEYS = {"r", "l", "t"}
 
 
@@ -109,10 +109,7 @@ class Outcome:
         """:return: what ``store`` gets of a job that was stopped after some steps; the rest is abandoned"""
         if isinstance(self.episode, EpisodeSummary):
             return None
-        steps = list(self.stored[:n_steps])
-        if 0 < n_steps < self.episode.n_steps:  # n-step returns must not run into the next job
-            steps[-1] = steps[-1]._replace(done=True, info={**steps[-1].info, TRUNCATED: True})
-        return steps
+        return self.stored.until(n_steps)
 
 
 # -------------------------------------------------------------------- scores only
@@ -167,27 +164,26 @@ def unpack_score(bodies: Any, place: int, job: Job) -> Outcome:
 # -------------------------------------------------------------------- transitions
 
 
-def pack_transitions(episode: Episode, transitions: Sequence[Transition], step_infos: bool) -> Any:
+def pack_transitions(episode: Episode, steps: Steps, step_infos: bool) -> Any:
     """
     :param episode: that ran
-    :param transitions: its T steps; each begins where the one before it ended
+    :param steps: all its T steps
     :param step_infos: whether infos before the last one are wanted
     :return: stacked arrays: T + 1 observations, T actions, T rewards; the rest of the episode beside them
     """
     rest = episode.terminated, episode.cut, episode.behavior, episode.failure
-    if not transitions:  # it failed before its first step
+    if not steps:  # it failed before its first step
         return None, None, episode.rewards, None, None, (episode.last_observation, *rest)
-    last = transitions[-1]
-    observations = np.stack([step.observation for step in transitions] + [last.next_observation])
-    infos: list[dict[str, Any]] = [_brief(step.info) if step_infos else {} for step in transitions[:-1]]
+    observations = steps.observations
+    infos: list[dict[str, Any]] = [_brief(info) if step_infos else {} for info in steps.infos[:-1]]
     seen = episode.last_observation
     is_same = seen.dtype == observations.dtype and np.array_equal(seen, observations[-1], equal_nan=seen.dtype.kind == "f")
     return (
         observations,
-        np.stack([step.action for step in transitions]),
-        episode.rewards.astype(np.float32),  # rounded to float32 before
+        steps.actions,
+        steps.rewards.astype(np.float32),  # rounded to float32 before
         infos if any(infos) else None,
-        last.info,
+        steps.infos[-1],
         (None if is_same else seen, *rest),
     )
 
@@ -198,15 +194,13 @@ def unpack_transitions(body: Any, job: Job) -> Outcome:
     :param job: that it was made of
     :return: the outcome
     """
-    observations, actions, short_rewards, infos, last_info, (seen, *ends) = body
+    observations, actions, short_rewards, brief, last_info, (seen, *ends) = body
+    if observations is None:
+        return Outcome(Episode(job, short_rewards, seen, *ends), Steps.none())
     rewards = short_rewards.astype(np.float64)
-    n_steps = len(rewards)
-    steps = []
-    for t, reward in enumerate(rewards.tolist()):
-        is_last = t + 1 == n_steps
-        info = last_info if is_last else {TRUNCATED: False, **(infos[t] if infos else {})}
-        steps.append(Transition(observations[t], observations[t + 1], actions[t], reward, is_last, info))
+    infos = [{TRUNCATED: False, **(info or {})} for info in brief or [None] * (len(rewards) - 1)]
     last = observations[-1] if seen is None else seen
+    steps = Steps(observations, actions, rewards, [*infos, last_info], done=True)
     return Outcome(Episode(job, rewards, last, *ends), steps)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_erl.evaluation.base import Digest, Job, Transition
 from sb3_erl.evaluation.soundness import mismatches_explained
+from sb3_erl.evaluation.steps import Steps
 from sb3_erl.evaluation.vectorized import VectorizedEvaluator
 from sb3_erl.evaluation.wire import Answer, Phase, Score, pack_scores, pack_transitions
 from sb3_erl.evolution.noise_table import NoiseTable
@@ -33,8 +35,8 @@ class _WithLastInfo:
     def wants(self, job: Job) -> bool:
         return self.wanted.wants(job)
 
-    def __call__(self, job: Job, transitions: Sequence[Transition]) -> tuple[dict[str, Any], Any]:
-        return transitions[-1].info, self.wanted(job, transitions)
+    def __call__(self, job: Job, steps: Steps) -> tuple[dict[str, Any], Any]:
+        return steps.infos[-1], self.wanted(job, steps)
 
 
 @dataclass
@@ -44,12 +46,12 @@ class _Collector:
     digest: Digest | None
     stored: Any = None
     has_budget: bool = True
+    n_free_steps: int = sys.maxsize
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         return True
 
-    def skip_steps(self, n_steps: int) -> int:
-        return 0
+    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None: ...
 
     def store(self, job: Job, digested: Any) -> None:
         self.stored = digested

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evolution.base import Evolver, check_told, to_numpy
+from sb3_erl.evolution.base import Evolver, check_told
 from sb3_erl.operators import CROSSOVERS, MUTATIONS
 from sb3_erl.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
@@ -99,7 +99,8 @@ class GA(Evolver):
         n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
         draws = GeneratorDraws(rng)
         winners = tournament_winners(rank_best_first(fitness), n_tournaments, self.tournament_size, draws)
-        old = to_numpy(candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)]))
+        everybody = candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)])
+        old = everybody.detach().to("cpu", torch.float32).numpy()  # read only
         self.epoch = self._plan(old, fitness, winners, n_migrants, rng)
         self.candidates.copy_(torch.from_numpy(self.vary(old, self.epoch, rng)))
 
@@ -138,8 +139,13 @@ class GA(Evolver):
         return new
 
     def _mutate(self, new: np.ndarray, mutants: list[int], rng: np.random.Generator) -> None:
-        if mutants:
+        if not mutants:
+            return
+        in_place = getattr(self.mutation, "mutate_rows", None)
+        if in_place is None:
             new[mutants] = self.mutation(new[mutants], rng)
+        else:
+            in_place(new, mutants, rng)
 
 
 def _operator(argument: str, choice: str | type, known: dict[str, Any]) -> Any:

@@ -81,7 +81,8 @@ def tournament_winners(ranking: np.ndarray, n_tournaments: int, tournament_size:
     :return: one winner per tournament, repeats included
     """
     n = len(ranking)
-    return [int(ranking[draws.tournament(n, tournament_size).min()]) for _ in range(n_tournaments)]
+    contestants = np.array([draws.tournament(n, tournament_size) for _ in range(n_tournaments)])
+    return ranking[contestants.reshape(n_tournaments, -1).min(axis=1)].tolist()
 
 
 @dataclass

@@ -33,17 +33,19 @@ from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 
 class Record:
-    """Takes what an evaluator reports; stops it after some vector steps if asked to."""
+    """Takes what an evaluator reports; stops it after some vector steps if asked to; lets some environment steps pass."""
 
-    def __init__(self, stop_after: int | None = None, budget: int | None = None):
-        self.stop_after, self.budget = stop_after, budget
+    def __init__(self, stop_after: int | None = None, budget: int | None = None, n_free_steps: int = 0):
+        self.stop_after, self.budget, self.n_free_steps = stop_after, budget, n_free_steps
+        self.skipped: list[int] = []
+        self.episodes = self.said = 0
         self.running: list[np.ndarray] = []
         self.variables: list[dict[str, Any]] = []
         self.stored: list[tuple[Job, list[Transition]]] = []
 
     @property
     def n_timesteps(self) -> int:
-        return int(sum(running.sum() for running in self.running))
+        return int(sum(running.sum() for running in self.running)) + sum(self.skipped)
 
     @property
     def has_budget(self) -> bool:
@@ -51,12 +53,15 @@ class Record:
 
     digest = None
 
-    def skip_steps(self, n_steps: int) -> int:
-        return 0
+    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
+        self.skipped.append(n_steps * n_envs)
+        self.n_free_steps -= n_steps * n_envs
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         self.running.append(running.copy())
         self.variables.append({key: np.copy(variables[key]) for key in ("dones", "rewards", "actions", "new_obs")})
+        self.episodes += sum("episode" in info for info, runs in zip(variables["infos"], running, strict=True) if runs)
+        self.said += sum("episode" in info for info in variables["infos"])
         return len(self.running) != self.stop_after
 
     def store(self, job: Job, transitions: Sequence[Transition]) -> None:
@@ -148,16 +153,72 @@ def test_cut_rollouts_reset_their_slot(n_envs: int) -> None:
             assert np.array_equal(before.next_observation, after.observation)
 
 
-def test_idle_slots_are_neither_counted_nor_stored_nor_shown() -> None:
-    env = toy_vec_env(4, length=5)
-    batch, record = evaluate(env, [Job(0), Job(1, horizon=12), Job(2, horizon=2)])
+@pytest.mark.parametrize(("subprocess", "n_steps"), [(False, [5, 5, 2, 0]), (True, [5, 5, 5, 5])])
+def test_idle_slots_are_neither_counted_nor_stored_nor_shown(subprocess: bool, n_steps: list[int]) -> None:
+    env = toy_vec_env(4, subprocess, length=5)
+    try:
+        batch, record = evaluate(env, [Job(0), Job(1, horizon=12), Job(2, horizon=2)])
+        assert env.get_attr("n_steps") == n_steps, "a DummyVecEnv can leave some alone, any other steps all its environments"
+        env.step(np.zeros((4, 2)))  # all of them can go on
+    finally:
+        env.close()
     assert batch is not None and batch.n_timesteps == 5 + 5 + 2
+    assert record.episodes == 2 and (subprocess or record.said == 2), "an episode is told once"
     assert [running.tolist() for running in record.running] == [[True, True, True, False]] * 2 + [
         [True, True, False, False]
     ] * 3
     assert [variables["dones"].tolist() for variables in record.variables[-1:]] == [[True, True, False, False]]
     assert sum(len(steps) for _, steps in record.stored) == 12
-    assert env.get_attr("n_steps") == [5, 5, 5, 5], "a VecEnv steps all its environments"
+
+
+def test_a_slot_that_rests_says_nothing() -> None:
+    _, record = evaluate(ENVS["three"](), [Job(0), Job(1), Job(2)])
+    assert len({episode.length for episode in evaluate(ENVS["one"](), [Job(0), Job(1), Job(2)])[0].episodes}) > 1
+    assert record.said == record.episodes == 3
+
+
+@pytest.mark.parametrize("n_free_steps", [1, 7, 1000])
+@pytest.mark.parametrize("kind", ["one", "three", "processes"])
+def test_steps_that_nobody_watches_are_counted_together(kind: str, n_free_steps: int) -> None:
+    """They are reported with the next step that somebody has to hear of, at the latest when a job ends."""
+    expected, stored = evaluate(ENVS["one"](), varied_jobs())
+    env, record = ENVS[kind](), Record(n_free_steps=n_free_steps)
+    try:
+        batch, _ = evaluate(env, varied_jobs(), record)
+    finally:
+        env.close()
+    assert batch is not None and expected is not None and table(record) == table(stored)
+    assert batch.n_timesteps == record.n_timesteps == stored.n_timesteps
+    assert 0 < sum(record.skipped) <= n_free_steps
+    assert sum(int(variables["dones"].sum()) for variables in record.variables) == sum(not e.cut for e in batch.episodes)
+    if n_free_steps == 1000:  # nothing but the ends of jobs
+        assert len(record.running) <= len(varied_jobs())
+
+
+class Reusing(ToyEnv):
+    """Gives the same dict and the same array each time, with other content."""
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.place, self.said = np.zeros(3, dtype=np.float32), {"time": np.zeros(1)}
+        observation, _ = super().reset(**kwargs)
+        self.place[:] = observation
+        return self.place, self.said
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, *rest, _ = super().step(action)
+        self.place[:] = observation
+        self.said["time"][:] = self.time
+        return self.place, *rest, self.said
+
+
+@pytest.mark.parametrize("n_free_steps", [0, 1000])
+def test_environments_may_use_their_memory_again(n_free_steps: int) -> None:
+    record = Record(n_free_steps=n_free_steps)
+    evaluate(toy_vec_env(1, env_class=Reusing), [Job(0), Job(1, horizon=3)], record)
+    _, expected = evaluate(toy_vec_env(1), [Job(0), Job(1, horizon=3)])
+    assert table(record) == table(expected)
+    for _, steps in record.stored:
+        assert [step.info["time"].tolist() for step in steps] == [[t + 1.0] for t in range(len(steps))]
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -165,7 +226,9 @@ def test_a_stopped_phase_stores_what_was_stepped(n_envs: int) -> None:
     batch, record = evaluate(toy_vec_env(n_envs), [Job(i) for i in range(4)], Record(stop_after=11))
     assert batch is None and len(record.running) == 11
     assert len(table(record)) == record.n_timesteps >= 11
-    assert [job.candidate for job, _ in record.stored] == [0, 1, 2, 3]
+    begun = [job.candidate for job, _ in record.stored]
+    assert begun == list(range(len(begun))) and len(begun) >= max(2, n_envs)
+    assert all(len(steps) > 0 for _, steps in record.stored)  # nothing of a job that never began
 
 
 def test_a_budget_that_ends_with_the_last_job_completes_the_phase() -> None:

@@ -110,7 +110,7 @@ def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
     for moment in moments:
         folder = tmp_path / str(moment)
         assert begin(folder, moment) == -signal.SIGKILL
-        left_something += any(path.name.startswith(".") for path in (folder / "checkpoints").iterdir())
+        left_something += any((folder / "checkpoints").glob(".*"))  # the folder itself may not be there yet
         assert differences(expected, fingerprint(learn("erl", folder, keep=1), folder / "progress.csv")) == [], moment
         assert len(list((folder / "checkpoints").iterdir())) == 1, "nothing of the killed process is left"
     assert len(moments) == 12 and left_something > 4

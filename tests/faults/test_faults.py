@@ -141,7 +141,7 @@ def test_closed_environments_are_refused(tmp_path: Path) -> None:
 
 def test_the_judge_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that ends otherwise is told, and one that hangs is lost and not waited for."""
-    monkeypatch.setattr("sb3_erl.evaluation.vectorized.what_is_wrong", lambda *_: "")
+    monkeypatch.setattr("sb3_erl.evaluation.phase.what_is_wrong", lambda *_: "")
     with pytest.raises(Unexpected):
         inject(Fault("nan reward", "dummy", "cem", **SOME), tmp_path)
     monkeypatch.setattr("benchmarks.faults.inject", lambda *_: threading.Event().wait())

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,7 @@ from sb3_erl.evaluation.acting import (
     tensors_of,
 )
 from sb3_erl.evaluation.base import PopulationActor
+from tests.contract.settings import make
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
 ACTIONS = spaces.Box(-2, 2, (3,), dtype=np.float32)
@@ -59,6 +63,42 @@ def test_a_row_does_not_depend_on_the_others(policy_class: type, kind: str) -> N
         assert np.array_equal(actor(observations[row : row + 1], [row])[0], together[row])
     order = [4, 2, 6]
     assert np.array_equal(actor(observations[order], order), together[order])
+
+
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.ELU])
+@pytest.mark.parametrize("policy_class", [ERLPolicy, CERLNetworks, ERLRe2Policy, SALEPolicy, TD3Policy, SACPolicy])
+def test_acting_alone_is_the_same_to_the_last_bit(policy_class: type, activation_fn: type[nn.Module]) -> None:
+    torch.manual_seed(2)
+    policy = policy_class(OBSERVATIONS, ACTIONS, lambda _: 1e-3, net_arch=[40, 30], activation_fn=activation_fn)
+    vectors = torch.stack([read_parameters(policy.make_actor()) for _ in range(3)])
+    actor: Any = numpy_population(policy.actor, candidates_stack(policy.actor, vectors.numpy()))
+    observations = np.random.default_rng(0).normal(size=(20, 3, 5))
+    alone, seen = [actor.alone(candidate) for candidate in range(3)], observations.copy()
+    for rows in observations:
+        together = actor(rows, range(3))
+        for candidate in range(3):
+            assert np.array_equal(alone[candidate](rows[candidate]), together[candidate])
+    assert np.array_equal(observations, seen)
+
+
+@pytest.mark.parametrize("name", ["openai_es", "deep_ga"])
+def test_acting_alone_with_what_a_class_adds(name: str) -> None:
+    """Standardised observations, discrete actions, actors that are made when they are needed; and in a worker."""
+    model = make(name, policy_kwargs={"net_arch": [16]})
+    shown: list[Any] = []
+    evaluate = model._evaluate
+
+    def show(jobs: Any, actor: Any, *rest: Any, **kwargs: Any) -> Any:
+        shown.append((jobs, actor))
+        return evaluate(jobs, actor, *rest, **kwargs)
+
+    model._evaluate = show
+    model.learn(300)
+    observation = np.random.default_rng(0).normal(size=3)
+    jobs, here = shown[-1]
+    for actor in (here, pickle.loads(pickle.dumps(here))):
+        for candidate in {jobs[0].candidate, jobs[-1].candidate}:
+            assert np.array_equal(actor.alone(candidate)(observation), actor(observation[None], [candidate])[0])
 
 
 def test_unknown_layers_fall_back_to_modules() -> None:

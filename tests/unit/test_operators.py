@@ -8,6 +8,7 @@ from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest, weakest_slot
 from sb3_erl.operators import CROSSOVERS, MUTATIONS, GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
+from sb3_erl.operators.mutation import _distinct
 from sb3_erl.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 ACTOR = ParameterLayout(("l1.weight", "l1.bias", "out.weight", "out.bias"), ((6, 4), (6,), (2, 6), (2,)))
@@ -111,6 +112,23 @@ def test_gaussian_mutation_compounds_repeated_hits_in_order() -> None:
     mutant = operator.apply(parents, events)
     assert mutant[0, 3] == pytest.approx(2.0 * 1.1 * 0.8)
     assert mutant[0, 5] == pytest.approx(0.5)
+
+
+def test_mutating_rows_in_place_is_mutating_copies_of_them() -> None:
+    layout = ParameterLayout(("weight", "bias"), ((6, 5), (6,)))
+    mutation = GaussianMutation(layout, fraction=1.0, vector_scale=1.0)
+    population = np.random.default_rng(0).standard_normal((9, 36)).astype(np.float32)
+    rows, expected = [7, 2, 5], population.copy()
+    expected[rows] = mutation(population[rows], np.random.default_rng(1))
+    mutation.mutate_rows(population, rows, np.random.default_rng(1))
+    assert np.array_equal(population, expected)
+
+
+def test_distinct_places_are_those_of_an_argsort() -> None:
+    numbers = np.random.default_rng(0).random((50, 4, 31))
+    numbers[0, 0, :2] = 0.0, np.nextafter(1.0, 0.0)
+    for count in (0, 1, 20, 31):
+        assert np.array_equal(_distinct(numbers, count), numbers.argsort(axis=-1) < count)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.7, 7), (0.29, 2), (1.0, 10), (0.0, 0)])

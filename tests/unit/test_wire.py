@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sb3_erl import OpenAIES
-from sb3_erl.evaluation.base import Episode, Job, Transition
+from sb3_erl.evaluation.base import Episode, Job
+from sb3_erl.evaluation.steps import Steps
 from sb3_erl.evaluation.wire import RECORD, Answer, Score, pack_scores, pack_transitions, unpack_score, unpack_transitions
 from sb3_erl.evolution.noise_table import NoiseTable
 from tests.contract.settings import make
@@ -46,20 +47,21 @@ def test_a_pair_of_episodes_takes_few_bytes() -> None:
 
 
 def test_transitions() -> None:
-    rng, rows = np.random.default_rng(0), []
-    observations = rng.standard_normal((6, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
     sent = episode(5, behavior=np.arange(3.0))
-    for t in range(5):
-        info: dict[str, Any] = {"TimeLimit.truncated": False, "x": t} if t != 3 else {"TimeLimit.truncated": False}
-        rows.append(Transition(observations[t], observations[t + 1], rng.standard_normal(2), sent.rewards[t], t == 4, info))
-    body = pickle.loads(pickle.dumps(pack_transitions(sent, rows, step_infos=True)))
+    infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False, "x": t} for t in range(5)]
+    infos[3] = {"TimeLimit.truncated": False}
+    observations, actions = rng.standard_normal((6, 3)).astype(np.float32), rng.standard_normal((5, 2))
+    steps = Steps(observations, actions, sent.rewards, infos, done=True)
+    body = pickle.loads(pickle.dumps(pack_transitions(sent, steps, step_infos=True)))
     outcome = unpack_transitions(body, sent.job)
     assert np.array_equal(outcome.episode.rewards, sent.rewards)
     assert np.array_equal(outcome.episode.last_observation, sent.last_observation)
     assert outcome.episode.behavior is not None and outcome.episode.terminated
-    for ours, theirs in zip(outcome.stored, rows, strict=True):
+    for t, (ours, theirs) in enumerate(zip(outcome.stored, steps, strict=True)):
         assert all(np.array_equal(a, b) for a, b in zip(ours[:5], theirs[:5], strict=True)) and ours.info == theirs.info
-    brief = unpack_transitions(pack_transitions(sent, rows, step_infos=False), sent.job)
+        assert np.array_equal(ours.next_observation, observations[t + 1]) and ours.done == (t == 4)
+    brief = unpack_transitions(pack_transitions(sent, steps, step_infos=False), sent.job)
     assert [step.info.get("x") for step in brief.stored] == [None, None, None, None, 4]
     stopped = outcome.stored_until(2)
     assert [step.done for step in stopped] == [False, True] and stopped[-1].info["TimeLimit.truncated"] is True

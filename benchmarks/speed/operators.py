@@ -1,0 +1,68 @@
+"""Seconds of evolution: one ``ask`` and ``tell`` of each evolver, for 17 observations and 6 actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
+from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.ga import GA
+
+HEAD = ParameterLayout(("weight", "bias"), ((6, 300), (6,)))
+"""A linear policy of ERL-Re2."""
+ACTOR = ParameterLayout(
+    ("0.weight", "0.bias", "0.scale", "0.shift", "1.weight", "1.bias", "1.scale", "1.shift", "2.weight", "2.bias"),
+    ((128, 17), (128,), (128,), (128,), (128, 128), (128,), (128,), (128,), (6, 128), (6,)),
+)
+"""An actor of ERL."""
+
+
+def evolvers(pop_size: int) -> dict[str, Callable[[], Any]]:
+    """:return: what makes each evolver"""
+    rng = np.random.default_rng(0)
+
+    def population(layout: ParameterLayout) -> torch.Tensor:
+        return torch.as_tensor(0.1 * rng.standard_normal((pop_size, layout.n_params)), dtype=torch.float32)
+
+    def genetic(layout: ParameterLayout, kind: str) -> Callable[[], GA]:
+        crossover, mutation = ("head_rows", "head_rows") if kind == "heads" else ("rows", "gaussian")
+        return lambda: GA(population(layout), layout, elite_fraction=0.2, crossover=crossover, mutation=mutation)
+
+    return {
+        "GA, ERL-Re2's heads": genetic(HEAD, "heads"),
+        "GA, ERL's actors": genetic(ACTOR, "actors"),
+        "CEM, ERL's actors": lambda: CEM(population(ACTOR)[0], pop_size),
+        "ES, ERL's actors": lambda: MirroredES(population(ACTOR)[0], pop_size // 2, 0.02),
+    }
+
+
+def generation(evolver: Any) -> Callable[[], None]:
+    """:return: one generation of an evolver: candidates are asked for, and told a random fitness"""
+    rng = np.random.default_rng(1)
+
+    def work() -> None:
+        candidates = evolver.ask(rng)
+        evolver.tell(candidates, rng.standard_normal(len(candidates)), rng)
+
+    return work
+
+
+@measurement
+def operators(options: Options) -> Measurement:
+    """Generations per second for populations of 10 and of 1000; all operators work on the CPU."""
+    parts: dict[str, Part] = {}
+    for pop_size in (10, 1000):
+        for name, make in evolvers(pop_size).items():
+            parts[f"{name}, population {pop_size}"] = timed(generation(make()))
+    target = {name: "20 (50 ms)" for name in parts if name.endswith(" 1000")}
+
+    def more(rates: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {"milliseconds": {name: 1e3 / float(np.median(values)) for name, values in rates.items()}}
+
+    return Measurement("generations", parts, more=more, target=target)

@@ -1,0 +1,122 @@
+"""The steps of a rollout as arrays are its transitions, also on their way into a replay buffer."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+
+from sb3_erl.common.lap import LAPReplayBuffer
+from sb3_erl.common.seeding import scoped_generators
+from sb3_erl.common.storing import store_steps, store_transition
+from sb3_erl.evaluation.exploration import BLOCK, NoiseExploration, UnboundedExploration
+from sb3_erl.evaluation.steps import StepRecorder, Steps, kept
+
+OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (2,), np.float32)
+
+
+def rollout(length: int, truncated: bool = False, seed: int = 0) -> Steps:
+    rng = np.random.default_rng(seed)
+    recorder = StepRecorder(rng.standard_normal(3), (2,), capacity=2)
+    for t in range(length):
+        info: dict[str, Any] = {"TimeLimit.truncated": truncated and t + 1 == length}
+        recorder.add(rng.uniform(-1, 1, 2), rng.standard_normal(3), info)
+    return recorder.steps(rng.standard_normal(length).astype(np.float32).astype(np.float64), done=True)
+
+
+def test_a_sequence_of_transitions() -> None:
+    steps = rollout(7)
+    assert len(steps) == len(list(steps)) == 7 and [step.done for step in steps] == [False] * 6 + [True]
+    assert all(np.array_equal(a.next_observation, b.observation) for a, b in itertools.pairwise(steps))
+    assert np.array_equal(steps[-1].next_observation, steps.observations[-1]) and steps[6].reward == steps.rewards[6]
+    with pytest.raises(IndexError):
+        steps[7]
+    cut = steps.until(3)
+    assert [step.done for step in cut] == [False, False, True] and cut[-1].info == {"TimeLimit.truncated": True}
+    assert steps[2].info == {"TimeLimit.truncated": False}, "the whole is as it was"
+    assert steps.until(7)[-1].info == {"TimeLimit.truncated": False} and len(Steps.none()) == len(steps.until(0)) == 0
+
+
+class Counting(ReplayBuffer):
+    """A user's own buffer, which wants to hear of each transition."""
+
+    n_added = 0
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        self.n_added += 1
+        super().add(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("buffer_class", "kwargs"),
+    [
+        (ReplayBuffer, {}),
+        (ReplayBuffer, {"handle_timeout_termination": False}),
+        (ReplayBuffer, {"optimize_memory_usage": True, "handle_timeout_termination": False}),
+        (NStepReplayBuffer, {"n_steps": 3}),
+        (LAPReplayBuffer, {"n_priorities": 2}),
+        (Counting, {}),
+    ],
+)
+def test_stored_at_once_as_one_by_one(buffer_class: type[ReplayBuffer], kwargs: dict[str, Any]) -> None:
+    ours, theirs = (buffer_class(11, OBSERVATIONS, ACTIONS, "cpu", **kwargs) for _ in range(2))
+    for number, length in enumerate((4, 3, 4, 9, 25, 1)):  # to the end, around it, more than once around
+        steps = rollout(length, truncated=number % 2 == 0, seed=number)
+        store_steps(ours, steps)
+        for step in steps:
+            store_transition(theirs, step)
+        for name, value in vars(theirs).items():
+            if isinstance(value, np.ndarray | int):
+                assert np.array_equal(getattr(ours, name), value), (number, name)
+    assert getattr(ours, "n_added", 46) == 46
+    for buffer in (ours, theirs):
+        for tree in getattr(buffer, "trees", ()):
+            tree.write(np.arange(4), np.arange(4.0, dtype=np.float32))
+    draws = []
+    for buffer in (ours, theirs):
+        with scoped_generators(np.random.SeedSequence(3)):
+            draws.append(buffer.sample(64))
+    assert all(np.array_equal(a, b) for a, b in zip(*draws, strict=True) if a is not None)
+
+
+def test_infos_are_copied_as_deeply_as_they_have_to() -> None:
+    place = np.zeros(2)
+    info = {"x": np.float64(1.0), "n": 3}
+    copy, deep = kept(info), kept({"place": place, "nested": {"list": [1]}})
+    info["n"], place[0] = 4, 9.0
+    assert copy == {"x": 1.0, "n": 3} and deep["place"].tolist() == [0.0, 0.0]
+
+
+def noises() -> list[Any]:
+    mean, sigma = np.array([0.1, -0.2]), np.array([0.3, 0.05])
+    return [NormalActionNoise(mean, sigma), OrnsteinUhlenbeckActionNoise(mean, sigma)]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_noise_in_blocks_is_noise_step_by_step(kind: int) -> None:
+    sequence, noise = np.random.SeedSequence(5), noises()[kind]
+    explorer = NoiseExploration(noise)
+    explorer.begin(sequence)
+    actions = [explorer(np.zeros(3), np.full(2, 0.9, dtype=np.float32)) for _ in range(2 * BLOCK + 3)]
+    if kind == 0:
+        rng = np.random.default_rng(sequence)
+        expected = [rng.normal(noise._mu, noise._sigma) for _ in actions]
+    else:
+        noise.reset()
+        with scoped_generators(sequence):
+            expected = [noise() for _ in actions]
+    assert np.array_equal(actions, np.clip(np.float32(0.9) + np.array(expected), -1, 1).astype(np.float32))
+
+
+def test_unbounded_noise_in_blocks() -> None:
+    explorer, sequence = UnboundedExploration(0.7), np.random.SeedSequence(6)
+    explorer.begin(sequence)
+    rng = np.random.default_rng(sequence)
+    for _ in range(BLOCK + 2):
+        action = np.ones(2, dtype=np.float32)
+        assert np.array_equal(explorer(np.zeros(3), action), (action + 0.7 * rng.standard_normal(2)).astype(np.float32))
