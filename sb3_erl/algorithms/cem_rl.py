@@ -130,14 +130,14 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["mean", "champion"] = "mean",
         evaluator: EvaluatorChoice = "vec",
+        precision: Precision = "fp32",
+        compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.learner, self.learner_kwargs, self.max_grad_norm = learner, learner_kwargs, max_grad_norm

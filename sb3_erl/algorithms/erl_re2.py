@@ -146,14 +146,14 @@ class ERLRe2(GeneticHybrid):
         deploy: Literal["learner", "champion", "checkpoint"] | None = None,
         evolver_kwargs: dict[str, Any] | None = None,
         evaluator: EvaluatorChoice = "vec",
+        precision: Precision = "fp32",
+        compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.learner = learner

@@ -114,14 +114,14 @@ class PDERL(ERL):
         evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["champion", "learner"] = "champion",
         evaluator: EvaluatorChoice = "vec",
+        precision: Precision = "fp32",
+        compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.genetic_memory_size = genetic_memory_size

@@ -101,14 +101,14 @@ class PopTD7(TD7):
         catch_up: float = 0.0,
         copy_interval: int | None = None,
         keep_losers: bool = True,
+        precision: Precision = "fp32",
+        compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         self.pop_size = pop_size

@@ -81,14 +81,14 @@ class TD7(StepwiseOffPolicyAlgorithm):
     :param actor_lr: learning rate of the actor, ``None`` for ``learning_rate``
     :param deploy: who acts in ``predict``: ``"checkpoint"`` or ``"learner"`` (the live actor); ``None`` for the checkpoint
         where there is one
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :param policy_kwargs: arguments of :class:`~sb3_erl.common.sale_policies.TD7Policy`
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
-    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
-    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment's spaces are not supported
     """
 
@@ -129,14 +129,14 @@ class TD7(StepwiseOffPolicyAlgorithm):
         critic_lr: float | None = None,
         actor_lr: float | None = None,
         deploy: Literal["checkpoint", "learner"] | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, "MlpPolicy", list(self.policy_aliases))

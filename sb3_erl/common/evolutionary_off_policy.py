@@ -60,14 +60,14 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
         ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.evaluation.process_pool.ProcessEvaluator` or
         :class:`~sb3_erl.evaluation.ray_pool.RayEvaluator` with settings. The result is the same
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :param policy_kwargs: arguments of the policy
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: seed of the run; all random numbers of a run derive from it
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
-    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
-    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
@@ -94,14 +94,14 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         n_steps: int,
         pop_size: int,
         evaluator: EvaluatorChoice,
+        precision: Precision,
+        compile: bool,
         policy_kwargs: dict[str, Any] | None,
         stats_window_size: int,
         tensorboard_log: str | None,
         verbose: int,
         seed: int | None,
         device: th.device | str,
-        precision: Precision = "fp32",
-        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())

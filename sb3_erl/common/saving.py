@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
+import torch
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.common.files import replacing
 from sb3_erl.common.loading import (
@@ -95,28 +96,39 @@ class AddressedMixin(ResumingMixin):
 
     @classmethod
     def load(
-        cls: type[SelfAddressed], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+        cls: type[SelfAddressed],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
     ) -> SelfAddressed:
         """
         Load a model, see ``BaseAlgorithm.load``. SB3's format holds pickles: load files of people you trust only, and use
         :func:`~sb3_erl.common.loading.load_parameters` for others.
 
         :param path: file name (``.zip`` may be left out) or open file
-        :param args: ``env``, ``device``, ``custom_objects``, ... as in SB3
-        :param kwargs: the same by name, and attributes to change
+        :param env: environment to go on in, ``None`` to predict only
+        :param device: where the networks shall be
+        :param custom_objects: replace what cannot be unpickled, by name
+        :param print_system_info: also of the system that saved the model
+        :param force_reset: whether ``env`` is reset before the next ``learn``
+        :param kwargs: attributes to change
         :return: the model
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if the file is damaged, or not a model of this class and version
         :raises TypeError: if there is no such attribute to change
         """
         data = check_model_file(path, cls._family())
-        known = {*inspect.signature(BaseAlgorithm.load).parameters, *inspect.signature(cls.__init__).parameters, *data}
+        known = {*inspect.signature(cls.__init__).parameters, *data}
         unknown = sorted(set(kwargs) - known)
         if unknown:
             close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
             raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
         with misfits_explained(path, cls.__name__):
-            return super().load(path, *args, **kwargs)
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     @classmethod
     def _family(cls) -> str:
