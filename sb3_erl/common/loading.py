@@ -175,23 +175,24 @@ def _checksum(file: IO[bytes], size: int) -> int:
     return checksum
 
 
-def check_buffer(path: File, found: Any, wanted: Any) -> None:
+def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None:
     """
     :param path: of the file
     :param found: what was in it
-    :param wanted: the replay buffer that the model has
+    :param model: that is to learn from it
+    :param n_envs: columns of the buffer that the model had, ``None`` if it had none
     :raises ValueError: if it is none, or one for other environments
     """
     for name in ("observation_space", "action_space"):
-        ours, theirs = getattr(wanted, name), getattr(found, name, None)
+        ours, theirs = getattr(model, name), getattr(found, name, None)
         if ours.shape != getattr(theirs, "shape", None):
             raise ValueError(
                 f"{_name(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
                 "of a model with the same environment"
             )
-    if found.n_envs != wanted.n_envs:
+    if n_envs not in (None, found.n_envs):
         raise ValueError(
-            f"{_name(path)} must hold a replay buffer of {wanted.n_envs} environments as the model has it; got one of "
+            f"{_name(path)} must hold a replay buffer of {n_envs} environments as the model has it; got one of "
             f"{found.n_envs}. Use as many environments as when it was saved"
         )
     rows = found.buffer_size

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.common.files import replacing
@@ -122,7 +123,9 @@ class AddressedMixin(ResumingMixin):
         :raises TypeError: if there is no such attribute to change
         """
         data = check_model_file(path, cls._family())
-        known = {*inspect.signature(cls.__init__).parameters, *data}
+        # SB3's own tests hand the arguments of off-policy classes to every class
+        classes = (cls, OffPolicyAlgorithm)
+        known = {*data, *(name for owner in classes for name in inspect.signature(owner.__init__).parameters)}
         unknown = sorted(set(kwargs) - known)
         if unknown:
             close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
@@ -169,7 +172,7 @@ class SafeBufferMixin:
             with pickle_explained(path):
                 check_seal(path)
                 base.load_replay_buffer(path, truncate_last_traj)
-                check_buffer(path, self.replay_buffer, kept)
+                check_buffer(path, self.replay_buffer, self, None if kept is None else kept.n_envs)
         except BaseException:
             self.replay_buffer = kept
             raise
