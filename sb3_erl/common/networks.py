@@ -24,6 +24,7 @@ from sb3_erl.common.perceptron import (
     perceptron,
     std_norm_backward,
     std_norm_forward,
+    unit_forward,
 )
 
 _use_plain_norms: ContextVar[bool] = ContextVar("_use_plain_norms", default=False)
@@ -353,7 +354,7 @@ class AvgL1Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """:return: same shape as ``x``"""
-        return x / x.abs().mean(-1, keepdim=True).clamp(min=self.floor)
+        return unit_forward(x)[0]
 
 
 def constant(module: nn.Module) -> nn.Module:

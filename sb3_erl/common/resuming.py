@@ -83,7 +83,8 @@ class ResumingMixin(BaseAlgorithm):
         Its next ``learn`` is the interrupted call: give it the same ``total_timesteps``, of which it makes what is left, and
         the same callbacks. From a :class:`~sb3_erl.common.callbacks.GenerationCheckpoint` the run goes on bit for bit (CPU),
         and the files of its logger go on where they stood then. From the files of SB3's ``CheckpointCallback`` (with
-        ``save_replay_buffer`` and ``save_vecnormalize``) it goes on with the next generation.
+        ``save_replay_buffer`` and ``save_vecnormalize``) it goes on with the next generation. Checkpoints hold pickles:
+        resume your own runs only.
 
         :param path: folder of checkpoints, of which the newest whole one is taken; or one checkpoint in it
         :param env: environment as in the interrupted run, ``None`` to make it again from its id

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sb3_erl import ALGOS
 from sb3_erl.common import networks, sale_policies
@@ -50,6 +51,21 @@ def test_bf16_is_fp32_but_for_its_mantissa(name: str, extra: dict[str, Any]) -> 
     exact, coarse = losses(name, **extra), losses(name, precision="bf16", **extra)
     assert coarse == pytest.approx(exact, rel=0.05, abs=0.02)
     assert coarse != exact
+
+
+@pytest.mark.parametrize(("name", "extra"), LEARNERS)
+def test_losses_are_handed_to_the_compiler(name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile makes of them is compared by ``pytest tests/parity --updates compiled``."""
+    expected = losses(name, 2, **extra)
+    handed, called = set(), set()
+
+    def compiler(method: Any, dynamic: bool) -> Any:
+        handed.add(method.__name__)
+        return lambda *args: (called.add(method.__name__), method(*args))[1]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert losses(name, 2, compile=True, **extra) == expected
+    assert handed and called >= {method for method in handed if "critic" in method}
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
