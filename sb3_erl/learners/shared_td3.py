@@ -14,6 +14,7 @@ from torch import Tensor
 from sb3_erl.common.parameters import soft_update
 from sb3_erl.common.shared_policies import ERLRe2Policy
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.td3 import td_loss, td_targets
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
 NO_HEADS = np.zeros(0, dtype=np.int64)
@@ -186,10 +187,6 @@ class SharedTD3Learner(Learner):
                 target.copy_(online)
         return losses
 
-    def _targets(self, batch: ReplayBufferSamples, next_values: Tensor) -> Tensor:
-        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
-        return batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=0)
-
     def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Sequence[int] | np.ndarray) -> Tensor:
         loss = torch.zeros((), device=batch.rewards.device)
         with torch.no_grad():
@@ -204,12 +201,13 @@ class SharedTD3Learner(Learner):
     def _pevfa_targets(self, batch: ReplayBufferSamples, next_features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         next_actions = torch.tanh(torch.addmm(bias, next_features, weight.t()))
         target = self.policy.pevfa_target
-        return self._targets(batch, target(batch.next_observations, next_actions, context=target.embed(weight, bias)))
+        next_values = target(batch.next_observations, next_actions, context=target.embed(weight, bias))
+        return td_targets(batch, next_values, self.settings.gamma)
 
     def _pevfa_loss(self, batch: ReplayBufferSamples, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         pevfa = self.policy.pevfa
         values = pevfa(batch.observations, batch.actions, context=pevfa.embed(weight, bias))
-        return (values - targets).square().mean(dim=(1, 2)).sum()
+        return td_loss(values, targets)
 
     def _critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         loss = self._critic_loss(batch, self._critic_targets(batch, noise))
@@ -220,11 +218,12 @@ class SharedTD3Learner(Learner):
     def _critic_targets(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         policy, clip = self.policy, self.settings.target_noise_clip
         next_actions = (policy.actor_target(batch.next_observations) + noise.clamp(-clip, clip)).clamp(-1, 1)
-        return self._targets(batch, policy.critic_target(batch.next_observations, next_actions))
+        next_values = policy.critic_target(batch.next_observations, next_actions)
+        return td_targets(batch, next_values, self.settings.gamma)
 
     def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
         values = self.policy.critic(batch.observations, batch.actions)
-        return (values - targets).square().mean(dim=(1, 2)).sum()
+        return td_loss(values, targets)
 
     def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
         return -self.policy.critic(batch.observations, actions, n_towers=1).mean()

@@ -82,14 +82,13 @@ class TD3Learner(Learner):
 
     @torch.no_grad()
     def _targets(self, batch: ReplayBufferSamples, noise: Tensor, target_actor: nn.Module) -> Tensor:
-        discounts = self.settings.gamma if batch.discounts is None else batch.discounts
         next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
-        next_values = _towers(self.policy.critic_target(batch.next_observations, next_actions)).amin(dim=0)
-        return batch.rewards + (1 - batch.dones) * discounts * next_values
+        next_values = _towers(self.policy.critic_target(batch.next_observations, next_actions))
+        return td_targets(batch, next_values, self.settings.gamma)
 
     def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
         values = _towers(self.policy.critic(batch.observations, batch.actions))
-        return (values - targets).square().mean(dim=(1, 2)).sum()
+        return td_loss(values, targets)
 
     def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
         """
@@ -165,6 +164,28 @@ class DDPGLearner(TD3Learner):
     settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 1, "target_policy_noise": 0.0}
     learning_rates = (5e-5, 5e-4)
     n_critics = 1
+
+
+def td_targets(batch: ReplayBufferSamples, next_values: Tensor, gamma: float) -> Tensor:
+    """
+    Clipped double Q-learning, Fujimoto et al. (2018), eq. 10.
+
+    :param batch: transitions
+    :param next_values: of the target critics, ``(towers, batch, 1)``
+    :param gamma: discount factor, where the batch has none of its own
+    :return: ``(batch, 1)``
+    """
+    discounts = gamma if batch.discounts is None else batch.discounts
+    return batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=0)
+
+
+def td_loss(values: Tensor, targets: Tensor) -> Tensor:
+    """
+    :param values: ``(towers, batch, 1)``
+    :param targets: ``(batch, 1)``
+    :return: mean squared error, summed over towers
+    """
+    return (values - targets).square().mean(dim=(1, 2)).sum()
 
 
 def _towers(values: Tensor | tuple[Tensor, ...]) -> Tensor:
