@@ -1,24 +1,27 @@
 """
-A long run whose workers are killed again and again, beside one that is left alone.
+Long runs whose workers are killed again and again, beside one that is left alone.
 
     python -m benchmarks.soak [--minutes 120] [--kill-every 60] [--backends process ray] [--json FILE]
 
-ERL-Re2 trains with worker processes, of which one is killed every minute, until the time is over; then it does the same
-number of steps in one process. Networks, population, optimizers, buffer and counters must end the same, and memory and
-open files of the main process must not have grown beyond the replay buffer.
+ERL-Re2 trains with worker processes, and in another process with Ray, and of each one worker is killed every minute until
+the time is over. Meanwhile a third run does the same steps without workers. Networks, population, optimizers, buffer and
+counters must end the same; memory and open files of the main process must not have grown beyond the replay buffer, and no
+worker may be left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from benchmarks.faulty import Mortal
 from benchmarks.killed_run import differences, fingerprint
 from sb3_erl import ERLRe2, ProcessEvaluator, RayEvaluator
 
+PROCESSES: dict[str, Any] = {"process": ProcessEvaluator, "ray": RayEvaluator}
 CHUNK = 2_000
 """Environment steps per call of ``learn``."""
 SETTLED = 3
@@ -85,62 +89,113 @@ def killer(flag: Path, seconds: float) -> Iterator[list[float]]:
         flag.unlink(missing_ok=True)
 
 
-def soak(backend: str, env_id: str, minutes: float, kill_every: float, folder: Path) -> dict[str, Any]:
+def descendants() -> list[str]:
+    """:return: command lines of the processes below this one, without the helpers of :mod:`multiprocessing`, whose work is to stay"""
+
+    def children(pid: int) -> Iterator[tuple[int, str]]:
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in tasks.read_text().split():
+                yield int(child), Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ").strip()
+
+    direct = list(children(os.getpid()))
+    found = [command for _, command in direct if "from multiprocessing." not in command]
+    unseen = [pid for pid, _ in direct]
+    while unseen:
+        below = list(children(unseen.pop()))
+        unseen += [pid for pid, _ in below]
+        found += [command for _, command in below]
+    return found
+
+
+def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answers: Connection) -> None:
     """
+    The run whose workers are killed; sends the number of calls of ``learn`` after each, and last its figures.
+
     :param backend: ``"process"`` or ``"ray"``
     :param env_id: environment
-    :param minutes: how long the run with kills lasts
+    :param minutes: how long the run lasts
     :param kill_every: seconds between two kills
-    :param folder: for the file that kills
-    :return: figures
+    :param answers: end of a pipe
     """
-    flag = folder / "kill"
-    evaluator = ProcessEvaluator(n_workers=2) if backend == "process" else RayEvaluator(n_workers=2)
-    model = make_model(env_id, flag, evaluator)
-    n_chunks, seen = 0, []
-    end = time.monotonic() + 60 * minutes
-    with killer(flag, kill_every) as times:
-        while time.monotonic() < end or n_chunks <= SETTLED:
-            model.learn(CHUNK, reset_num_timesteps=False)
-            n_chunks += 1
-            seen.append((*resources(), stored_bytes(model)))
-    result, n_steps = fingerprint(model), model.num_timesteps
-    assert model.workers is not None
-    model.workers.close()
-    quiet = make_model(env_id, flag, "vec")
-    for _ in range(n_chunks):
-        quiet.learn(CHUNK, reset_num_timesteps=False)
-    different = [name for name in differences(result, fingerprint(quiet)) if "evaluator" not in name]
-    (memory, files, stored), (last_memory, last_files, last_stored) = seen[SETTLED], seen[-1]
-    return {
+    with tempfile.TemporaryDirectory() as folder:
+        flag = Path(folder) / "kill"
+        model = make_model(env_id, flag, PROCESSES[backend](n_workers=2))
+        n_chunks, seen = 0, []
+        end = time.monotonic() + 60 * minutes
+        with killer(flag, kill_every) as times:
+            while time.monotonic() < end or n_chunks <= SETTLED:
+                model.learn(CHUNK, reset_num_timesteps=False)
+                n_chunks += 1
+                seen.append((*resources(), stored_bytes(model)))
+                answers.send(n_chunks)
+        result = fingerprint(model)
+        assert model.workers is not None
+        model.workers.close()
+    (memory, files, stored), (last_memory, last_files, last_stored) = seen[SETTLED - 1], seen[-1]
+    figures = {
         "back-end": backend,
         "minutes": minutes,
-        "steps": n_steps,
+        "calls of learn": n_chunks,
+        "steps": model.num_timesteps,
         "kills": len(times),
-        "different": different,
         "memory growth, MB": round((last_memory - memory) / 1e6, 1),
         "of which replay buffer, MB": round((last_stored - stored) / 1e6, 1),
         "open files": [files, last_files],
+        "processes left": descendants(),
     }
+    answers.send((figures, result))
+
+
+def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float) -> list[dict[str, Any]]:
+    """
+    :param backends: of ``"process"`` and ``"ray"``, all at the same time
+    :param env_id: environment
+    :param minutes: how long the runs with kills last
+    :param kill_every: seconds between two kills
+    :return: figures for each
+    """
+    context, open_pipes = multiprocessing.get_context("spawn"), []
+    for backend in backends:
+        pipe, other_end = context.Pipe()
+        context.Process(target=disturbed, args=(backend, env_id, minutes, kill_every, other_end)).start()
+        other_end.close()
+        open_pipes.append(pipe)
+    quiet = make_model(env_id, Path(os.devnull) / "never", "vec")
+    expected: list[dict[str, str]] = []
+    wanted, ended = 0, []
+    while open_pipes or len(expected) < wanted:
+        # the run without kills never gets ahead of the others, so that it does no step too many
+        for pipe in wait(open_pipes, 0 if len(expected) < wanted else None):
+            answer = pipe.recv()  # EOFError: that run has failed, and says why on the terminal
+            if isinstance(answer, int):
+                wanted = max(wanted, answer)
+            else:
+                ended.append(answer)
+                open_pipes.remove(pipe)
+        if len(expected) < wanted:
+            quiet.learn(CHUNK, reset_num_timesteps=False)
+            expected.append(fingerprint(quiet))
+    for figures, result in ended:
+        different = differences(result, expected[figures["calls of learn"] - 1])
+        figures["different"] = [name for name in different if "evaluator" not in name]
+    return [figures for figures, _ in ended]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """:return: 0 if all runs ended as if nobody had been killed"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=120, help="length of each run with kills")
+    parser.add_argument("--minutes", type=float, default=120, help="length of the runs with kills")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between two kills")
     parser.add_argument("--backends", nargs="+", choices=("process", "ray"), default=["process", "ray"])
     parser.add_argument("--env", default="Hopper-v5", help="environment id")
     parser.add_argument("--json", type=Path, default=Path("results/soak.json"), help="file for the figures")
     options = parser.parse_args(arguments)
-    figures = []
-    with tempfile.TemporaryDirectory() as folder:
-        for backend in options.backends:
-            figures.append(soak(backend, options.env, options.minutes, options.kill_every, Path(folder)))
-            print(json.dumps(figures[-1]), flush=True)
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(figures, indent=1))
-    return int(any(figure["different"] for figure in figures))
+    figures = soak(options.backends, options.env, options.minutes, options.kill_every)
+    for row in figures:
+        print(json.dumps(row), flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(any(row["different"] or row["processes left"] for row in figures))
 
 
 if __name__ == "__main__":
