@@ -90,7 +90,7 @@ def killer(flag: Path, seconds: float) -> Iterator[list[float]]:
 
 
 def descendants() -> list[str]:
-    """:return: command lines of the processes below this one, without the helpers of :mod:`multiprocessing`, whose work is to stay"""
+    """:return: command lines of the processes below this one, without helpers of :mod:`multiprocessing`, which stay"""
 
     def children(pid: int) -> Iterator[tuple[int, str]]:
         for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
