@@ -34,6 +34,8 @@ from sb3_erl import ERLRe2, ProcessEvaluator, RayEvaluator
 PROCESSES: dict[str, Any] = {"process": ProcessEvaluator, "ray": RayEvaluator}
 CHUNK = 2_000
 """Environment steps per call of ``learn``."""
+START_TIMEOUT = 600.0
+"""Seconds that a new worker may take; three runs on two cores are slow to import what they need."""
 SETTLED = 3
 """Calls of ``learn`` after which libraries are loaded and buffers of sockets are there."""
 
@@ -119,7 +121,7 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answ
     """
     with tempfile.TemporaryDirectory() as folder:
         flag = Path(folder) / "kill"
-        model = make_model(env_id, flag, PROCESSES[backend](n_workers=2))
+        model = make_model(env_id, flag, PROCESSES[backend](n_workers=2, start_timeout=START_TIMEOUT))
         n_chunks, seen = 0, []
         end = time.monotonic() + 60 * minutes
         with killer(flag, kill_every) as times:
@@ -166,7 +168,12 @@ def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float
     while open_pipes or len(expected) < wanted:
         # the run without kills never gets ahead of the others, so that it does no step too many
         for pipe in wait(open_pipes, 0 if len(expected) < wanted else None):
-            answer = pipe.recv()  # EOFError: that run has failed, and says why on the terminal
+            try:
+                answer = pipe.recv()
+            except EOFError:  # that run has failed, and says why on the terminal
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise RuntimeError("a run has failed") from None
             if isinstance(answer, int):
                 wanted = max(wanted, answer)
             else:
