@@ -16,6 +16,7 @@ from stable_baselines3.common.logger import configure
 from benchmarks.speed import flops
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, spread, timed
 from sb3_erl import CEMRL, ERL, TD7, ERLRe2
+from sb3_erl.common.policies import fused_adam
 from sb3_erl.common.storing import store_steps
 from sb3_erl.evaluation.steps import Steps
 from sb3_erl.learners.base import LearnerSettings
@@ -111,7 +112,8 @@ def updates(options: Options) -> Measurement:
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
     population = made(ERLRe2, options, learning_starts=0)
     population.n_evaluations = 1  # the encoder's loss has its PeVFA term, as after the first generation
-    sb3, twin = (made(TD3, options) for _ in range(2))
+    sb3 = made(TD3, options)
+    twin = made(TD3, options, policy_kwargs={"optimizer_kwargs": fused_adam(torch.optim.Adam)})  # as in our own policies
     systems: dict[str, tuple[Callable[[], float], float]] = {
         "SB3 TD3.train, batch 256": (trained(sb3, n), flops.td3()),
         "TD3 learner, batch 256": (own_td3(twin, n), flops.td3()),
