@@ -1,7 +1,7 @@
 """
 Long runs whose workers are killed again and again, beside one that is left alone.
 
-    python -m benchmarks.soak [--minutes 120] [--kill-every 60] [--backends process ray] [--json FILE]
+    python -m benchmarks.soak [--minutes 120] [--kill-every 60] [--pace 20] [--backends process ray] [--json FILE]
 
 ERL-Re2 trains with worker processes, and in another process with Ray, and of each one worker is killed every minute until
 the time is over. Meanwhile a third run does the same steps without workers. Networks, population, optimizers, buffer and
@@ -109,7 +109,7 @@ def descendants() -> list[str]:
     return found
 
 
-def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answers: Connection) -> None:
+def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, pace: float, answers: Connection) -> None:
     """
     The run whose workers are killed; sends the number of calls of ``learn`` after each, and last its figures.
 
@@ -117,6 +117,7 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answ
     :param env_id: environment
     :param minutes: how long the run lasts
     :param kill_every: seconds between two kills
+    :param pace: seconds from one call of ``learn`` to the next, at least
     :param answers: end of a pipe
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -126,10 +127,12 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answ
         end = time.monotonic() + 60 * minutes
         with killer(flag, kill_every) as times:
             while time.monotonic() < end or n_chunks <= SETTLED:
+                begun = time.monotonic()
                 model.learn(CHUNK, reset_num_timesteps=False)
                 n_chunks += 1
                 seen.append((*resources(), stored_bytes(model)))
                 answers.send(n_chunks)
+                time.sleep(max(0.0, begun + pace - time.monotonic()))
         result = fingerprint(model)
         assert model.workers is not None
         model.workers.close()
@@ -148,18 +151,19 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, answ
     answers.send((figures, result))
 
 
-def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float) -> list[dict[str, Any]]:
+def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float, pace: float) -> list[dict[str, Any]]:
     """
     :param backends: of ``"process"`` and ``"ray"``, all at the same time
     :param env_id: environment
     :param minutes: how long the runs with kills last
     :param kill_every: seconds between two kills
+    :param pace: seconds from one call of ``learn`` to the next, at least
     :return: figures for each
     """
     context, open_pipes = multiprocessing.get_context("spawn"), []
     for backend in backends:
         pipe, other_end = context.Pipe()
-        context.Process(target=disturbed, args=(backend, env_id, minutes, kill_every, other_end)).start()
+        context.Process(target=disturbed, args=(backend, env_id, minutes, kill_every, pace, other_end)).start()
         other_end.close()
         open_pipes.append(pipe)
     quiet = make_model(env_id, Path(os.devnull) / "never", "vec")
@@ -193,11 +197,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="length of the runs with kills")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between two kills")
+    parser.add_argument("--pace", type=float, default=20, help="seconds per 2000 steps, so that three runs fit on two cores")
     parser.add_argument("--backends", nargs="+", choices=("process", "ray"), default=["process", "ray"])
     parser.add_argument("--env", default="Hopper-v5", help="environment id")
     parser.add_argument("--json", type=Path, default=Path("results/soak.json"), help="file for the figures")
     options = parser.parse_args(arguments)
-    figures = soak(options.backends, options.env, options.minutes, options.kill_every)
+    figures = soak(options.backends, options.env, options.minutes, options.kill_every, options.pace)
     for row in figures:
         print(json.dumps(row), flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
