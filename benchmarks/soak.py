@@ -109,7 +109,9 @@ def descendants() -> list[str]:
     return found
 
 
-def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, pace: float, answers: Connection) -> None:
+def disturbed(
+    backend: str, env_id: str, minutes: float, kill_every: float, pace: float, n_steps: int, answers: Connection
+) -> None:
     """
     The run whose workers are killed; sends the number of calls of ``learn`` after each, and last its figures.
 
@@ -118,6 +120,7 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, pace
     :param minutes: how long the run lasts
     :param kill_every: seconds between two kills
     :param pace: seconds from one call of ``learn`` to the next, at least
+    :param n_steps: environment steps per call of ``learn``
     :param answers: end of a pipe
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +131,7 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, pace
         with killer(flag, kill_every) as times:
             while time.monotonic() < end or n_chunks <= SETTLED:
                 begun = time.monotonic()
-                model.learn(CHUNK, reset_num_timesteps=False)
+                model.learn(n_steps, reset_num_timesteps=False)
                 n_chunks += 1
                 seen.append((*resources(), stored_bytes(model)))
                 answers.send(n_chunks)
@@ -151,19 +154,22 @@ def disturbed(backend: str, env_id: str, minutes: float, kill_every: float, pace
     answers.send((figures, result))
 
 
-def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float, pace: float) -> list[dict[str, Any]]:
+def soak(
+    backends: Sequence[str], env_id: str, minutes: float, kill_every: float, pace: float, n_steps: int = CHUNK
+) -> list[dict[str, Any]]:
     """
     :param backends: of ``"process"`` and ``"ray"``, all at the same time
     :param env_id: environment
     :param minutes: how long the runs with kills last
     :param kill_every: seconds between two kills
     :param pace: seconds from one call of ``learn`` to the next, at least
+    :param n_steps: environment steps per call of ``learn``
     :return: figures for each
     """
     context, open_pipes = multiprocessing.get_context("spawn"), []
     for backend in backends:
         pipe, other_end = context.Pipe()
-        context.Process(target=disturbed, args=(backend, env_id, minutes, kill_every, pace, other_end)).start()
+        context.Process(target=disturbed, args=(backend, env_id, minutes, kill_every, pace, n_steps, other_end)).start()
         other_end.close()
         open_pipes.append(pipe)
     quiet = make_model(env_id, Path(os.devnull) / "never", "vec")
@@ -184,7 +190,7 @@ def soak(backends: Sequence[str], env_id: str, minutes: float, kill_every: float
                 ended.append(answer)
                 open_pipes.remove(pipe)
         if len(expected) < wanted:
-            quiet.learn(CHUNK, reset_num_timesteps=False)
+            quiet.learn(n_steps, reset_num_timesteps=False)
             expected.append(fingerprint(quiet))
     for figures, result in ended:
         different = differences(result, expected[figures["calls of learn"] - 1])

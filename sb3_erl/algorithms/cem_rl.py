@@ -212,7 +212,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         self._pool = NetworkPool(parts.make_actor)
 
     def _actor_optimizer(self, tensors: list[th.Tensor]) -> th.optim.Optimizer:
-        kwargs = {**fused_adam(self.policy.optimizer_class), **self.policy.optimizer_kwargs}
+        kwargs = fused_adam(self.policy.optimizer_class, self.policy.optimizer_kwargs)
         rate = self.lr_schedule(self._current_progress_remaining)
         return self.policy.optimizer_class(tensors, lr=rate, **kwargs)  # type: ignore[call-arg]
 

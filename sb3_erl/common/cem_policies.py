@@ -12,7 +12,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from sb3_erl.common.networks import PlainNorm
-from sb3_erl.common.policies import DeployedMixin, ERLActor
+from sb3_erl.common.policies import DeployedMixin, ERLActor, fused_adam
 from sb3_erl.common.shared_policies import TowerCritic
 
 
@@ -64,7 +64,7 @@ class TowerNetworks(TD3Policy):
             features_extractor_kwargs,
             normalize_images,
             optimizer_class,
-            optimizer_kwargs,
+            fused_adam(optimizer_class, optimizer_kwargs),
             n_critics,
             share_features_extractor,
         )

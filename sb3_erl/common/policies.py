@@ -48,9 +48,18 @@ class DeployedMixin:
         copy_module(actor, self.deployed)
 
 
-def fused_adam(optimizer_class: type[th.optim.Optimizer]) -> dict[str, bool]:
-    """torch's one-kernel form of Adam and AdamW: the same numbers in less time."""
-    return {"fused": True} if optimizer_class in (th.optim.Adam, th.optim.AdamW) else {}
+def fused_adam(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    torch's one-kernel form of Adam and AdamW, the same formula in less time, unless the user wants another.
+
+    :param optimizer_class: class of the optimizer
+    :param optimizer_kwargs: its arguments
+    :return: its arguments, completed
+    """
+    kwargs = dict(optimizer_kwargs or {})
+    if optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"foreach", "differentiable"}:
+        kwargs.setdefault("fused", True)
+    return kwargs
 
 
 @cache
@@ -226,7 +235,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
             features_extractor_kwargs,
             normalize_images,
             optimizer_class,
-            optimizer_kwargs,
+            fused_adam(optimizer_class, optimizer_kwargs),
             n_critics,
             share_features_extractor,
         )

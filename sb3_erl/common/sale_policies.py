@@ -314,7 +314,7 @@ class TD7Policy(BasePolicy):
         self.set_training_mode(False)
 
     def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
-        kwargs = {**fused_adam(self.optimizer_class), **self.optimizer_kwargs}
+        kwargs = fused_adam(self.optimizer_class, self.optimizer_kwargs)
         return self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def make_encoder(self) -> SALEEncoder:

@@ -281,7 +281,7 @@ class ERLRe2Policy(BasePolicy):
 
     def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
         parameters = parameters or [nn.Parameter(th.zeros(0))]  # an empty encoder (net_arch=[]) has nothing to train
-        kwargs = {**fused_adam(self.optimizer_class), **self.optimizer_kwargs}
+        kwargs = fused_adam(self.optimizer_class, self.optimizer_kwargs)
         return self.optimizer_class(parameters, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     def make_actor(self) -> SharedActor:

@@ -56,7 +56,8 @@ class LearnerHostMixin(AddressedMixin):
         self.learner_rule.follow(self, batch_size)
         if self.compile:
             self.learner_rule.compile()
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        on_cpu = self.device.type == "cpu"  # a CUDA graph must not read casts that were made before it
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=on_cpu)
         with scoped_generators(self._learning_sequence()), bf16:
             yield
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
+
+from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]
 """What the matrix products of updates are computed in; parameters and optimizers are fp32 in either case."""
@@ -62,12 +65,16 @@ class Learner:
     """Published learning rates of actor and critic, used where the user gives none."""
     pure_methods: ClassVar[tuple[str, ...]] = ()
     """Methods from tensors to tensors, which hold nearly all arithmetic of an update; see :meth:`compile`."""
+    use_graphs = False
+    """Whether updates on a GPU become CUDA graphs; may be switched off for a learner."""
 
     def __init__(self, policy: BasePolicy, settings: LearnerSettings):
         self.policy = policy
         self.settings = settings
         self.n_updates = 0
         self._is_compiled = False
+        self.graphs: UpdateGraphs | None = None
+        """Replays what an update launches on a GPU; ``None`` where updates run as they are."""
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -86,6 +93,9 @@ class Learner:
         :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
+        if host.device.type == "cuda" and self.use_graphs:
+            self.graphs = self.graphs or UpdateGraphs(self._state, lambda: list(self.optimizers.values()))
+            self.graphs.refresh()
         self.settings.tau = host.tau
         self.discount_by(host.gamma)
         self.n_updates = host.learner_updates
@@ -105,6 +115,27 @@ class Learner:
             self._is_compiled = True
             for name in self.pure_methods:
                 setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+
+    def _state(self) -> list[torch.Tensor]:
+        """What updates change."""
+        states = [state for optimizer in self.optimizers.values() for state in optimizer.state.values()]
+        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        return [*self.policy.parameters(), *self.policy.buffers(), *tensors]
+
+    def _run(self, function: Callable[..., Any], *inputs: Any, **choices: Hashable) -> Any:
+        """
+        Call ``function(*inputs, **choices)``, on a GPU by way of :attr:`graphs`.
+
+        :param function: a method that looks at no tensor's value
+        :param inputs: tensors, ``None``, and tuples of them
+        :param choices: what else it depends on, beside settings and learning rates
+        """
+        if self.graphs is None:
+            return function(*inputs, **choices)
+        rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        is_coarse = torch.is_autocast_enabled(self.policy.device.type)
+        key = (function.__name__, *choices.items(), *astuple(self.settings), *rates, is_coarse)
+        return self.graphs.run(key, partial(function, **choices), inputs)
 
     def discount_by(self, gamma: float) -> None:
         """Use this discount factor until the next :meth:`follow`."""

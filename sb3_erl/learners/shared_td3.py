@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ class SharedSettings(LearnerSettings):
     pevfa_loss_weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """
     Linear heads on the shared features; the last one is the learner's.
 
@@ -96,6 +95,7 @@ class SharedTD3Learner(Learner):
     policy: ERLRe2Policy
     settings: SharedSettings
     pure_methods = ("_pevfa_targets", "_pevfa_loss", "_critic_targets", "_critic_loss", "_rl_loss", "_pevfa_term")
+    use_graphs = True
 
     def __init__(self, policy: ERLRe2Policy, settings: SharedSettings):
         super().__init__(policy, settings)
@@ -175,6 +175,18 @@ class SharedTD3Learner(Learner):
         :param on_policy_step: whether head, encoder and targets move
         :return: losses
         """
+        which = (torch.as_tensor(np.array(heads, dtype=np.int64), device=noise.device) for heads in (td_heads, shared_heads))
+        return self._run(self._steps, batch, noise, population, *which, on_policy_step=on_policy_step)
+
+    def _steps(
+        self,
+        batch: ReplayBufferSamples,
+        noise: Tensor,
+        population: Heads | None,
+        td_heads: Tensor,
+        shared_heads: Tensor,
+        on_policy_step: bool,
+    ) -> dict[str, Tensor]:
         losses = {}
         if population is not None:
             losses["pevfa_loss"] = self._pevfa_step(batch, self.heads(population), td_heads)
@@ -187,12 +199,11 @@ class SharedTD3Learner(Learner):
                 target.copy_(online)
         return losses
 
-    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Sequence[int] | np.ndarray) -> Tensor:
+    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Tensor) -> Tensor:
         loss = torch.zeros((), device=batch.rewards.device)
         with torch.no_grad():
             next_features = self.policy.actor.encode(batch.next_observations)
-        for j in which:
-            head = heads.weight[j], heads.bias[j]
+        for head in zip(heads.weight[which], heads.bias[which], strict=True):
             loss = loss + self._pevfa_loss(batch, self._pevfa_targets(batch, next_features, *head), *head)
         step_optimizer(self.policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
         return loss
@@ -228,9 +239,7 @@ class SharedTD3Learner(Learner):
     def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
         return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
 
-    def _policy_step(
-        self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Sequence[int] | np.ndarray
-    ) -> dict[str, Tensor]:
+    def _policy_step(self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Tensor) -> dict[str, Tensor]:
         policy, settings = self.policy, self.settings
         actor = policy.actor
         features = actor.encode(batch.observations)
@@ -269,13 +278,11 @@ class SharedTD3Learner(Learner):
             torch.nn.utils.clip_grad_norm_(self._head, self.settings.max_grad_norm)
         self.policy.actor.optimizer.step()
 
-    def _pevfa_terms(
-        self, batch: ReplayBufferSamples, features: Tensor, population: Heads, which: Sequence[int] | np.ndarray
-    ) -> Tensor:
+    def _pevfa_terms(self, batch: ReplayBufferSamples, features: Tensor, population: Heads, which: Tensor) -> Tensor:
         heads = self.heads(population)
         total = torch.zeros((), device=features.device)
-        for j in which:
-            total = total + self._pevfa_term(batch, features, heads.weight[j], heads.bias[j])
+        for head in zip(heads.weight[which], heads.bias[which], strict=True):
+            total = total + self._pevfa_term(batch, features, *head)
         return total
 
     def _pevfa_term(self, batch: ReplayBufferSamples, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class SharedTD7Learner(TD7Learner):
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
     pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss")
+    use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
         super().__init__(policy, settings)

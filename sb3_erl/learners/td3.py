@@ -30,6 +30,7 @@ class TD3Learner(Learner):
     settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 2, "target_policy_noise": 0.2}
     n_critics: ClassVar[int] = 2
     pure_methods = ("_targets", "_critic_loss", "_actor_loss")
+    use_graphs = True
 
     def __init__(self, policy: TD3Policy, settings: LearnerSettings):
         super().__init__(policy, settings)
@@ -54,13 +55,20 @@ class TD3Learner(Learner):
         for _ in range(n_updates):
             self.n_updates += 1
             batch = sample()
-            metrics.add(critic_loss=self.critic_step(batch, self._smoothing_noise(batch.actions)))
-            if self.n_updates % self.settings.policy_delay == 0:
-                metrics.add(actor_loss=self.actor_step(batch))
-                self.target_step()
-            if not self.settings.delay_critic_target:
-                soft_update(*self._pairs[1], self.settings.tau)
+            on_policy_step = self.n_updates % self.settings.policy_delay == 0
+            noise = self._smoothing_noise(batch.actions)
+            metrics.add(**self._run(self._steps, batch, noise, on_policy_step=on_policy_step))
         return metrics.means()
+
+    def _steps(self, batch: ReplayBufferSamples, noise: Tensor, on_policy_step: bool) -> dict[str, Tensor]:
+        """One update; returns losses."""
+        losses = {"critic_loss": self.critic_step(batch, noise)}
+        if on_policy_step:
+            losses["actor_loss"] = self.actor_step(batch)
+            self.target_step()
+        if not self.settings.delay_critic_target:
+            soft_update(*self._pairs[1], self.settings.tau)
+        return losses
 
     def _smoothing_noise(self, actions: Tensor) -> Tensor:
         """Noise on the target action, drawn as SB3 draws it; see :attr:`LearnerSettings.target_policy_noise`."""

@@ -95,6 +95,7 @@ class TD7Learner(Learner):
     buffer_class = LAPReplayBuffer
     learning_rates = (3e-4, 3e-4)
     pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
+    use_graphs = True
     n_critics: ClassVar[int] = 2
 
     def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
@@ -138,24 +139,32 @@ class TD7Learner(Learner):
         :return: losses, and what they came from
         """
         self.n_updates += 1
+        on_policy_step = self.n_updates % self.settings.policy_delay == 0
+        update: Update = self._run(self._steps, samples, noise, on_policy_step=on_policy_step)
+        self._after_critic_step(update.priorities)
+        return update
+
+    def _steps(self, samples: ReplayBufferSamples, noise: Tensor, on_policy_step: bool) -> Update:
+        """What an update does on the device."""
         batch = self._prepare(samples)
         losses = {"encoder_loss": self._encoder_step(batch)}
         losses["critic_loss"], values, next_values, targets = self._critic_step(batch, noise)
-        priorities = self._write_priorities(values, targets)
         losses |= self._more_steps(batch)
-        if self.n_updates % self.settings.policy_delay == 0:
+        if on_policy_step:
             losses["actor_loss"] = self._actor_step(batch)
-        if self.n_updates % self.settings.target_update_interval == 0:
-            self.hard_update()
-        return Update(losses, values, next_values, targets, priorities)
+        return Update(losses, values, next_values, targets, self._priorities(values, targets))
 
     @torch.no_grad()
-    def _write_priorities(self, values: Tensor, targets: Tensor) -> Tensor:
+    def _priorities(self, values: Tensor, targets: Tensor) -> Tensor:
         errors = (values - targets).abs().amax(dim=0)[:, 0]
-        priorities = errors.clamp(min=self.settings.lap_min_priority).pow(self.settings.lap_alpha)
+        return errors.clamp(min=self.settings.lap_min_priority).pow(self.settings.lap_alpha)
+
+    def _after_critic_step(self, priorities: Tensor) -> None:
+        """Priorities go to the replay buffer; the hard update when it is time."""
         if self.buffer is not None:
             self.buffer.update_priorities(priorities, self.owner)
-        return priorities
+        if self.n_updates % self.settings.target_update_interval == 0:
+            self.hard_update()
 
     @torch.no_grad()
     def _prepare(self, samples: ReplayBufferSamples) -> Batch:
@@ -269,9 +278,7 @@ class TD7Learner(Learner):
         batch = self._prepare(samples)
         self._encoder_step(batch)
         loss, values, _, targets = self._critic_step(batch, torch.randn_like(batch.actions), actor)
-        self._write_priorities(values, targets)
-        if self.n_updates % self.settings.target_update_interval == 0:
-            self.hard_update()
+        self._after_critic_step(self._priorities(values, targets))
         return loss
 
     def critic_snapshot(self) -> dict[str, Tensor]:
