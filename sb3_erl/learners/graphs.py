@@ -30,7 +30,8 @@ def record_cuda_graph(function: Callable[[], Any]) -> tuple[Any, Callable[[], No
     """See :data:`Recorder`; runs the function a few times."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*capturable=True")  # optimizers complain of steps outside a recording
         for _ in range(WARM_UP):
             function()
     torch.cuda.current_stream().wait_stream(side)
