@@ -13,6 +13,7 @@ from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.cem import CEM
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA
+from sb3_erl.evolution.seed_genome import SeedGA
 
 HEAD = ParameterLayout(("weight", "bias"), ((6, 300), (6,)))
 """A linear policy of ERL-Re2."""
@@ -38,6 +39,7 @@ def evolvers(pop_size: int) -> dict[str, Callable[[], Any]]:
         "GA, ERL-Re2's heads": genetic(HEAD, "heads"),
         "GA, ERL's actors": genetic(ACTOR, "actors"),
         "CEM, ERL's actors": lambda: CEM(population(ACTOR)[0], pop_size),
+        "Deep GA, ERL's actors": lambda: SeedGA(ACTOR, pop_size, truncation=pop_size // 5, n_finalists=pop_size // 5),
         "ES, ERL's actors": lambda: MirroredES(population(ACTOR)[0], pop_size // 2, 0.02),
     }
 

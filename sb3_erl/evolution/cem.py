@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.evolution.base import Evolver, check_told
+
+_CACHED = 1 << 17
+"""How many numbers are worked on at a time: what does not leave the processor's cache is several times faster."""
 
 
 def log_rank_weights(n_parents: int) -> np.ndarray:
@@ -102,32 +106,52 @@ class CEM(Evolver):
             return np.concatenate([half, -half])
         return rng.standard_normal((n, n_params))
 
-    def sample(self, noise: np.ndarray) -> Tensor:
+    def sample(self, noise: np.ndarray, mirrored: bool = False) -> Tensor:
         """
         :param noise: ``(n, n_params)`` standard normal numbers
-        :return: ``(n, n_params)`` draws of the Gaussian
+        :param mirrored: append as many rows that have the noise with the opposite sign
+        :return: ``(n, n_params)`` draws of the Gaussian, or ``(2 * n, n_params)``
         """
-        return self.mean + torch.as_tensor(noise, device=self.mean.device) * self.variance.sqrt()
+        n, n_params = noise.shape
+        mean, std = (part.cpu().numpy() for part in (self.mean, self.variance.sqrt()))
+        rows = np.empty((2 * n if mirrored else n, n_params))
+        step = max(1, _CACHED // n_params)
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            away = noise[start:stop] * std
+            np.add(mean, away, out=rows[start:stop])
+            if mirrored:
+                np.subtract(mean, away, out=rows[n + start : n + stop])
+        return torch.from_numpy(rows).to(self.mean.device)
 
     def ask(self, rng: np.random.Generator) -> Tensor:
-        candidates = self.sample(self.noise(self.pop_size, rng))
+        n = self.pop_size // 2 if self.antithetic else self.pop_size
+        candidates = self.sample(rng.standard_normal((n, self.mean.numel())), mirrored=self.antithetic)
         if self.elitism and torch.isfinite(self.elite_score):
             candidates[-1] = self.elite
         return candidates
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         check_told(candidates, fitness)
-        candidates = candidates.to(torch.float64)
         scores = np.where(np.isnan(fitness), -np.inf, fitness)
         order = np.argsort(-scores, kind="stable")
-        parents = candidates[order[: self.n_parents]]
+        best = torch.as_tensor(order[: self.n_parents], device=candidates.device)
         weights = torch.as_tensor(self.weights, device=candidates.device)[:, None]
         self.damping.mul_(self.damping_decay).add_((1 - self.damping_decay) * self.damping_final)
-        squares = (weights * (parents - self.mean).square()).sum(dim=0)  # around the mean before this refit
-        if self.covariance_rule == "code":
-            squares = squares / self.n_parents
-        self.mean.copy_((weights * parents).sum(dim=0))
-        self.variance.copy_(squares + self.damping)
-        self.elite.copy_(parents[0])
+        for columns in self._columns(candidates.device):
+            parents = candidates[:, columns].index_select(0, best).to(torch.float64)
+            squares = (parents - self.mean[columns]).square_().mul_(weights).sum(dim=0)  # around the mean before this refit
+            if self.covariance_rule == "code":
+                squares = squares / self.n_parents
+            self.mean[columns] = parents.mul_(weights).sum(dim=0)
+            self.variance[columns] = squares + self.damping
+        self.elite.copy_(candidates[order[0]])
         self.elite_score.fill_(float(fitness[order[0]]))
         self.candidates.copy_(candidates)
+
+    def _columns(self, device: torch.device) -> Iterator[slice]:
+        """What is worked on at a time: whole vector registers, so that sums are those of one piece; the last has the rest."""
+        n_params = self.mean.numel()
+        width = max(1, _CACHED // self.n_parents // 64) * 64 if device.type == "cpu" else n_params
+        starts = range(0, max(1, n_params // width) * width, width)
+        return (slice(start, start + width if start + width < starts.stop else n_params) for start in starts)

@@ -396,11 +396,16 @@ class MirroredES(Evolver):
         return MirroredSource(to_numpy(self.mean), to_numpy(self.centre), float(self.asked_sigma), pairs, self._windows)
 
     def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
-        candidates = np.repeat(to_numpy(self.centre)[None], 2 * len(pairs), axis=0)  # (2 * n_pairs, n_params)
-        windows, sigma = self._windows, float(self.asked_sigma)
+        centre, windows, sigma = to_numpy(self.centre), self._windows, np.float32(float(self.asked_sigma))
+        candidates = np.empty((2 * len(pairs), centre.size), dtype=np.float32)
+        if self.n_perturbed < centre.size:
+            candidates[:] = centre
         for k, pair in enumerate(pairs):
-            windows.perturb(candidates[2 * k], sigma, *pair)
-            windows.perturb(candidates[2 * k + 1], -sigma, *pair)
+            plus, minus = candidates[2 * k : 2 * k + 2]
+            for place, noise in windows.pieces(*pair):
+                away = sigma * noise
+                np.add(centre[place], away, out=plus[place])
+                np.subtract(centre[place], away, out=minus[place])
         return torch.from_numpy(candidates).to(self.mean.device)
 
     def _weighted_sum(self, weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evolution.base import Evolver, check_told
+from sb3_erl.evolution.base import Evolver, check_told, copy_of
 from sb3_erl.operators import CROSSOVERS, MUTATIONS
 from sb3_erl.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
@@ -83,7 +83,7 @@ class GA(Evolver):
 
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; the whole population is evaluated."""
-        return self.candidates.clone()
+        return copy_of(self.candidates)
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None) -> None:
         """
@@ -102,7 +102,7 @@ class GA(Evolver):
         everybody = candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)])
         old = everybody.detach().to("cpu", torch.float32).numpy()  # read only
         self.epoch = self._plan(old, fitness, winners, n_migrants, rng)
-        self.candidates.copy_(torch.from_numpy(self.vary(old, self.epoch, rng)))
+        self.candidates = torch.from_numpy(self.vary(old, self.epoch, rng)).to(self.candidates)
 
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
@@ -128,15 +128,27 @@ class GA(Evolver):
         :param rng: generator for the operators
         :return: ``(pop_size, n_params)``, the next population
         """
-        new = individuals[: self.pop_size].copy()
-        for copies, pairs in zip(epoch.copies, epoch.crossings, strict=True):
+        owners = np.arange(self.pop_size)
+        for source, slot in epoch.copies[0]:
+            owners[slot] = source
+        new = individuals.take(owners, axis=0)
+        self._cross(new, epoch.crossings[0], rng)
+        for copies, pairs in zip(epoch.copies[1:], epoch.crossings[1:], strict=True):
             for source, slot in copies:
                 new[slot] = individuals[source]
-            if pairs:
-                first, second = np.array(pairs).T
-                new[first], new[second] = self.crossover(new[first], new[second], rng)
+            self._cross(new, pairs, rng)
         self._mutate(new, epoch.mutants, rng)
         return new
+
+    def _cross(self, new: np.ndarray, pairs: list[tuple[int, int]], rng: np.random.Generator) -> None:
+        if not pairs:
+            return
+        first, second = np.array(pairs).T
+        in_place = getattr(self.crossover, "cross_rows", None)
+        if in_place is None:
+            new[first], new[second] = self.crossover(new[first], new[second], rng)
+        else:
+            in_place(new, first, second, rng)
 
     def _mutate(self, new: np.ndarray, mutants: list[int], rng: np.random.Generator) -> None:
         if not mutants:

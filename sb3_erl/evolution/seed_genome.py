@@ -114,25 +114,28 @@ class GenomeDecoder:
         self.table, self.initialisation = table, initialisation
         self.n_params = initialisation.layout.n_params
         self._kept: dict[Genome, np.ndarray] = {}
+        self._kept_lengths: list[int] = []
 
-    def __call__(self, genome: Genome) -> np.ndarray:
+    def __call__(self, genome: Genome, out: np.ndarray | None = None) -> np.ndarray:
         """
         :param genome: of the individual
-        :return: ``(n_params,)`` float32, a copy
+        :param out: ``(n_params,)`` float32, overwritten; ``None`` for a new array
+        :return: ``(n_params,)`` float32, ``out`` or a copy
         :raises ValueError: if an offset lies outside the table
         """
-        n_known, kept = self._nearest(genome)
-        if kept is None:
-            parameters = self.initialisation(self.table.window(genome.offsets[0], self.n_params))
-        else:
-            parameters = kept.copy()
+        n_known, vector = self._nearest(genome)
+        if vector is None:
+            vector = self.initialisation(self.table.window(genome.offsets[0], self.n_params))
+        out = np.empty_like(vector) if out is None else out
+        if n_known == len(genome.offsets):
+            out[:] = vector
         for offset, power in zip(genome.offsets[n_known:], genome.powers[n_known - 1 :], strict=True):
-            parameters += np.float32(power) * self.table.window(offset, self.n_params)
-        return parameters
+            vector = np.add(vector, np.float32(power) * self.table.window(offset, self.n_params), out=out)
+        return out
 
     def _nearest(self, genome: Genome) -> tuple[int, np.ndarray | None]:
         """Windows of the nearest kept ancestor, or of the genome itself, and its parameters; 1 and ``None`` without one."""
-        for n in sorted({len(kept.offsets) for kept in self._kept}, reverse=True):
+        for n in self._kept_lengths:
             ancestor = Genome(genome.offsets[:n], genome.powers[: n - 1])
             if n <= len(genome.offsets) and ancestor in self._kept:
                 return n, self._kept[ancestor]
@@ -143,6 +146,7 @@ class GenomeDecoder:
         self._kept = {
             genome: self._kept[genome] if genome in self._kept else self(genome) for genome in dict.fromkeys(genomes)
         }
+        self._kept_lengths = sorted({len(genome.offsets) for genome in self._kept}, reverse=True)
 
     @property
     def kept_bytes(self) -> int:
@@ -476,7 +480,7 @@ class SeedGA(Evolver):
         self.decoder.keep([genome for genome in _genomes(self.ancestors) if genome is not None])
         stack = np.empty((len(genomes), self.decoder.n_params), dtype=np.float32)
         for row, genome in zip(stack, genomes, strict=True):
-            row[:] = self.decoder(genome)
+            self.decoder(genome, out=row)
         return torch.from_numpy(stack).to(self.pool.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

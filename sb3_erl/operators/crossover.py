@@ -36,7 +36,7 @@ class RowCrossover:
     Khadka & Tumer (2018), authors' code ``core/mod_neuro_evo.py: SSNE.crossover_inplace``: per tensor n copies, n
     uniform in [0, 2 * rows) for a matrix and [0, rows) for a vector; each copy picks a direction and a row, with
     replacement, and sees the earlier ones. Since after a copy both have the same row, the first copy of each row
-    decides, which makes the operator one indexing operation.
+    decides, which makes the operator one indexing operation per tensor.
 
     :param layout: tensors of one individual; the second axis and later ones belong to a row
     :param max_matrix_share: copies per matrix are below this share of its rows
@@ -64,9 +64,9 @@ class RowCrossover:
                 for rows, vector in zip(n_rows, self._is_vector, strict=True)
             ]
         )
-        widths = [size // rows for size, rows in zip(layout.sizes, n_rows, strict=True)]
-        per_tensor = zip(self._first_row[:-1], n_rows, widths, strict=True)
-        self._row_of = np.concatenate([np.repeat(np.arange(start, start + rows), w) for start, rows, w in per_tensor])
+        slices = [layout.slices[name] for name in layout.names]
+        self._places = list(zip(slices, self._first_row[:-1].tolist(), n_rows, strict=True))
+        """Of each tensor: its columns, its first row and the number of its rows."""
 
     @property
     def n_rows(self) -> int:
@@ -98,11 +98,31 @@ class RowCrossover:
         :param events: row copies
         :return: both children, new arrays
         """
+        n = len(first)
+        both = np.concatenate([first, second])
+        self._exchange(both, np.arange(n), np.arange(n, 2 * n), events)
+        return both[:n], both[n:]
+
+    def cross_rows(self, population: np.ndarray, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> None:
+        """
+        Cross pairs out of a population in place, as a call on copies of them would.
+
+        :param population: ``(n, n_params)``, C-contiguous, overwritten
+        :param first: ``(n_pairs,)`` who is crossed
+        :param second: ``(n_pairs,)`` with whom; nobody occurs twice
+        :param rng: generator
+        """
+        self._exchange(population, first, second, self.draw(len(first), rng))
+
+    def _exchange(self, population: np.ndarray, first: np.ndarray, second: np.ndarray, events: RowEvents) -> None:
         direction = np.zeros((len(first), self.n_rows), dtype=np.int8)
         # assigned last to first, so that the first copy of a row is the one that stays
         direction[events.pair[::-1], events.row[::-1]] = np.where(events.into_first[::-1], 1, -1)
-        spread = direction[:, self._row_of]
-        return np.where(spread > 0, second, first), np.where(spread < 0, first, second)
+        for columns, start, n_rows in self._places:
+            rows = population[:, columns].reshape(len(population), n_rows, -1)  # a view
+            for sign, target, source in ((1, first, second), (-1, second, first)):
+                pair, row = np.nonzero(direction[:, start : start + n_rows] == sign)
+                rows[target[pair], row] = rows[source[pair], row]
 
     def __call__(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Children of ``n_pairs`` pairs; see :meth:`apply`."""
@@ -121,6 +141,5 @@ class HeadRowCrossover(RowCrossover):
 
     def __init__(self, layout: ParameterLayout):
         super().__init__(ParameterLayout(layout.names[:1], layout.shapes[:1]))
-        n_rows = layout.shapes[0][0]
         self.layout = layout
-        self._row_of = np.concatenate([self._row_of, np.arange(n_rows)])
+        self._places = [(layout.slices[name], 0, layout.shapes[0][0]) for name in layout.names]

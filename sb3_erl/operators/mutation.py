@@ -14,6 +14,9 @@ import numpy as np
 
 from sb3_erl.common.parameters import ParameterLayout
 
+_EVENTS, _HEADS = 1 << 15, 32
+"""How many events, or heads, are worked on at a time: what does not leave the processor's cache is several times faster."""
+
 
 @dataclass(frozen=True)
 class WeightEvents:
@@ -30,15 +33,13 @@ class WeightEvents:
     noise: np.ndarray
 
 
-def _occurrence(index: np.ndarray) -> np.ndarray:
-    """How often each entry's value occurred before it."""
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, int)
-    group = np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
-    result = np.empty(len(index), dtype=np.int64)
-    result[order] = np.arange(len(index)) - group
-    return result
+def _repeated(index: np.ndarray) -> np.ndarray:
+    """Where entries stand whose value occurred before them."""
+    index = index - index.min()
+    number = np.arange(len(index))
+    first = np.empty(index.max() + 1, dtype=np.intp)
+    first[index[::-1]] = number[::-1]  # of several numbers the last one assigned stays
+    return np.flatnonzero(first[index] != number)
 
 
 class GaussianMutation:
@@ -85,6 +86,7 @@ class GaussianMutation:
         self._scale = np.where(is_vector, vector_scale, 1.0)[self._mutable]
         self._starts = np.cumsum([0, *layout.sizes])[:-1][self._mutable]
         self._sizes = np.array(layout.sizes)[self._mutable]
+        self._n_params = layout.n_params
         self._reset_std = np.repeat(np.where(is_vector, vector_reset_std, reset_std), layout.sizes)
 
     def draw(self, n_parents: int, rng: np.random.Generator) -> WeightEvents:
@@ -96,10 +98,10 @@ class GaussianMutation:
         shape = (n_parents, len(self._mutable))
         touched = rng.random(shape) < 2 * rng.random(shape) * self._scale
         limits = np.ceil(np.round(self.fraction * self._sizes, 9)).astype(np.int64) + self.inclusive
-        counts = np.where(touched, rng.integers(0, np.maximum(limits, 1), size=shape), 0)
-        tensor = np.repeat(np.tile(np.arange(shape[1]), n_parents), counts.reshape(-1))
-        parent = np.repeat(np.arange(n_parents), counts.sum(axis=1))
-        index = parent * self.layout.n_params + self._starts[tensor] + rng.integers(0, self._sizes[tensor])
+        counts = np.where(touched, rng.integers(0, np.maximum(limits, 1), size=shape), 0).reshape(-1)
+        starts = np.arange(n_parents)[:, None] * self._n_params + self._starts
+        index = np.repeat(starts.reshape(-1), counts)
+        index += rng.integers(0, np.repeat(np.tile(self._sizes, n_parents), counts))
         return WeightEvents(index, rng.random(len(index)), rng.standard_normal(len(index)))
 
     def apply(self, parents: np.ndarray, events: WeightEvents) -> np.ndarray:
@@ -116,26 +118,28 @@ class GaussianMutation:
         """
         Mutate some of a population in place, as a call on these rows would, without copying all of their weights.
 
-        :param population: ``(n, n_params)``, overwritten
+        :param population: ``(n, n_params)``, C-contiguous, overwritten
         :param rows: whom to mutate
         :param rng: generator
         """
         self._change(population, np.asarray(rows), self.draw(len(rows), rng))
 
     def _change(self, population: np.ndarray, rows: np.ndarray, events: WeightEvents) -> None:
-        parent, column = np.divmod(events.index, self.layout.n_params)
-        row = rows[parent]
-        is_super = events.kind < self.super_prob
-        is_reset = ~is_super & (events.kind < self.super_prob + self.reset_prob)
-        gain = np.where(is_super, self.super_strength, self.strength)
-        fresh = events.noise * self._reset_std[column]
-        turn = _occurrence(events.index)
-        for k in range(int(turn.max(initial=-1)) + 1):  # a weight that is hit twice compounds
-            now = turn == k
-            place, noise = (row[now], column[now]), events.noise[now]
-            weight = population[place]
-            changed = np.where(is_reset[now], fresh[now], weight + noise * gain[now] * weight)
-            population[place] = np.clip(changed, -self.limit, self.limit)
+        n_params, weights = self._n_params, population.reshape(-1)  # a view
+        for start in range(0, len(events.index), _EVENTS):
+            now = slice(start, start + _EVENTS)
+            index, kind, noise = events.index[now], events.kind[now], events.noise[now]
+            while len(index):  # a weight that is hit twice compounds
+                parent, column = np.divmod(index, n_params)
+                place = rows[parent] * n_params + column
+                gain = np.where(kind < self.super_prob, self.super_strength, self.strength)
+                weight = weights[place]
+                changed = weight + noise * gain * weight
+                reset = np.flatnonzero((kind >= self.super_prob) & (kind < self.super_prob + self.reset_prob))
+                changed[reset] = noise[reset] * self._reset_std[column[reset]]
+                weights[place[::-1]] = changed.clip(-self.limit, self.limit)[::-1]  # the first of several hits stays
+                again = _repeated(index)
+                index, kind, noise = index[again], kind[again], noise[again]
 
     def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Mutants of the parents; see :meth:`apply`."""
@@ -184,22 +188,37 @@ class HeadMutation:
         :param rng: generator
         :return: the mutants, a new array
         """
-        rows, columns = self.layout.shapes[0]
-        n, size = len(parents), rows * columns
-        ranked = rng.random((n, rows, columns))
-        touched = np.flatnonzero(rng.random(n) < self.matrix_prob)
-        kind = rng.random((n, rows, 1))[touched]
-        noise = rng.standard_normal((n, rows, columns))[touched].astype(parents.dtype)
-        weights = parents[touched, :size].reshape(-1, rows, columns)
-        chosen = _distinct(ranked[touched], int(np.floor(columns * self.fraction + 1e-9)))
+        mutants = parents.copy()
+        self.mutate_rows(mutants, np.arange(len(parents)), rng)
+        return mutants
+
+    def mutate_rows(self, population: np.ndarray, rows: Sequence[int] | np.ndarray, rng: np.random.Generator) -> None:
+        """
+        Mutate some of a population in place, as a call on copies of them would.
+
+        :param population: ``(n, n_params)``, C-contiguous, overwritten
+        :param rows: whom to mutate
+        :param rng: generator
+        """
+        rows = np.asarray(rows)
+        n, n_rows, columns = len(rows), *self.layout.shapes[0]
+        heads = population[:, : n_rows * columns].reshape(-1, n_rows, columns)  # a view
+        dtype = population.dtype.type
+        count = int(np.floor(columns * self.fraction + 1e-9))
+        ranked = rng.random((n, n_rows, columns))
+        touched = rng.random(n) < self.matrix_prob
+        kind = rng.random((n, n_rows, 1))
         is_super = kind < self.super_prob
         is_reset = ~is_super & (kind < self.super_prob + self.reset_prob)
-        gain = np.where(is_super, self.super_strength, self.strength).astype(parents.dtype)
-        changed = np.where(is_reset, noise * parents.dtype.type(self.reset_std), weights + noise * gain * weights)
-        changed = np.where(chosen, changed, weights).clip(-self.limit, self.limit)
-        mutants = parents.copy()
-        mutants[touched, :size] = changed.reshape(-1, size)
-        return mutants
+        gain = np.where(is_super, self.super_strength, self.strength).astype(dtype)
+        for start in range(0, n, _HEADS):
+            noise = rng.standard_normal((min(_HEADS, n - start), n_rows, columns))
+            within = np.flatnonzero(touched[start : start + _HEADS])
+            hit, noise = start + within, noise[within].astype(dtype)
+            weights = heads[rows[hit]]
+            changed = np.where(is_reset[hit], noise * dtype(self.reset_std), weights + noise * gain[hit] * weights)
+            chosen = _distinct(ranked[hit], count)
+            heads[rows[hit]] = np.where(chosen, changed, weights).clip(-self.limit, self.limit)
 
 
 def _distinct(numbers: np.ndarray, count: int) -> np.ndarray:

@@ -42,6 +42,10 @@ class GeneratorDraws:
         """See :class:`Draws`."""
         return self._rng.integers(n, size=size)
 
+    def tournaments(self, n: int, size: int, count: int) -> np.ndarray:
+        """``(count, size)``: what so many calls of :meth:`tournament` give."""
+        return self._rng.integers(n, size=(count, size))
+
     def index(self, n: int) -> int:
         """See :class:`Draws`."""
         return int(self._rng.integers(n))
@@ -81,7 +85,10 @@ def tournament_winners(ranking: np.ndarray, n_tournaments: int, tournament_size:
     :return: one winner per tournament, repeats included
     """
     n = len(ranking)
-    contestants = np.array([draws.tournament(n, tournament_size) for _ in range(n_tournaments)])
+    if isinstance(draws, GeneratorDraws):
+        contestants = draws.tournaments(n, tournament_size, n_tournaments)
+    else:
+        contestants = np.array([draws.tournament(n, tournament_size) for _ in range(n_tournaments)])
     return ranking[contestants.reshape(n_tournaments, -1).min(axis=1)].tolist()
 
 
@@ -193,5 +200,6 @@ def plan_epoch(
     for index, first in enumerate(winners if cross_each else winners[: len(winners) // 2 * 2 : 2]):
         if draws.uniform() < crossover_prob:
             plan.cross(first, draws.choice(winners) if cross_each else winners[2 * index + 1])
-    mutants = [i for i in order if i not in protected and draws.uniform() < mutation_prob]
+    spared = set(protected)
+    mutants = [i for i in order if i not in spared and draws.uniform() < mutation_prob]
     return Epoch(plan.crossings, plan.copies, mutants, protected, sorted(set(offspring)), migrants)

@@ -8,7 +8,8 @@ from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.ga import GA
 from sb3_erl.exchange.replace import ReplaceWeakest, weakest_slot
 from sb3_erl.operators import CROSSOVERS, MUTATIONS, GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
-from sb3_erl.operators.mutation import _distinct
+from sb3_erl.operators import mutation as mutation_module
+from sb3_erl.operators.mutation import WeightEvents, _distinct
 from sb3_erl.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 ACTOR = ParameterLayout(("l1.weight", "l1.bias", "out.weight", "out.bias"), ((6, 4), (6,), (2, 6), (2,)))
@@ -104,8 +105,6 @@ def test_head_crossover_moves_the_bias_with_its_row() -> None:
 
 
 def test_gaussian_mutation_compounds_repeated_hits_in_order() -> None:
-    from sb3_erl.operators.mutation import WeightEvents
-
     operator = GaussianMutation(ACTOR)
     parents = np.full((1, ACTOR.n_params), 2.0)
     events = WeightEvents(np.array([3, 3, 5]), np.array([0.5, 0.5, 0.07]), np.array([1.0, -2.0, 0.5]))
@@ -114,14 +113,38 @@ def test_gaussian_mutation_compounds_repeated_hits_in_order() -> None:
     assert mutant[0, 5] == pytest.approx(0.5)
 
 
-def test_mutating_rows_in_place_is_mutating_copies_of_them() -> None:
-    layout = ParameterLayout(("weight", "bias"), ((6, 5), (6,)))
-    mutation = GaussianMutation(layout, fraction=1.0, vector_scale=1.0)
-    population = np.random.default_rng(0).standard_normal((9, 36)).astype(np.float32)
-    rows, expected = [7, 2, 5], population.copy()
+@pytest.mark.parametrize(
+    "mutation",
+    [GaussianMutation(ACTOR, fraction=1.0, vector_scale=1.0), HeadMutation(HEAD)],
+    ids=["gaussian", "head_rows"],
+)
+def test_mutating_rows_in_place_is_mutating_copies_of_them(mutation: GaussianMutation | HeadMutation) -> None:
+    rng = np.random.default_rng(0)
+    population = rng.standard_normal((90, mutation.layout.n_params)).astype(np.float32)
+    rows, expected = rng.permutation(90)[:70].tolist(), population.copy()
     expected[rows] = mutation(population[rows], np.random.default_rng(1))
     mutation.mutate_rows(population, rows, np.random.default_rng(1))
     assert np.array_equal(population, expected)
+
+
+@pytest.mark.parametrize("operator", [RowCrossover(ACTOR), HeadRowCrossover(HEAD)], ids=["rows", "head_rows"])
+def test_crossing_rows_in_place_is_crossing_copies_of_them(operator: RowCrossover) -> None:
+    rng = np.random.default_rng(0)
+    population = rng.standard_normal((20, operator.layout.n_params)).astype(np.float32)
+    first, second = rng.permutation(20)[:14].reshape(2, 7)
+    expected = population.copy()
+    expected[first], expected[second] = operator(population[first], population[second], np.random.default_rng(1))
+    operator.cross_rows(population, first, second, np.random.default_rng(1))
+    assert np.array_equal(population, expected)
+
+
+def test_how_many_events_are_carried_out_at_a_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, rng = GaussianMutation(ACTOR), np.random.default_rng(0)
+    parents = rng.standard_normal((3, ACTOR.n_params))
+    events = WeightEvents(rng.integers(0, parents.size, 500), rng.random(500), rng.standard_normal(500))
+    together = operator.apply(parents, events)
+    monkeypatch.setattr(mutation_module, "_EVENTS", 1)
+    assert np.array_equal(operator.apply(parents, events), together)
 
 
 def test_distinct_places_are_those_of_an_argsort() -> None:
@@ -141,6 +164,13 @@ def test_head_mutation_changes_exactly_the_share_of_columns(fraction: float, exp
 
 def test_ranking_puts_nan_last_and_ties_by_higher_index() -> None:
     assert rank_best_first(np.array([np.nan, 1.0, 2.0, 1.0, -np.inf])).tolist() == [2, 3, 1, 4, 0]
+
+
+def test_tournaments_are_drawn_together_as_they_are_one_by_one() -> None:
+    together, single = (GeneratorDraws(np.random.default_rng(3)) for _ in range(2))
+    rows = [single.tournament(1000, 3) for _ in range(7)]
+    assert np.array_equal(together.tournaments(1000, 3, 7), rows)
+    assert together.uniform() == single.uniform()
 
 
 def test_epoch_protects_copies_of_the_elites() -> None:
