@@ -12,8 +12,8 @@ import numpy as np
 class Draws(Protocol):
     """Every random decision of a selection epoch, so that recorded draws can be replayed."""
 
-    def tournament(self, n: int, size: int) -> np.ndarray:
-        """``(size,)`` integers in [0, n), with replacement."""
+    def tournaments(self, n: int, size: int, count: int) -> np.ndarray:
+        """``(count, size)`` integers in [0, n), with replacement, row by row."""
 
     def index(self, n: int) -> int:
         """An integer in [0, n)."""
@@ -38,12 +38,8 @@ class GeneratorDraws:
     def __init__(self, rng: np.random.Generator):
         self._rng = rng
 
-    def tournament(self, n: int, size: int) -> np.ndarray:
-        """See :class:`Draws`."""
-        return self._rng.integers(n, size=size)
-
     def tournaments(self, n: int, size: int, count: int) -> np.ndarray:
-        """``(count, size)``: what so many calls of :meth:`tournament` give."""
+        """See :class:`Draws`."""
         return self._rng.integers(n, size=(count, size))
 
     def index(self, n: int) -> int:
@@ -84,12 +80,8 @@ def tournament_winners(ranking: np.ndarray, n_tournaments: int, tournament_size:
     :param draws: random decisions
     :return: one winner per tournament, repeats included
     """
-    n = len(ranking)
-    if isinstance(draws, GeneratorDraws):
-        contestants = draws.tournaments(n, tournament_size, n_tournaments)
-    else:
-        contestants = np.array([draws.tournament(n, tournament_size) for _ in range(n_tournaments)])
-    return ranking[contestants.reshape(n_tournaments, -1).min(axis=1)].tolist()
+    contestants = draws.tournaments(len(ranking), tournament_size, n_tournaments)
+    return ranking[contestants.min(axis=1)].tolist()
 
 
 @dataclass

@@ -23,10 +23,10 @@ class RecordedDraws:
         self._tournaments, self._indices, self._shuffles = list(tournament), list(index), list(shuffle)
         self._choices, self.uniforms = list(choice), list(uniform)
 
-    def tournament(self, n: int, size: int) -> np.ndarray:
-        ranks = np.array(self._tournaments.pop(0))
-        assert len(ranks) == size and ranks.max() < n
-        return ranks
+    def tournaments(self, n: int, size: int, count: int) -> np.ndarray:
+        ranks = np.array([self._tournaments.pop(0) for _ in range(count)], dtype=np.int64).reshape(count, -1)
+        assert count == 0 or (ranks.shape == (count, size) and ranks.max() < n)
+        return ranks.reshape(count, size)
 
     def index(self, n: int) -> int:
         value = int(self._indices.pop(0))

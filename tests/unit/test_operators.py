@@ -168,7 +168,7 @@ def test_ranking_puts_nan_last_and_ties_by_higher_index() -> None:
 
 def test_tournaments_are_drawn_together_as_they_are_one_by_one() -> None:
     together, single = (GeneratorDraws(np.random.default_rng(3)) for _ in range(2))
-    rows = [single.tournament(1000, 3) for _ in range(7)]
+    rows = [single.tournaments(1000, 3, 1)[0] for _ in range(7)]
     assert np.array_equal(together.tournaments(1000, 3, 7), rows)
     assert together.uniform() == single.uniform()
 
