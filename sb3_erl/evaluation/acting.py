@@ -78,13 +78,19 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return np.matmul(weight, x[..., None])[..., 0] + bias
+    y = np.matmul(weight, x[..., None])[..., 0]
+    y += bias
+    return y
 
 
 def _std_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    std = np.sqrt(np.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1))
-    return centred / (std + np.float32(NORM_EPSILON)) * scale + shift
+    n = x.shape[-1]
+    y = x - np.add.reduce(x, axis=-1, keepdims=True) / n
+    std = np.sqrt(np.add.reduce(y * y, axis=-1, keepdims=True) / (n - 1))
+    y /= std + np.float32(NORM_EPSILON)
+    y *= scale
+    y += shift
+    return y
 
 
 def _plain_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

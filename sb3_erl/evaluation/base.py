@@ -289,9 +289,9 @@ class ToEnvironment:
     squashed: bool
 
     @cached_property
-    def _span(self) -> np.ndarray:
+    def _half_span(self) -> np.ndarray:
         assert isinstance(self.action_space, spaces.Box)
-        return self.action_space.high - self.action_space.low
+        return (self.action_space.high - self.action_space.low) * np.float32(0.5)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
@@ -303,10 +303,9 @@ class ToEnvironment:
             return actions.astype(np.int64)
         if self.squashed:
             scaled = actions + 1.0
-            scaled *= 0.5
             if scaled.dtype != space.dtype:
-                return space.low + scaled * self._span
-            scaled *= self._span
+                return space.low + scaled * self._half_span
+            scaled *= self._half_span
             scaled += space.low
             return scaled
         return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays
