@@ -109,7 +109,9 @@ class _Standardized:
 
     def __call__(self, x: np.ndarray, *tensors: np.ndarray) -> np.ndarray:
         mean, std = tensors[-2:]
-        return np.clip((x - mean) / std, -self.clip, self.clip)
+        x = x - mean
+        x /= std
+        return np.minimum(np.maximum(x, -self.clip, out=x), self.clip, out=x)  # np.clip is slow on small arrays
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ class NumpyActor:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         candidates = tuple(candidates)
         if candidates != self._candidates:  # slots change hands only when a job ends
-            index = list(candidates)
+            first, last = candidates[0], candidates[-1]
+            in_a_row = candidates == tuple(range(first, last + 1))
+            index: Any = slice(first, last + 1) if in_a_row else list(candidates)  # a slice copies nothing
             self._gathered = [tuple(a if len(a) == 1 else a[index] for a in stack) for _, stack in self._layers]
             self._candidates = candidates
         x = np.asarray(observations, dtype=np.float32).reshape(len(candidates), -1)

@@ -51,7 +51,8 @@ def standardized(mean: np.ndarray, std: np.ndarray, clip: np.float32) -> ActAlon
     """See :class:`~sb3_erl.common.observation_statistics.ObservationStatistics`."""
 
     def run(x: np.ndarray) -> np.ndarray:
-        x = (x - mean) / std
+        x = x - mean
+        np.divide(x, std, x)
         return np.minimum(np.maximum(x, -clip, out=x), clip, out=x)
 
     return run

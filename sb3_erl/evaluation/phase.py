@@ -124,7 +124,7 @@ class Phase:
         """Note who acts where, which changes only when a job ends."""
         self.busy = [(index, slot) for index, slot in enumerate(self.slots) if slot is not None]
         indices = [index for index, _ in self.busy]
-        self.rows = slice(None) if len(indices) == len(self.slots) else indices
+        self.rows: slice | list[int] = slice(None) if len(indices) == len(self.slots) else indices
         """Of observations and actions: those of running jobs."""
         self.candidates = tuple(slot.job.candidate for _, slot in self.busy)
         self.explorers = [(index, slot.job.explorer) for index, slot in self.busy if slot.job.explorer is not None]
