@@ -78,13 +78,19 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return np.matmul(weight, x[..., None])[..., 0] + bias
+    y = np.matmul(weight, x[..., None])[..., 0]
+    y += bias
+    return y
 
 
 def _std_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    std = np.sqrt(np.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1))
-    return centred / (std + np.float32(NORM_EPSILON)) * scale + shift
+    n = x.shape[-1]
+    y = x - np.add.reduce(x, axis=-1, keepdims=True) / n
+    std = np.sqrt(np.add.reduce(y * y, axis=-1, keepdims=True) / (n - 1))
+    y /= std + np.float32(NORM_EPSILON)
+    y *= scale
+    y += shift
+    return y
 
 
 def _plain_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -103,7 +109,9 @@ class _Standardized:
 
     def __call__(self, x: np.ndarray, *tensors: np.ndarray) -> np.ndarray:
         mean, std = tensors[-2:]
-        return np.clip((x - mean) / std, -self.clip, self.clip)
+        x = x - mean
+        x /= std
+        return np.minimum(np.maximum(x, -self.clip, out=x), self.clip, out=x)  # np.clip is slow on small arrays
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,9 @@ class NumpyActor:
         """See :class:`~sb3_erl.evaluation.base.PopulationActor`."""
         candidates = tuple(candidates)
         if candidates != self._candidates:  # slots change hands only when a job ends
-            index = list(candidates)
+            first, last = candidates[0], candidates[-1]
+            in_a_row = candidates == tuple(range(first, last + 1))
+            index: Any = slice(first, last + 1) if in_a_row else list(candidates)  # a slice copies nothing
             self._gathered = [tuple(a if len(a) == 1 else a[index] for a in stack) for _, stack in self._layers]
             self._candidates = candidates
         x = np.asarray(observations, dtype=np.float32).reshape(len(candidates), -1)

@@ -24,23 +24,25 @@ def linear(weight: np.ndarray, bias: np.ndarray) -> ActAlone:
     out = np.empty(len(weight), dtype=np.float32)
 
     def run(x: np.ndarray) -> np.ndarray:
-        np.dot(weight, x, out=out)
-        return np.add(out, bias, out=out)
+        return np.add(weight.dot(x, out), bias, out)
 
     return run
 
 
 def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> ActAlone:
     """See :class:`~sb3_erl.common.networks.StdNorm`."""
-    centred, squares = np.empty_like(scale), np.empty_like(scale)
+    out, squares = np.empty_like(scale), np.empty_like(scale)
+    number = np.empty(1, dtype=np.float32)  # NumPy takes longer to convert a scalar than to compute with it
     n, n_free = np.float32(len(scale)), np.float32(len(scale) - 1)
 
     def run(x: np.ndarray) -> np.ndarray:
-        np.subtract(x, np.add.reduce(x) / n, out=centred)
-        variance = np.add.reduce(np.multiply(centred, centred, out=squares)) / n_free
-        np.divide(centred, np.float32(math.sqrt(variance)) + epsilon, out=centred)  # rounded as a root in float32 is
-        np.multiply(centred, scale, out=centred)
-        return np.add(centred, shift, out=centred)
+        number[0] = np.add.reduce(x) / n
+        np.subtract(x, number, out)
+        variance = np.add.reduce(np.multiply(out, out, squares)) / n_free
+        number[0] = np.float32(math.sqrt(variance)) + epsilon  # rounded as a root in float32 is
+        np.divide(out, number, out)
+        np.multiply(out, scale, out)
+        return np.add(out, shift, out)
 
     return run
 
@@ -49,7 +51,8 @@ def standardized(mean: np.ndarray, std: np.ndarray, clip: np.float32) -> ActAlon
     """See :class:`~sb3_erl.common.observation_statistics.ObservationStatistics`."""
 
     def run(x: np.ndarray) -> np.ndarray:
-        x = (x - mean) / std
+        x = x - mean
+        np.divide(x, std, x)
         return np.minimum(np.maximum(x, -clip, out=x), clip, out=x)
 
     return run
@@ -82,7 +85,7 @@ def in_sequence(parts: Sequence[ActAlone]) -> ActAlone:
     """
 
     def run(observation: np.ndarray) -> np.ndarray:
-        x = np.array(observation, dtype=np.float32)
+        x = observation.astype(np.float32)
         x = x if x.ndim == 1 else x.reshape(-1)
         for part in parts:
             x = part(x)

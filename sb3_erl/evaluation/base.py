@@ -289,9 +289,11 @@ class ToEnvironment:
     squashed: bool
 
     @cached_property
-    def _span(self) -> np.ndarray:
-        assert isinstance(self.action_space, spaces.Box)
-        return self.action_space.high - self.action_space.low
+    def _map(self) -> tuple[np.ndarray, np.ndarray]:
+        """Half the span and the lower bound, ``(1, *action_shape)``."""
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        return (space.high - space.low)[None] * np.float32(0.5), space.low[None]
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
@@ -302,11 +304,10 @@ class ToEnvironment:
         if not isinstance(space, spaces.Box):
             return actions.astype(np.int64)
         if self.squashed:
-            scaled = actions + 1.0
-            scaled *= 0.5
+            scaled, (half_span, low) = actions + 1.0, self._map
             if scaled.dtype != space.dtype:
-                return space.low + scaled * self._span
-            scaled *= self._span
-            scaled += space.low
+                return low + scaled * half_span
+            scaled *= half_span
+            scaled += low
             return scaled
         return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sb3_erl.common.seeding import Address, Stream
 from sb3_erl.evaluation.acting import alone_or_none
-from sb3_erl.evaluation.alone import ActAlone
 from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job, PopulationActor, Recorder
 from sb3_erl.evaluation.soundness import check_shape, is_sound, what_is_wrong
 from sb3_erl.evaluation.steps import TRUNCATED, StepRecorder, Steps, kept
@@ -33,15 +32,7 @@ class Running:
     keeps_steps: bool = True
     rewards: list[float] = field(default_factory=list)
     recorder: StepRecorder | None = None
-    act_alone: ActAlone | Literal[False] | None = None
-    """``None`` before anybody asked, ``False`` if there is no such way."""
     episode: Episode | None = None
-
-    def alone(self, actor: PopulationActor) -> ActAlone | None:
-        """A faster way of acting for one candidate, where there is one."""
-        if self.act_alone is None:
-            self.act_alone = alone_or_none(actor, self.job.candidate) or False
-        return self.act_alone or None
 
     @property
     def is_cut(self) -> bool:
@@ -89,10 +80,8 @@ class Phase:
         n_envs, space = self.env.num_envs, self.env.observation_space
         self.obs_shape = space.shape or ()
         self.slots: list[Running | None] = [None] * n_envs
-        self.busy: list[int] = []
-        """Slots with a job."""
-        self.inner_steps: list[tuple[int, Running, Callable[..., Any]]] = []
-        """Of each of these: its number, the job, and what steps its environment."""
+        self.busy: list[tuple[int, Running]] = []
+        """Slots with a job, and the job; see :meth:`_assign` for what follows from it."""
         self.obs = np.zeros((n_envs, *space.shape), dtype=space.dtype)  # type: ignore[misc]
         """``(n_envs, *obs_shape)`` as policies see them."""
         self.original = self.obs if evaluator.vec_normalize is None else self.obs.copy()
@@ -110,6 +99,7 @@ class Phase:
         try:
             for index in range(self.env.num_envs):
                 self._start(index)
+            self._assign()
             while self.busy:
                 self._act()
                 if not self._step():
@@ -129,10 +119,17 @@ class Phase:
         while running is not None and not self._reset(index, running):
             running = next(self.waiting, None)
         self.slots[index] = running
-        busy = [(i, slot) for i, slot in enumerate(self.slots) if slot is not None]
-        self.busy = [i for i, _ in busy]
-        if self.inner is not None:
-            self.inner_steps = [(i, slot, self.inner[i].step) for i, slot in busy]
+
+    def _assign(self) -> None:
+        """Note who acts where, which changes only when a job ends."""
+        self.busy = [(index, slot) for index, slot in enumerate(self.slots) if slot is not None]
+        indices = [index for index, _ in self.busy]
+        self.rows: slice | list[int] = slice(None) if len(indices) == len(self.slots) else indices
+        """Of observations and actions: those of running jobs."""
+        self.candidates = tuple(slot.job.candidate for _, slot in self.busy)
+        self.explorers = [(index, slot.job.explorer) for index, slot in self.busy if slot.job.explorer is not None]
+        self.act_alone = alone_or_none(self.actor, self.candidates[0]) if len(self.busy) == 1 else None
+        self.inner_steps = [] if self.inner is None else [(index, self.inner[index].step) for index in indices]
 
     def _reset(self, index: int, running: Running) -> bool:
         """Begin a job in a slot; returns whether it did not fail at once."""
@@ -153,26 +150,24 @@ class Phase:
 
     def _act(self) -> None:
         """Write the actions of all running jobs."""
-        busy, slots, obs, actions = self.busy, self.slots, self.obs, self.actions
-        if len(busy) == 1 and (alone := slots[busy[0]].alone(self.actor)) is not None:  # type: ignore[union-attr]
-            actions[busy[0]] = alone(obs[busy[0]])
+        obs, actions = self.obs, self.actions
+        if self.act_alone is not None:
+            index = self.busy[0][0]
+            actions[index] = self.act_alone(obs[index])
         else:
-            rows = obs if len(busy) == len(slots) else obs[busy]
-            actions[busy] = self.actor(rows, [slots[index].job.candidate for index in busy])  # type: ignore[union-attr]
-        for index in busy:
-            explorer = slots[index].job.explorer  # type: ignore[union-attr]
-            if explorer is not None:
-                actions[index] = explorer(obs[index], actions[index])
+            actions[self.rows] = self.actor(obs[self.rows], self.candidates)
+        for index, explorer in self.explorers:
+            actions[index] = explorer(obs[index], actions[index])
 
     # ---------------------------------------------------------------- steps
 
     def _step(self) -> bool:
         """One vector step; returns whether to go on."""
-        stepped = self.busy
+        n_running = len(self.busy)
         actions = self.unscale_action(self.buffer_actions)
         ended = self._step_all(actions) if self.inner is None else self._step_inner(actions)
-        if not ended and self.n_free >= len(stepped):
-            self.n_free -= len(stepped)
+        if not ended and self.n_free >= n_running:
+            self.n_free -= n_running
             self.n_unreported += 1
             return True
         self._report_skipped()
@@ -180,7 +175,7 @@ class Phase:
             for index in ended:
                 self._renew(index)
         running = np.zeros(len(self.slots), dtype=bool)
-        running[stepped] = True
+        running[self.rows] = True
         go_on = self.recorder.after_step(self._variables(actions), running)
         self.n_free = self.recorder.n_free_steps
         if not go_on or not (self.recorder.has_budget or all(running.episode is not None for running in self.queue)):
@@ -189,6 +184,7 @@ class Phase:
             for index in ended:
                 self._start(index)
         if ended:
+            self._assign()
             self.dones[:] = False
             self._store()
         for index in ended:
@@ -209,17 +205,19 @@ class Phase:
 
     def _step_inner(self, actions: np.ndarray) -> list[int]:
         """Step the environments of running jobs, of which a DummyVecEnv would make copies; returns whose jobs ended."""
-        is_watched, ended = self.n_free < len(self.busy), []
-        answers = [step(actions[index]) for index, _, step in self.inner_steps]  # if one of them raises, no step was taken
-        for (index, slot, _), answer in zip(self.inner_steps, answers, strict=True):
+        is_watched, ended, obs_shape = self.n_free < len(self.busy), [], self.obs_shape
+        answers = [step(actions[index]) for index, step in self.inner_steps]  # if one of them raises, no step was taken
+        for (index, slot), answer in zip(self.busy, answers, strict=True):
             observation, reward, terminated, truncated, info = answer
-            if np.shape(observation) != self.obs_shape or np.ndim(reward) > 0:
-                check_shape("observations", observation, self.obs_shape)
+            observation = np.asarray(observation)
+            if observation.shape != obs_shape or not isinstance(reward, float):
+                check_shape("observations", observation, obs_shape)
                 check_shape("rewards", reward, ())
-            slot.rewards.append(float(reward))
-            fails = not is_sound(np.asarray(observation), slot.rewards[-1])
-            is_last = terminated or truncated or slot.is_cut or fails
-            if is_watched or is_last or slot.recorder is not None:
+            reward, recorder = float(reward), slot.recorder
+            slot.rewards.append(reward)
+            fails = not is_sound(observation, reward)
+            is_last = terminated or truncated or fails or slot.is_cut
+            if is_watched or is_last or recorder is not None:
                 info = kept(info)
                 info[TRUNCATED] = truncated and not terminated
             self.rewards[index], self.infos[index] = reward, info
@@ -229,8 +227,8 @@ class Phase:
                 if self.dones[index]:
                     info["terminal_observation"] = np.array(observation)
                 self._end(index, observation, observation, info)
-            elif slot.recorder is not None:
-                slot.recorder.add(self.buffer_actions[index], observation, info)
+            elif recorder is not None:
+                recorder.add(self.buffer_actions[index], observation, info)
             self.obs[index] = observation
         return ended
 
@@ -255,9 +253,7 @@ class Phase:
         new_original: Any = new_obs if normalizer is None else normalizer.get_original_obs()
         raw_rewards = np.asarray(rewards if normalizer is None else normalizer.get_original_reward()).tolist()
         self.rewards, self.infos, ended = rewards, infos, []
-        for index in self.busy:
-            slot = self.slots[index]
-            assert slot is not None
+        for index, slot in self.busy:
             slot.rewards.append(raw_rewards[index])
             last, last_original = new_obs[index], new_original[index]  # type: ignore[index]
             terminal = infos[index].get("terminal_observation") if dones[index] else None

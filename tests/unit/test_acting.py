@@ -25,7 +25,7 @@ from sb3_erl.evaluation.acting import (
     numpy_population,
     tensors_of,
 )
-from sb3_erl.evaluation.base import PopulationActor
+from sb3_erl.evaluation.base import PopulationActor, ToEnvironment
 from tests.contract.settings import make
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
@@ -99,6 +99,16 @@ def test_acting_alone_with_what_a_class_adds(name: str) -> None:
     for actor in (here, pickle.loads(pickle.dumps(here))):
         for candidate in {jobs[0].candidate, jobs[-1].candidate}:
             assert np.array_equal(actor.alone(candidate)(observation), actor(observation[None], [candidate])[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_are_stretched_to_the_last_bit_as_by_sb3(dtype: type) -> None:
+    space = spaces.Box(np.array([-2.0, 0.1, -1.0]).astype(dtype), np.array([3.0, 0.7, 1.0]).astype(dtype), dtype=dtype)
+    policy = TD3Policy(OBSERVATIONS, space, lambda _: 1e-3, net_arch=[4])
+    actions = np.tanh(np.random.default_rng(0).normal(size=(500, 3))).astype(np.float32)
+    for rows in (actions, actions[:1]):
+        found, expected = ToEnvironment(space, squashed=True)(rows), policy.unscale_action(rows)
+        assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
 def test_unknown_layers_fall_back_to_modules() -> None:
