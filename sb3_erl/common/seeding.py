@@ -81,7 +81,9 @@ class ScopedGenerators:
         np.random.set_state(self._numpy)
         random.setstate(self._python)
         if self._torch_seed is not None:
-            torch.manual_seed(self._torch_seed)
+            torch.default_generator.manual_seed(self._torch_seed)  # torch.manual_seed also tells devices that are not in use
+            if use_cuda:
+                torch.cuda.manual_seed_all(self._torch_seed)
             self._torch_seed = None
         else:
             assert self._torch is not None
