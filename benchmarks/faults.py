@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.faulty import KINDS
+from benchmarks.faulty import DEATHS, HANGS, KINDS, NOT_FINITE, RAISES, SHAPES
 from benchmarks.injection import (
     BACKENDS,
     BUFFER_FILES,
@@ -46,6 +46,16 @@ from sb3_erl import ALGOS
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LIMIT = 120.0
 """Seconds after which a fault counts as lost: it hangs. Time in which it waits for a core of a busy machine does not count."""
+GROUPS: dict[str, Sequence[str]] = {
+    "raises": RAISES,
+    "not finite": NOT_FINITE,
+    "wrong shape": SHAPES,
+    "hangs": HANGS,
+    "kills its process": DEATHS,
+    INTERRUPT: (INTERRUPT,),
+    "model file": MODEL_FILES,
+    "replay buffer file": BUFFER_FILES,
+}
 BATCH = 40
 """Faults of one process, which shares what is slow to start."""
 
@@ -166,6 +176,7 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.faulty", "sb3_erl.evaluation.worker"])
     for fault in faults:
         start = time.perf_counter()
@@ -201,13 +212,21 @@ def report(record: dict[str, Any]) -> None:
 # -------------------------------------------------------------------- figures
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """:return: Markdown, a row per back-end, kind and way to end"""
-    counts = Counter((r["backend"], r["kind"], r["ending"] if r["ok"] else "OTHERWISE") for r in records)
-    backends, kinds = [*BACKENDS, "file"], [*KINDS, INTERRUPT, *MODEL_FILES, *BUFFER_FILES]
-    ordered = sorted(counts, key=lambda key: (backends.index(key[0]), kinds.index(key[1]), key[2]))
-    rows = [f"| {' | '.join(key)} | {counts[key]} |" for key in ordered]
-    return "\n".join(["| back-end | fault | how it ended | times |", "|---|---|---|---|", *rows])
+def table(records: Sequence[dict[str, Any]], groups: Mapping[str, Sequence[str]]) -> str:
+    """
+    :param records: of all faults
+    :param groups: kinds by the name that they have in the table
+    :return: Markdown, a row per group and back-end with the number of faults that ended in each way
+    """
+    header = "| fault | back-end | injected | how they ended |\n|---|---|---|---|"
+    rows = []
+    for group, kinds in groups.items():
+        for backend in (*BACKENDS, "file"):
+            found = [record for record in records if record["kind"] in kinds and record["backend"] == backend]
+            counts = Counter(record["ending"] if record["ok"] else "OTHERWISE" for record in found)
+            endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(counts.items()))
+            rows += [f"| {group} | {backend} | {len(found)} | {endings} |"] if found else []
+    return "\n".join([header, *rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leaks = len(what_stays(lambda: unused_memory() - memory)) + len(what_stays(lambda: processes_of(os.getpid())))
     seconds = time.perf_counter() - start
     head = f"{len(records)} faults, {n_lost} ended otherwise than documented, {leaks} leaks, {seconds:.0f} seconds"
-    text = f"{head}\n\n{table(records)}\n"
+    each = {kind: [kind] for group in GROUPS.values() for kind in group}
+    text = f"{head}\n\n{table(records, GROUPS)}\n\nEach kind:\n\n{table(records, each)}\n"
     print(text)
     if options.only is None:
         options.results.mkdir(parents=True, exist_ok=True)
