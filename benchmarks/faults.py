@@ -155,6 +155,7 @@ def _listen(reader: int, watch: Watch, faults: Sequence[Fault], limit: float) ->
     pending = b""
     for fault in faults:
         spent = 0.0
+        watch.look()  # this fault's time begins
         while b"\n" not in pending:
             if not select.select([reader], [], [], min(1.0, limit))[0]:
                 spent += watch.look()
