@@ -38,6 +38,7 @@ NO_NUMBER_YET = ("score", "fitness", "returns")
 
 SERVERS = ("multiprocessing.forkserver import main", "multiprocessing.resource_tracker import main")
 RAYS = ("/ray/", "ray::")
+"""What command lines of helpers contain, of multiprocessing and of Ray."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ def inject(fault: Fault, folder: Path) -> str:
     :raises Unexpected: if it must not end so
     """
     before = processes_of(os.getpid())
-    if fault.backend == "ray":
-        _start_ray()
     os.chdir(folder)
     if fault.backend == "file":
         ending = _file_fault(fault, folder)
@@ -113,14 +112,6 @@ def what_stays(left: Callable[[], set[Any]], seconds: float = 30.0) -> set[Any]:
 
 
 # -------------------------------------------------------------------- environments
-
-
-def _start_ray() -> None:
-    """Once for all faults of a process, in a folder that stays."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def _evaluator(fault: Fault, folder: Path) -> Any:
