@@ -1,7 +1,8 @@
 """
 Seconds, memory and disk that a checkpoint with a full replay buffer takes, and a resume from it.
 
-    python -m benchmarks.save [--algos erl_re2 td7] [--envs HalfCheetah-v4 Humanoid-v4] [--size 1000000] [--out FILE]
+    python -m benchmarks.save [--algos erl_re2 td7 pderl] [--envs HalfCheetah-v4 Humanoid-v4] [--size 1000000]
+                             [--out save.json]
 
 Each figure comes from a process of its own. Memory (Linux only) is the peak of what that process holds, over what it held
 before. "plain" is one file with as many bytes, written right before the save; it also fills the page cache, as the checkpoint
@@ -115,7 +116,7 @@ def measure(algo: str, env: str, size: int) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """:return: figures for each algorithm and environment"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", nargs="+", default=["erl_re2", "td7"])
+    parser.add_argument("--algos", nargs="+", default=["erl_re2", "td7", "pderl"])
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v4", "Humanoid-v4"])
     parser.add_argument("--size", type=int, default=1_000_000, help="transitions in the buffer")
     parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
