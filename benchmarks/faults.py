@@ -34,7 +34,6 @@ from benchmarks.injection import (
     BUFFER_FILES,
     INTERRUPT,
     MODEL_FILES,
-    RAYS,
     Fault,
     descendants,
     fits,
@@ -47,6 +46,8 @@ from sb3_erl import ALGOS
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LIMIT = 120.0
 """Seconds after which a fault counts as lost: it hangs. Time in which it waits for a core of a busy machine does not count."""
+ATTEMPTS = 5
+"""To start Ray, which gives up after 30 seconds; a busy machine may need longer."""
 GROUPS: dict[str, Sequence[str]] = {
     "raises": RAISES,
     "not finite": NOT_FINITE,
@@ -101,6 +102,7 @@ def run_batch(faults: Sequence[Fault], limit: float = LIMIT) -> list[dict[str, A
     :return: a record for each: how it ended and whether that is as documented
     """
     records: list[dict[str, Any]] = []
+    n_unprepared = 0
     while len(records) < len(faults):
         rest = faults[len(records) :]
         reader, writer = os.pipe()
@@ -109,15 +111,22 @@ def run_batch(faults: Sequence[Fault], limit: float = LIMIT) -> list[dict[str, A
             os.close(reader)
             _work(rest, writer)
         os.close(writer)
-        records += _listen(reader, Watch(child), rest, limit)
-        if "lost" in records[-1]["ending"]:
-            report(records[-1])
+        new = _listen(reader, Watch(child), rest, limit)
+        records += new
+        is_lost = bool(new) and new[-1]["ending"].startswith("lost")
+        if is_lost:
+            report(new[-1])
         os.close(reader)
         everybody = processes_of(child)
         for pid in (child, *everybody):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.waitpid(child, 0)
+        if len(records) < len(faults) and not is_lost:
+            n_unprepared += 1
+            print(f"Ray did not start, attempt {n_unprepared}", flush=True)
+            if n_unprepared == ATTEMPTS:
+                raise RuntimeError(f"Ray did not start in {ATTEMPTS} attempts; inject the others with --ray 0")
     return records
 
 
@@ -152,6 +161,7 @@ def queued_seconds(ancestor: int) -> dict[int, float]:
 
 
 def _listen(reader: int, watch: Watch, faults: Sequence[Fault], limit: float) -> list[dict[str, Any]]:
+    """:return: records until one is lost, or Ray did not start"""
     records: list[dict[str, Any]] = []
     pending = b""
     for fault in faults:
@@ -164,6 +174,8 @@ def _listen(reader: int, watch: Watch, faults: Sequence[Fault], limit: float) ->
                     return [*records, {**asdict(fault), "ok": False, "ending": f"lost: nothing for {limit:g} seconds"}]
                 continue
             some = os.read(reader, 1 << 16)
+            if not some and not pending and fault.backend == "ray":  # it was not even injected
+                return records
             if not some:
                 return [*records, {**asdict(fault), "ok": False, "ending": "lost: its process died"}]
             pending, spent = pending + some, 0.0
@@ -182,8 +194,11 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.faulty", "sb3_erl.evaluation.worker"])
     for fault in faults:
         if fault.backend == "ray":
-            start_ray()
-            os.write(writer, b" ")  # the fault's own time begins
+            try:
+                start_ray()
+            except Exception:  # its own processes end with this one
+                os._exit(1)
+        os.write(writer, b" ")  # the fault's own time begins
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -197,21 +212,11 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
 
 
 def start_ray() -> None:
-    """Once for all faults of a process. Ray gives up after 30 seconds, which a busy machine may need several times."""
+    """Once for all faults of a process."""
     import ray
 
-    for is_last in (False, False, False, True):
-        if ray.is_initialized():
-            return
-        try:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        except Exception:
-            if is_last:
-                raise
-            for pid, (_, command) in descendants(os.getpid()).items():  # what came too late
-                if any(word in command for word in RAYS):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def unused_memory() -> set[str]:

@@ -173,6 +173,27 @@ def test_the_draw_has_every_kind_and_backend() -> None:
     assert {backend for _, backend in pairs} == {"dummy", "subproc", "process", "ray", "file"}
 
 
+def test_ray_that_starts_too_late_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started again by a new process; a fault that began is never injected twice."""
+
+    def start() -> None:
+        attempts = len(list(tmp_path.iterdir()))
+        (tmp_path / str(attempts)).touch()
+        if attempts < n_failures:
+            raise RuntimeError("the node timed out")
+
+    monkeypatch.setattr("benchmarks.faults.start_ray", start)
+    monkeypatch.setattr(
+        "benchmarks.faults.inject", lambda fault, _: os._exit(1) if fault.kind == "die in step" else fault.kind
+    )
+    faults = [Fault(kind, backend, "cem") for kind, backend in (("a", "dummy"), ("b", "ray"), ("die in step", "ray"))]
+    n_failures = 2
+    assert [record["ending"] for record in run_batch(faults)] == ["a", "b", "lost: its process died"]
+    n_failures = 100
+    with pytest.raises(RuntimeError, match="Ray did not start in 5 attempts"):
+        run_batch(faults)
+
+
 def test_memory_that_somebody_uses_is_not_left_over() -> None:
     memory = SharedMemory(create=True, size=8)
     name = memory.name.lstrip("/")
