@@ -38,6 +38,7 @@ NO_NUMBER_YET = ("score", "fitness", "returns")
 
 SERVERS = ("multiprocessing.forkserver import main", "multiprocessing.resource_tracker import main")
 RAYS = ("/ray/", "ray::")
+"""What command lines of helpers contain, of multiprocessing and of Ray."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ def inject(fault: Fault, folder: Path) -> str:
     :raises Unexpected: if it must not end so
     """
     before = processes_of(os.getpid())
-    if fault.backend == "ray":
-        _start_ray()
     os.chdir(folder)
     if fault.backend == "file":
         ending = _file_fault(fault, folder)
@@ -94,23 +93,25 @@ def inject(fault: Fault, folder: Path) -> str:
     left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
     if left:
         raise Unexpected(f"temporary files are left: {left}")
-    end = time.monotonic() + 5.0  # what was killed takes a moment to go
-    while (others := processes_of(os.getpid()) - before) and time.monotonic() < end:
-        time.sleep(0.02)
+    others = what_stays(lambda: processes_of(os.getpid()) - before)
     if others:
         raise Unexpected(f"processes are left: {sorted(others)}")
     return ending
 
 
+def what_stays(left: Callable[[], set[Any]], seconds: float = 30.0) -> set[Any]:
+    """
+    :param left: what is left now
+    :param seconds: to go; what was killed takes a moment, on a busy machine a long one
+    :return: what is left after that time
+    """
+    end = time.monotonic() + seconds
+    while (found := left()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
 # -------------------------------------------------------------------- environments
-
-
-def _start_ray() -> None:
-    """Once for all faults of a process, in a folder that stays."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def _evaluator(fault: Fault, folder: Path) -> Any:
@@ -143,7 +144,7 @@ def _run(fault: Fault, folder: Path) -> str:
     ending = _judge(fault, error, [str(warning.message) for warning in said])
     check_whole(model, folder)
     if remote:
-        model.evaluator.make_env = partial(monitored)
+        model.evaluator.make_env, model.evaluator.episode_timeout = partial(monitored), None
     elif not isinstance(error, KeyboardInterrupt) or fault.kind in HANGS:
         with suppress(OSError, EOFError):
             env.close()
@@ -351,25 +352,26 @@ def _make_older(path: Path, content: bytes) -> None:
 # -------------------------------------------------------------------- processes
 
 
-def processes_of(ancestor: int) -> set[int]:
-    """Ids of all descendants of a process that run and are nobody's helpers (multiprocessing's own, Ray's)."""
-    parents: dict[int, int] = {}
-    servers: set[int] = set()
-    rays: set[int] = set()
+def descendants(ancestor: int) -> dict[int, tuple[int, str]]:
+    """:return: for each process below another one that has not ended, its parent's id and its command line"""
+    processes: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError, IndexError, ValueError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if fields[0] != "Z":
-                parents[int(entry.name)] = int(fields[1])
-            for known, words in ((servers, SERVERS), (rays, RAYS)):
-                if any(word in command for word in words):
-                    known.add(int(entry.name))
+        with suppress(OSError, IndexError, ValueError):  # it ended, or is no process
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                processes[int(entry.name)] = int(parent), command
     found, front = set(), {ancestor}
     while front:
-        front = {pid for pid, parent in parents.items() if parent in front}
+        front = {pid for pid, (parent, _) in processes.items() if parent in front}
         found |= front
-    found -= rays
-    return {pid for pid in found if pid not in servers or parents[pid] in servers}  # what a server forks has its command line
+    return {pid: processes[pid] for pid in found}
+
+
+def processes_of(ancestor: int) -> set[int]:
+    """:return: ids of the processes below another one that are nobody's helpers (multiprocessing's own, Ray's)"""
+    below = descendants(ancestor)
+    servers = {pid for pid, (_, command) in below.items() if any(word in command for word in SERVERS)}
+    rays = {pid for pid, (_, command) in below.items() if any(word in command for word in RAYS)}
+    # what a server forks has its command line
+    return {pid for pid, (parent, _) in below.items() if pid not in rays and (pid not in servers or parent in servers)}

@@ -91,7 +91,8 @@ def fingerprint(model: Any, log: Path | None = None) -> dict[str, str]:
     :param log: its ``progress.csv``
     :return: a hash for each number, word and array that a run leaves behind
     """
-    left_out = {*model._excluded_save_params(), "start_time", "_last_obs"}  # environments begin anew
+    begun_anew = {"_last_obs", "_last_original_obs"}  # as the environments are
+    left_out = {*model._excluded_save_params(), *begun_anew, "start_time"}
     attributes = {name: value for name, value in vars(model).items() if name not in left_out}
     attributes["ep_info_buffer"] = [{k: v for k, v in info.items() if k != "t"} for info in model.ep_info_buffer]
     parts: dict[str, Any] = {"parameters": model.get_parameters(), "attribute": attributes}

@@ -1,9 +1,12 @@
 """
 Seconds, memory and disk that a checkpoint with a full replay buffer takes, and a resume from it.
 
-    python -m benchmarks.save [--envs HalfCheetah-v4 Humanoid-v4] [--size 1000000] [--out save.json]
+    python -m benchmarks.save [--algos erl_re2 td7 pderl] [--envs HalfCheetah-v4 Humanoid-v4] [--size 1000000]
+                             [--out save.json]
 
-Each figure comes from a process of its own. Memory is the peak of what that process holds, over what it held before.
+Each figure comes from a process of its own. Memory (Linux only) is the peak of what that process holds, over what it held
+before. "plain" is one file with as many bytes, written right before the save; it also fills the page cache, as the checkpoint
+before does in a long run. "cpu s" leaves out what disk and other processes take.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +30,23 @@ from sb3_erl import ALGOS, GenerationCheckpoint
 
 FIELDS = ("observations", "next_observations", "actions", "rewards")
 BLOCK = 10_000
+MEGABYTE = 1_000_000
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def memory_mb(name: str) -> float:
+    """:return: ``"VmRSS"``, what this process holds, or ``"VmHWM"``, the most it has held, in MB"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
+
+
+@contextmanager
+def measured(figures: dict[str, float], name: str) -> Iterator[None]:
+    """Enters seconds, those of the processor, and the peak of memory over what was held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
+    held, begun, worked = memory_mb("VmRSS"), time.monotonic(), time.process_time()
+    yield
+    figures[f"{name} s"], figures[f"{name} cpu s"] = time.monotonic() - begun, time.process_time() - worked
+    figures[f"{name} +MB"] = memory_mb("VmHWM") - held
 
 
 def full_model(algo: str, env: str, size: int) -> Any:
@@ -54,23 +69,36 @@ def full_model(algo: str, env: str, size: int) -> Any:
 
 
 def save(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
-    """What one checkpoint takes."""
+    """What one checkpoint takes, and one plain file of the size of its replay buffer."""
     model = full_model(algo, env, size)
     callback = GenerationCheckpoint(1, folder)
     callback.init_callback(model)
     callback.on_training_start({"callback": callback}, {})
-    before, begun = peak_mb(), time.monotonic()
-    callback.save()
-    seconds, over = time.monotonic() - begun, peak_mb() - before
+    figures: dict[str, float] = {"held MB": memory_mb("VmRSS")}
+    with measured(figures, "plain"):
+        write_plainly(folder / "plain", sum(getattr(array, "nbytes", 0) for array in vars(model.replay_buffer).values()))
+    with measured(figures, "save"):
+        callback.save()
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-    return {"checkpoint MB": written, "held MB": before, "save s": seconds, "save +MB": over}
+    return {"checkpoint MB": written, **figures}
+
+
+def write_plainly(path: Path, n_bytes: int) -> None:
+    """So many bytes go to the disk and are deleted."""
+    block = np.random.default_rng(0).bytes(MEGABYTE)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(n_bytes // MEGABYTE):
+            file.write(block)
+        os.fsync(file.fileno())
+    path.unlink()
 
 
 def resume(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
     """What it takes to have the model back."""
-    before, begun = peak_mb(), time.monotonic()
-    ALGOS[algo].resume_from(folder, device="cpu")
-    return {"resume s": time.monotonic() - begun, "resume +MB": peak_mb() - before}
+    figures: dict[str, float] = {}
+    with measured(figures, "resume"):
+        ALGOS[algo].resume_from(folder, device="cpu")
+    return figures
 
 
 def measure(algo: str, env: str, size: int) -> dict[str, float]:
@@ -88,7 +116,7 @@ def measure(algo: str, env: str, size: int) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """:return: figures for each algorithm and environment"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", nargs="+", default=["erl_re2", "td7"])
+    parser.add_argument("--algos", nargs="+", default=["erl_re2", "td7", "pderl"])
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v4", "Humanoid-v4"])
     parser.add_argument("--size", type=int, default=1_000_000, help="transitions in the buffer")
     parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
@@ -103,7 +131,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     names = list(next(iter(figures.values())))
     print(f"{'':<24}" + "".join(f"{name:>15}" for name in names))
     for case, values in figures.items():
-        print(f"{case:<24}" + "".join(f"{values[name]:>15.1f}" for name in names))
+        print(f"{case:<24}" + "".join(f"{values[name]:>15.1f}" for name in names), flush=True)
     if options.out is not None:
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
     return figures

@@ -274,6 +274,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
         assert self.env is not None and self.replay_buffer is not None
+        if self.num_timesteps >= total_timesteps:  # killed after its last checkpoint
+            return
         self._begin_rollouts()
         goes_on = self._resume(callback)
         while goes_on and self.num_timesteps < total_timesteps:

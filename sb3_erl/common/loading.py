@@ -22,7 +22,7 @@ VARIABLES = ("pytorch_variables", "tensors")
 """Members of an SB3 zip that hold single tensors, which ``set_parameters`` does not take."""
 MARK = b"sb3_erl crc32 "
 """Stands at the end of a replay buffer file before eight hexadecimal digits; pickle does not read so far."""
-BLOCK = 1 << 24
+BLOCK = 1 << 20
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, KeyError)
 """What Python's ``zipfile`` and ``json`` raise on damaged files."""
 

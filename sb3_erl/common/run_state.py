@@ -6,6 +6,7 @@ import inspect
 import pathlib
 import pickle
 import random
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +55,7 @@ def copy_logs(logger: Logger, folder: pathlib.Path) -> dict[str, Any]:
     for name, writer in _log_files(logger):
         folder.mkdir(exist_ok=True)
         writer.file.flush()
-        (folder / name).write_bytes(pathlib.Path(writer.file.name).read_bytes())
+        shutil.copyfile(writer.file.name, folder / name)
         columns[name] = list(getattr(writer, "keys", []))
     waiting = {name: value for name, value in logger.name_to_value.items() if _is_plain(value)}
     counts, excluded = dict(logger.name_to_count), dict(logger.name_to_excluded)

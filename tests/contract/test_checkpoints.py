@@ -116,15 +116,18 @@ def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
     assert len(moments) == 12 and left_something > 4
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    before = learn(CHEAP, tmp_path)
+@pytest.mark.parametrize("name", [CHEAP, *STEPWISE])
+def test_a_finished_run_has_nothing_left_to_do(name: str, tmp_path: Path) -> None:
+    """Not even to cut the episode that ran when it was over."""
+    before = learn(name, tmp_path)
     written = newest_checkpoint(tmp_path / "checkpoints")
-    assert steps_of(tmp_path / "checkpoints")[-1] == TOTAL[CHEAP]
-    after = learn(CHEAP, tmp_path)
-    assert after.num_timesteps == TOTAL[CHEAP] and newest_checkpoint(tmp_path / "checkpoints") == written
+    assert steps_of(tmp_path / "checkpoints")[-1] == TOTAL[name]
+    assert name not in STEPWISE or before.replay_buffer.dones[before.replay_buffer.pos - 1] == 0, "an episode runs"
+    after = learn(name, tmp_path)
+    assert after.num_timesteps == TOTAL[name] and newest_checkpoint(tmp_path / "checkpoints") == written
     assert differences(fingerprint(before), fingerprint(after)) == []
     after.learn(40, reset_num_timesteps=False)
-    assert after.num_timesteps == TOTAL[CHEAP] + 40, "only the first call is the rest of the interrupted one"
+    assert after.num_timesteps == TOTAL[name] + 40, "only the first call is the rest of the interrupted one"
 
 
 def test_another_total_is_heard_and_said(tmp_path: Path) -> None:

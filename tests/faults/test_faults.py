@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.faults import draw, run_batch
+from benchmarks.faults import Watch, draw, run_batch, unused_memory
 from benchmarks.faulty import HANGS, KINDS, NOT_FINITE, faulty_vec_env
 from benchmarks.injection import BUFFER_FILES, INTERRUPT, MODEL_FILES, Fault, Unexpected, fits, inject
 from sb3_erl.evaluation.process_pool import ProcessEvaluator
@@ -149,9 +150,57 @@ def test_the_judge_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [record["ok"] for record in records] == [False] and "lost" in records[0]["ending"]
 
 
+def test_time_in_the_queue_for_a_core_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it counted twice where two processes waited at the same time."""
+    looks: Any = iter([(10.0, {1: 4.0}), (20.0, {1: 7.0, 2: 2.0}), (30.0, {1: 7.0, 3: 11.0}), (40.0, {})])
+    now: list[Any] = [0.0, {}]
+
+    def look() -> float:
+        now[:] = next(looks)
+        return watch.look()
+
+    monkeypatch.setattr("benchmarks.faults.queued_seconds", lambda _: now[1])
+    monkeypatch.setattr("benchmarks.faults.time.monotonic", lambda: now[0])
+    watch = Watch(1)
+    assert [look() for _ in range(4)] == [6.0, 7.0, 0.0, 10.0]
+
+
 def test_the_draw_has_every_kind_and_backend() -> None:
     faults = draw(200, 0, 8)
     assert len(faults) == 200 and draw(200, 0, 8) == faults != draw(200, 1, 8)
     pairs = {(fault.kind, fault.backend) for fault in faults}
     assert {kind for kind, _ in pairs} == {*KINDS, INTERRUPT, *MODEL_FILES, *BUFFER_FILES}
     assert {backend for _, backend in pairs} == {"dummy", "subproc", "process", "ray", "file"}
+
+
+def test_ray_that_starts_too_late_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started again by a new process; a fault that began is never injected twice."""
+
+    def start() -> None:
+        attempts = len(list(tmp_path.iterdir()))
+        (tmp_path / str(attempts)).touch()
+        if attempts < n_failures:
+            raise RuntimeError("the node timed out")
+
+    monkeypatch.setattr("benchmarks.faults.start_ray", start)
+    monkeypatch.setattr(
+        "benchmarks.faults.inject", lambda fault, _: os._exit(1) if fault.kind == "die in step" else fault.kind
+    )
+    faults = [Fault(kind, backend, "cem") for kind, backend in (("a", "dummy"), ("b", "ray"), ("die in step", "ray"))]
+    n_failures = 2
+    assert [record["ending"] for record in run_batch(faults)] == ["a", "b", "lost: its process died"]
+    n_failures = 100
+    with pytest.raises(RuntimeError, match="Ray did not start in 5 attempts"):
+        run_batch(faults)
+
+
+def test_memory_that_somebody_uses_is_not_left_over() -> None:
+    memory = SharedMemory(create=True, size=8)
+    name = memory.name.lstrip("/")
+    try:
+        assert name not in unused_memory()
+        memory.close()
+        assert name in unused_memory()
+    finally:
+        memory.unlink()
+    assert name not in unused_memory()
