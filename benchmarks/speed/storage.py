@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from benchmarks.lap import PER_ROUND, cumsum_way, filled, tree_way
+from benchmarks.save import measured
 from benchmarks.speed.measuring import Measurement, Options, measurement, timed
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.storing import store_steps
@@ -60,24 +60,23 @@ def fill(name: str, capacity: int) -> dict[str, float]:
 
     :param name: key of ``BUFFERS``
     :param capacity: transitions
-    :return: bytes of its arrays, and by how much the largest size of the process grew
+    :return: bytes of its arrays, and the most that the process held over what it had before
     """
     buffer_class, kwargs = BUFFERS[name]
     space = spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    buffer = buffer_class(capacity, space, spaces.Box(-0.4, 0.4, (ACTIONS,), np.float32), "cpu", **kwargs)
-    rng = np.random.default_rng(0)
-    observations, actions = rng.standard_normal((BLOCK + 1, OBSERVATIONS)), rng.uniform(-1, 1, (BLOCK, ACTIONS))
-    steps = Steps(observations, actions.astype(np.float32), np.ones(BLOCK), [{}] * BLOCK, done=True)
-    for _ in range(capacity // BLOCK):
-        store_steps(buffer, steps)
-    buffer.sample(256)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rng, figures = np.random.default_rng(0), dict[str, float]()
+    with measured(figures, "fill"):
+        buffer = buffer_class(capacity, space, spaces.Box(-0.4, 0.4, (ACTIONS,), np.float32), "cpu", **kwargs)
+        observations, actions = rng.standard_normal((BLOCK + 1, OBSERVATIONS)), rng.uniform(-1, 1, (BLOCK, ACTIONS))
+        steps = Steps(observations, actions.astype(np.float32), np.ones(BLOCK), [{}] * BLOCK, done=True)
+        for _ in range(capacity // BLOCK):
+            store_steps(buffer, steps)
+        buffer.sample(256)
     arrays = [*vars(buffer).values()]
     for tree in getattr(buffer, "trees", []):
         arrays += [tree.priority, tree._leaves, *tree._sums]
     n_bytes = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-    return {"transitions": capacity, "array_gigabytes": n_bytes / 1e9, "peak_gigabytes": 1024 * (after - before) / 1e9}
+    return {"transitions": capacity, "array_gigabytes": n_bytes / 1e9, "peak_gigabytes": figures["fill +MB"] / 1e3}
 
 
 def available_memory() -> float:
