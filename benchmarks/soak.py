@@ -70,15 +70,23 @@ def stored_bytes(model: ERLRe2) -> int:
 
 
 @contextmanager
-def killer(flag: Path, seconds: float) -> Iterator[list[float]]:
-    """Inside, a worker is killed every so many seconds; gives the list of times at which one was sentenced."""
+def killer(flag: Path, seconds: float, seen: Sequence[Any]) -> Iterator[list[float]]:
+    """
+    Inside, a worker is killed every so many seconds; gives the list of times at which one was sentenced.
+
+    :param flag: file that kills
+    :param seconds: between two kills, more if the run has not got on since: a job whose worker dies three times is an error
+    :param seen: grows when the run gets on
+    """
     times: list[float] = []
-    over = threading.Event()
+    over, place = threading.Event(), -1
 
     def work() -> None:
+        nonlocal place
         while not over.wait(seconds):
-            if not flag.exists():  # the last one was carried out
+            if not flag.exists() and len(seen) > place:  # the last one was carried out
                 times.append(time.monotonic())
+                place = len(seen)
                 flag.touch()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -126,9 +134,9 @@ def disturbed(
     with tempfile.TemporaryDirectory() as folder:
         flag = Path(folder) / "kill"
         model = make_model(env_id, flag, PROCESSES[backend](n_workers=2, start_timeout=START_TIMEOUT))
-        n_chunks, seen = 0, []
+        n_chunks, seen = 0, list[tuple[int, int, int]]()
         end = time.monotonic() + 60 * minutes
-        with killer(flag, kill_every) as times:
+        with killer(flag, kill_every, seen) as times:
             while time.monotonic() < end or n_chunks <= SETTLED:
                 begun = time.monotonic()
                 model.learn(n_steps, reset_num_timesteps=False)

@@ -153,6 +153,8 @@ class StackedLinear(nn.Module):
         (weight,), bias = self.layer(context, n_towers)[:2]
         if x.dim() == 2:
             x = x.expand(weight.shape[0], *x.shape)
+        if weight.shape[2] == 1:
+            return in_full_precision(lambda x: torch.baddbmm(bias.to(x.dtype), x, weight), x)
         return torch.baddbmm(bias, x, weight)
 
     def layer(self, context: Tensor | None = None, n_towers: int | None = None) -> Layer:
@@ -240,6 +242,20 @@ class MLP(nn.Sequential):
         return run_sequential(self, x)
 
 
+def in_full_precision(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """
+    A layer that gives values, without autocast: -800 in bfloat16 has -804 and -796 for neighbours.
+
+    :param layer: from the last features to values
+    :param x: its input
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return layer(x)
+    with torch.autocast(device, enabled=False):
+        return layer(x.float())
+
+
 def fuse_sequentials(network: nn.Module) -> None:
     """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
     for module in network.modules():
@@ -257,7 +273,8 @@ def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
     if layers:
         x = perceptron(layers, x)
     for module in others:
-        x = module(x)
+        gives_value = isinstance(module, nn.Linear) and module.out_features == 1
+        x = in_full_precision(module, x) if gives_value else module(x)
     return x
 
 

@@ -56,8 +56,9 @@ class LearnerHostMixin(AddressedMixin):
         self.learner_rule.follow(self, batch_size)
         if self.compile:
             self.learner_rule.compile()
-        on_cpu = self.device.type == "cpu"  # a CUDA graph must not read casts that were made before it
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=on_cpu)
+        enabled = self.precision == "bf16"
+        # a cast that autocast kept would outlive the optimizer's steps on the weights
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
         with scoped_generators(self._learning_sequence()), bf16:
             yield
 

@@ -53,6 +53,18 @@ def test_bf16_is_fp32_but_for_its_mantissa(name: str, extra: dict[str, Any]) -> 
     assert coarse != exact
 
 
+def test_bf16_reads_the_weights_as_they_are_now() -> None:
+    model = make("td7", precision="bf16", learning_starts=10_000).learn(20)
+    layer = torch.nn.Linear(3, 2)
+    with model._updates(16):
+        before = layer(torch.ones(1, 3))
+        with torch.no_grad():
+            layer.weight += 1
+        after = layer(torch.ones(1, 3))
+    assert before.dtype is torch.bfloat16
+    assert (after - before).tolist() == [pytest.approx([3, 3], abs=0.1)]
+
+
 @pytest.mark.parametrize(("name", "extra"), LEARNERS)
 def test_losses_are_handed_to_the_compiler(name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.compile makes of them is compared by ``pytest tests/parity --updates compiled``."""
