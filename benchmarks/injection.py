@@ -131,6 +131,7 @@ def _run(fault: Fault, folder: Path) -> str:
     by_hand = fault.kind == INTERRUPT or (fault.kind in HANGS and not remote)
     timer = threading.Timer(0.3 + fault.seed % 7 / 10, os.kill, (os.getpid(), signal.SIGINT))
     error: BaseException | None = None
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore Ctrl-C
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -141,6 +142,7 @@ def _run(fault: Fault, folder: Path) -> str:
             error = caught
         finally:
             timer.cancel()
+            signal.signal(signal.SIGINT, handler)
     ending = _judge(fault, error, [str(warning.message) for warning in said])
     check_whole(model, folder)
     if remote:
