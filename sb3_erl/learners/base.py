@@ -93,8 +93,11 @@ class Learner:
         :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
-        if host.device.type == "cuda" and self.use_graphs:
-            self.graphs = self.graphs or UpdateGraphs(self._state, lambda: list(self.optimizers.values()))
+        if not self.use_graphs:
+            self.graphs = None
+        elif self.graphs is None and host.device.type == "cuda":
+            self.graphs = UpdateGraphs(self._state, lambda: list(self.optimizers.values()))
+        if self.graphs is not None:
             self.graphs.refresh()
         self.settings.tau = host.tau
         self.discount_by(host.gamma)

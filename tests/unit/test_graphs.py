@@ -96,6 +96,13 @@ def test_without_a_good_recording_updates_run_as_they_are(record: Any, problem: 
     assert_same(model, trained("td7", {}))
 
 
+def test_recordings_can_be_switched_off() -> None:
+    model = trained("erl", {}, record_operations)
+    model.learner_rule.use_graphs = False
+    model.train(2, 16)
+    assert model.learner_rule.graphs is None
+
+
 def counted(calls: list[int]) -> tuple[UpdateGraphs, list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
     state = [torch.zeros(2)]
 
