@@ -245,7 +245,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         """:return: ``(pop_size, n_params)``, and the rows that are reused with their old fitness"""
         if not self.importance_mixing:
             return self.evolver.ask(rng), []
-        learned = self.evolver.sample(self.evolver.noise(self._n_learned, rng))
+        learned = self.evolver.draw(self._n_learned, rng)
         others, n_kept = self.reused.mix(self.evolver, rng)
         return th.cat([learned, others]), list(range(self._n_learned, self._n_learned + n_kept))
 

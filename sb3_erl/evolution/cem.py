@@ -94,17 +94,14 @@ class CEM(Evolver):
         """How many candidates the Gaussian is refitted on."""
         return len(self.weights)
 
-    def noise(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, rng: np.random.Generator) -> Tensor:
         """
         :param n: number of rows
         :param rng: generator
-        :return: ``(n, n_params)`` standard normal numbers, in mirrored pairs if ``antithetic`` and ``n`` is even
+        :return: ``(n, n_params)`` draws of the Gaussian, mirrored at its mean if ``antithetic`` and ``n`` is even
         """
-        n_params = self.mean.numel()
-        if self.antithetic and n % 2 == 0:
-            half = rng.standard_normal((n // 2, n_params))
-            return np.concatenate([half, -half])
-        return rng.standard_normal((n, n_params))
+        mirrored = self.antithetic and n % 2 == 0
+        return self.sample(rng.standard_normal((n // 2 if mirrored else n, self.mean.numel())), mirrored)
 
     def sample(self, noise: np.ndarray, mirrored: bool = False) -> Tensor:
         """
@@ -125,8 +122,7 @@ class CEM(Evolver):
         return torch.from_numpy(rows).to(self.mean.device)
 
     def ask(self, rng: np.random.Generator) -> Tensor:
-        n = self.pop_size // 2 if self.antithetic else self.pop_size
-        candidates = self.sample(rng.standard_normal((n, self.mean.numel())), mirrored=self.antithetic)
+        candidates = self.draw(self.pop_size, rng)
         if self.elitism and torch.isfinite(self.elite_score):
             candidates[-1] = self.elite
         return candidates

@@ -90,7 +90,7 @@ class ReusedEpisodes(Leftovers):
         n = len(self.samples)
         if not bool((self.variance > 0).all()):  # nothing was evaluated yet
             self._chosen = []
-            return evolver.sample(evolver.noise(n, rng)), 0
+            return evolver.draw(n, rng), 0
         old, new = (DiagonalGaussian(to(d.mean), to(d.variance)) for d in (self, evolver))
         rows, self._chosen = importance_mixing(to(self.samples), old, new, n, GeneratorMixingDraws(rng))
         return torch.as_tensor(rows, device=self.samples.device), len(self._chosen)
