@@ -17,7 +17,7 @@ from sb3_erl.common.checks import check_choice, check_range
 from sb3_erl.common.genetic import GeneticHybrid
 from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.common.seeding import Stream
-from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder
+from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
 from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
 from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
 from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
@@ -87,6 +87,9 @@ class ERLRe2(GeneticHybrid):
     :param policy_embedding_dim: width of the PeVFA's policy encoder
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
         :class:`~sb3_erl.common.shared_policies.PolicyEncoder`
+    :param pevfa_input: ``"obs_action"``; or ``"features"``, as with ``OFF_TYPE=0`` in the authors' code: a value of the
+        shared features alone, whose targets are those of whoever acted; only for ``learner="td3"`` or ``"ddpg"`` with
+        ``mc_fitness_prob=1``
     :param pevfa_heads_per_step: heads in one PeVFA step, or ``"all"``
     :param n_shared_heads: heads (K) in the encoder's loss
     :param rl_loss_weight: weight of the learner's term in the encoder's loss
@@ -139,6 +142,7 @@ class ERLRe2(GeneticHybrid):
         fitness_horizon: int = 200,
         policy_embedding_dim: int = 64,
         pevfa_layout: Literal["rows", "flat", "rows_onehot"] = "rows",
+        pevfa_input: Literal["obs_action", "features"] = "obs_action",
         pevfa_heads_per_step: int | Literal["all"] = 1,
         n_shared_heads: int = 1,
         rl_loss_weight: float = 1.0,
@@ -174,6 +178,7 @@ class ERLRe2(GeneticHybrid):
         self.fitness_horizon = fitness_horizon
         self.policy_embedding_dim = policy_embedding_dim
         self.pevfa_layout = pevfa_layout
+        self.pevfa_input = pevfa_input
         self.pevfa_heads_per_step = pevfa_heads_per_step
         self.n_shared_heads = n_shared_heads
         self.rl_loss_weight = rl_loss_weight
@@ -194,6 +199,7 @@ class ERLRe2(GeneticHybrid):
             raise ValueError(f"deploy must be 'learner' or 'champion' with learner={self.learner!r}; got 'checkpoint'")
         check_choice("encoder_step", self.encoder_step, ("recompute", "joint", "torch11"))
         check_choice("pevfa_layout", self.pevfa_layout, PolicyEncoder.layouts)
+        check_choice("pevfa_input", self.pevfa_input, PolicyExtendedCritic.inputs)
         for name in ("mutation_fraction", "super_mutation_prob", "reset_prob", "mc_fitness_prob"):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("target_policy_noise", "target_noise_clip"):
@@ -204,6 +210,13 @@ class ERLRe2(GeneticHybrid):
         check_range("n_shared_heads", self.n_shared_heads, 1, self.pop_size + 1, integer=True)
         if self.pevfa_heads_per_step != "all":
             check_range("pevfa_heads_per_step", self.pevfa_heads_per_step, 1, self.pop_size + 1, integer=True)
+        if self.pevfa_input == "features" and self.learner == "td7":
+            raise ValueError("pevfa_input must be 'obs_action' with learner='td7'; got 'features'")
+        if self.pevfa_input == "features" and self.mc_fitness_prob < 1:
+            raise ValueError(
+                f"mc_fitness_prob must be 1 with pevfa_input='features', whose values do not judge a head's own actions; "
+                f"got {self.mc_fitness_prob}. Set mc_fitness_prob=1, or pevfa_input='obs_action'"
+            )
 
     def _or_learners(self, name: str) -> Any:
         value = getattr(self, name)
@@ -220,8 +233,8 @@ class ERLRe2(GeneticHybrid):
         return SharedTD7Learner if self.learner == "td7" else SharedTD3Learner
 
     def _policy_arguments(self) -> dict[str, Any]:
-        own = {"policy_embedding_dim": self.policy_embedding_dim, "pevfa_layout": self.pevfa_layout}
-        return {"n_critics": LEARNERS[self.learner]["n_critics"], **own}
+        names = ("policy_embedding_dim", "pevfa_layout") + (("pevfa_input",) if self.learner != "td7" else ())
+        return {"n_critics": LEARNERS[self.learner]["n_critics"], **{name: getattr(self, name) for name in names}}
 
     def _make_learner(self) -> SharedTD3Learner | SharedTD7Learner:
         own = ("n_shared_heads", "pevfa_heads_per_step", "rl_loss_weight", "pevfa_loss_weight", "target_noise_clip")

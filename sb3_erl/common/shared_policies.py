@@ -80,6 +80,7 @@ class TowerCritic(BaseModel):
     :param net_arch: hidden widths of each tower
     :param norm_class: normalisation before each activation, ``None`` for none
     :param output_scale: factor on the initial output layers
+    :param in_features: what the towers read instead, if a subclass gives them something else
     :param kwargs: further arguments of :class:`~sb3_erl.common.networks.Towers`
     """
 
@@ -97,13 +98,14 @@ class TowerCritic(BaseModel):
         n_context: int = 0,
         norm_class: type[StdNorm] | None = StdNorm,
         output_scale: float = 0.1,
+        in_features: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         self.n_critics = n_critics
-        in_features = features_dim + get_action_dim(action_space)
+        in_features = features_dim + get_action_dim(action_space) if in_features is None else in_features
         self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
 
     def forward(
@@ -192,12 +194,22 @@ class PolicyExtendedCritic(TowerCritic):
     :param feature_dim: number of state features, the length of a head row without its bias
     :param policy_embedding_dim: width of the policy encoder
     :param pevfa_layout: see :class:`PolicyEncoder`
+    :param pevfa_input: ``"obs_action"``, or ``"features"`` for a value of state features z, whatever the action
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("obs_action", "features")
+
     def __init__(
-        self, *args: Any, feature_dim: int, policy_embedding_dim: int = 64, pevfa_layout: str = "rows", **kwargs: Any
+        self,
+        *args: Any,
+        feature_dim: int,
+        policy_embedding_dim: int = 64,
+        pevfa_layout: str = "rows",
+        pevfa_input: str = "obs_action",
+        **kwargs: Any,
     ):
-        kwargs["n_context"] = policy_embedding_dim
+        self.reads_features = pevfa_input == "features"
+        kwargs |= {"n_context": policy_embedding_dim, "in_features": feature_dim if self.reads_features else None}
         super().__init__(*args, **kwargs)
         action_dim = get_action_dim(self.action_space)
         self.policy_encoder = PolicyEncoder(self.n_critics, feature_dim, action_dim, policy_embedding_dim, pevfa_layout)
@@ -205,6 +217,24 @@ class PolicyExtendedCritic(TowerCritic):
     def embed(self, weight: th.Tensor, bias: th.Tensor, n_towers: int | None = None) -> th.Tensor:
         """See :meth:`PolicyEncoder.forward`."""
         return self.policy_encoder(weight, bias, n_towers)
+
+    def forward(
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        n_towers: int | None = None,
+        context: th.Tensor | None = None,
+        features: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        See :meth:`TowerCritic.forward`.
+
+        :param features: ``(batch, feature_dim)``, state features, read in place of observations and actions by a network
+            that ``reads_features``
+        """
+        if self.reads_features:
+            return self.towers(features, context, n_towers)
+        return super().forward(obs, actions, n_towers, context)
 
 
 class ERLRe2Policy(BasePolicy):
@@ -220,6 +250,7 @@ class ERLRe2Policy(BasePolicy):
     :param n_critics: towers of critic and PeVFA, 2 for TD3, 1 for DDPG
     :param policy_embedding_dim: see :class:`PolicyExtendedCritic`
     :param pevfa_layout: see :class:`PolicyExtendedCritic`
+    :param pevfa_input: see :class:`PolicyExtendedCritic`
     """
 
     actor: SharedActor
@@ -240,6 +271,7 @@ class ERLRe2Policy(BasePolicy):
         n_critics: int = 2,
         policy_embedding_dim: int = 64,
         pevfa_layout: str = "rows",
+        pevfa_input: str = "obs_action",
     ):
         super().__init__(
             observation_space,
@@ -256,7 +288,11 @@ class ERLRe2Policy(BasePolicy):
         if set(archs) != {"pi", "qf"}:
             raise ValueError(f"net_arch must be a list or a dict with the keys 'pi' and 'qf'; got {net_arch}")
         self.net_arch, self.activation_fn, self.n_critics = net_arch, activation_fn, n_critics
-        self.policy_embedding_dim, self.pevfa_layout = policy_embedding_dim, pevfa_layout
+        self.pevfa_kwargs: dict[str, Any] = {
+            "policy_embedding_dim": policy_embedding_dim,
+            "pevfa_layout": pevfa_layout,
+            "pevfa_input": pevfa_input,
+        }
         self.net_args = {"observation_space": observation_space, "action_space": action_space}
         self.actor_kwargs = {**self.net_args, "net_arch": archs["pi"], "activation_fn": activation_fn}
         self.critic_kwargs = {**self.net_args, "net_arch": archs["qf"], "n_critics": n_critics}
@@ -294,12 +330,10 @@ class ERLRe2Policy(BasePolicy):
 
     def make_pevfa(self) -> PolicyExtendedCritic:
         """Fresh PeVFA towers."""
-        own: dict[str, Any] = {
-            "feature_dim": self.actor.feature_dim,
-            "policy_embedding_dim": self.policy_embedding_dim,
-            "pevfa_layout": self.pevfa_layout,
-        }
-        return PolicyExtendedCritic(**self._update_features_extractor(self.critic_kwargs), **own).to(self.device)
+        own = {"feature_dim": self.actor.feature_dim, **self.pevfa_kwargs}
+        # a network that reads features needs no extractor; the one it gets has no parameters
+        unused = FlattenExtractor(self.observation_space) if own["pevfa_input"] == "features" else None
+        return PolicyExtendedCritic(**self._update_features_extractor(self.critic_kwargs, unused), **own).to(self.device)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
@@ -318,10 +352,11 @@ class ERLRe2Policy(BasePolicy):
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own: tuple[str, ...] = ("net_arch", "activation_fn", "n_critics", "policy_embedding_dim", "pevfa_layout")
+        own: tuple[str, ...] = ("net_arch", "activation_fn", "n_critics")
         own += ("optimizer_class", "optimizer_kwargs", "features_extractor_class", "features_extractor_kwargs")
         mine = {name: copy.copy(getattr(self, name)) for name in own}
-        return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
+        mine |= {"lr_schedule": self._dummy_schedule, **self.pevfa_kwargs}
+        return {**super()._get_constructor_parameters(), **mine}
 
 
 class ERLRe2CnnPolicy(ERLRe2Policy):

@@ -201,10 +201,12 @@ class SharedTD3Learner(Learner):
 
     def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Tensor) -> Tensor:
         loss = torch.zeros((), device=batch.rewards.device)
+        encode = self.policy.actor.encode
         with torch.no_grad():
-            next_features = self.policy.actor.encode(batch.next_observations)
+            next_features = encode(batch.next_observations)
+            features = encode(batch.observations) if self.policy.pevfa.reads_features else None
         for head in zip(heads.weight[which], heads.bias[which], strict=True):
-            loss = loss + self._pevfa_loss(batch, self._pevfa_targets(batch, next_features, *head), *head)
+            loss = loss + self._pevfa_loss(batch, features, self._pevfa_targets(batch, next_features, *head), *head)
         step_optimizer(self.policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
         return loss
 
@@ -212,12 +214,15 @@ class SharedTD3Learner(Learner):
     def _pevfa_targets(self, batch: ReplayBufferSamples, next_features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         next_actions = torch.tanh(torch.addmm(bias, next_features, weight.t()))
         target = self.policy.pevfa_target
-        next_values = target(batch.next_observations, next_actions, context=target.embed(weight, bias))
+        embedding = target.embed(weight, bias)
+        next_values = target(batch.next_observations, next_actions, context=embedding, features=next_features)
         return td_targets(batch, next_values, self.settings.gamma)
 
-    def _pevfa_loss(self, batch: ReplayBufferSamples, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _pevfa_loss(
+        self, batch: ReplayBufferSamples, features: Tensor | None, targets: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
         pevfa = self.policy.pevfa
-        values = pevfa(batch.observations, batch.actions, context=pevfa.embed(weight, bias))
+        values = pevfa(batch.observations, batch.actions, context=pevfa.embed(weight, bias), features=features)
         return td_loss(values, targets)
 
     def _critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
@@ -289,7 +294,7 @@ class SharedTD3Learner(Learner):
         pevfa = self.policy.pevfa
         actions = torch.tanh(torch.addmm(bias, features, weight.t()))
         embedding = pevfa.embed(weight, bias, n_towers=1)
-        return -pevfa(batch.observations, actions, n_towers=1, context=embedding).mean()
+        return -pevfa(batch.observations, actions, n_towers=1, context=embedding, features=features).mean()
 
     @torch.no_grad()
     def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

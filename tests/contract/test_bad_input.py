@@ -116,6 +116,8 @@ CONSTRUCTORS = [
     Row(["cerl"], {"learner": ["td3"]}, ValueError, r"learner must be one for all learners or a sequence"),
     Row(["erl_re2"], {"deploy": "checkpoint"}, ValueError, r"deploy must be 'learner' or 'champion' with learner='td3'"),
     Row(["erl_re2"], {"pevfa_layout": "columns"}, ValueError, r"pevfa_layout must be one of .*got 'columns'"),
+    Row(["erl_re2"], {"pevfa_input": "state"}, ValueError, r"pevfa_input must be one of .*got 'state'"),
+    Row(["erl_re2"], {"pevfa_input": "features"}, ValueError, r"mc_fitness_prob must be 1 .*got 0\.5\. Set mc_fitness_prob=1"),
     Row(["erl_re2"], {"fitness_horizon": 0}, ValueError, r"fitness_horizon must be at least 1; got 0"),
     Row(["pderl"], {"q_filter": "max"}, ValueError, r"q_filter must be one of \['min', 'q1'\]; got 'max'"),
     Row(["pderl"], {"parent_matching": "love"}, ValueError, r"parent_matching must be one of .*got 'love'"),

@@ -34,11 +34,11 @@ LEFT_OUT = ("test_utils.py", "test_envs.py")
 
 
 @pytest.fixture(scope="session")
-def sb3_tests(pytestconfig: pytest.Config) -> Path:
-    cache = pytestconfig.cache
-    assert cache is not None
+def sb3_tests(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = getattr(pytestconfig, "cache", None)  # pytest may run without its cache
+    folder = tmp_path_factory.mktemp("sb3_source") if cache is None else cache.mkdir("sb3_source")
     try:
-        return source.sb3_tests(cache.mkdir("sb3_source"))
+        return source.sb3_tests(folder)
     except source.SourceUnavailable as error:
         if os.environ.get("CI"):
             raise

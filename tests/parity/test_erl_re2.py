@@ -108,6 +108,7 @@ def make_policy(case: Case, layout: str = "rows") -> ERLRe2Policy:
         lambda _: lr,
         policy_embedding_dim=case.settings.get("policy_embedding_dim", 64),
         pevfa_layout=layout,
+        pevfa_input=case.settings.get("pevfa_input", "obs_action"),
         **kwargs,
     )
 
