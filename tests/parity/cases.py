@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,45 @@ from typing import Any
 import numpy as np
 import torch
 
+BF16_VALUES = 0.1
+"""Allowed with updates in bfloat16: distance of an array from the reference over its norm, of a number over 1 at least."""
+BF16_MOVES = 0.6
+"""Allowed with updates in bfloat16: distance of a network from the reference over how far the reference's has moved."""
 
-@dataclass(frozen=True)
+
+Tensors = Mapping[str, torch.Tensor]
+"""Tensors of a network by name."""
+
+
+def assert_moved_alike(actual: Tensors, expected: Tensors, start: Tensors) -> None:
+    """The distance between two networks, over how far the second has moved, is at most ``BF16_MOVES``."""
+    ours, theirs, before = (
+        torch.cat([tensors[k].detach().reshape(-1) for k in expected]) for tensors in (actual, expected, start)
+    )
+    _assert_near(ours.numpy(), theirs.numpy(), torch.linalg.norm(theirs - before), BF16_MOVES)
+
+
+def _assert_near(actual: np.ndarray, expected: np.ndarray, scale: Any, share: float) -> None:
+    distance = np.linalg.norm(actual - expected)
+    assert distance <= share * scale + 1e-6, f"{distance} from the reference; allowed is {share} of {scale}"
+
+
+def snapshot(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """:return: copies"""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@dataclass
 class Case:
-    """One reference case; ``case["key"]`` reads the JSON, ``case.array("name")`` the NPZ."""
+    """
+    One reference case; ``case["key"]`` reads the JSON, ``case.array("name")`` the NPZ.
+
+    :param path: of the JSON
+    :param is_bf16: whether updates were made in bfloat16, which cannot reach the case's own tolerances
+    """
 
     path: Path
+    is_bf16: bool = False
 
     @property
     def name(self) -> str:
@@ -50,9 +84,30 @@ class Case:
         return {k[len(prefix) :]: torch.as_tensor(v) for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def close(self, actual: Any, expected: Any) -> None:
-        """Assert equality within the case's own tolerances."""
+        """Assert equality within the case's own tolerances, or of whole arrays within ``BF16_VALUES``."""
         actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
-        np.testing.assert_allclose(actual, np.asarray(expected), rtol=self["rtol"], atol=self["atol"])
+        expected = np.asarray(expected)
+        if self.is_bf16:
+            np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+            actual, expected = np.nan_to_num(actual), np.nan_to_num(expected)
+            _assert_near(actual, expected, max(np.linalg.norm(expected), expected.ndim == 0), BF16_VALUES)
+        else:
+            np.testing.assert_allclose(actual, expected, rtol=self["rtol"], atol=self["atol"])
+
+    def network_close(self, actual: Tensors, expected: Tensors, start: Tensors) -> None:
+        """
+        Assert that a network has become the expected one, within the case's own tolerances or ``BF16_MOVES``.
+
+        :param actual: its tensors by name
+        :param expected: the reference's
+        :param start: before the updates
+        """
+        assert set(actual) == set(expected)
+        if self.is_bf16:
+            assert_moved_alike(actual, expected, start)
+        else:
+            for name, value in expected.items():
+                self.close(actual[name], value)
 
 
 def discover(folder: Path, system: str) -> list[Case]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sb3_erl.exchange.gradient_steps import GradientSteps
 from sb3_erl.learners.base import Learner
 from tests.parity.cases import Case, discover
 
@@ -14,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--updates", default="default", choices=("default", "compiled"), help="how losses are computed")
+    parser.addoption("--updates", default="default", choices=("default", "compiled", "bf16"), help="how losses are computed")
     parser.addoption("--reference", default=str(HERE / "reference"), help="folder with <system>/*.json reference cases")
 
 
@@ -30,13 +33,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def compiled_updates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ``--updates compiled`` all learners of the replays have compiled losses."""
-    if request.config.getoption("--updates") == "compiled":
-        plain = Learner.__init__
+def updates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learners of the replays have compiled losses, or update as with ``precision="bf16"``, if ``--updates`` says so."""
+    how, plain = request.config.getoption("--updates"), Learner.__init__
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
 
-        def init(self: Learner, *args: Any) -> None:
-            plain(self, *args)
+    def coarse(method: Callable[..., Any]) -> Callable[..., Any]:
+        def update(*args: Any, **kwargs: Any) -> Any:
+            if case:
+                case.is_bf16 = True
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                return method(*args, **kwargs)
+
+        return update
+
+    def init(self: Learner, *args: Any) -> None:
+        plain(self, *args)
+        if how == "compiled":
             self.compile()
+        for name in ("update", "iterate", "critic_update") if how == "bf16" else ():
+            if hasattr(self, name):
+                setattr(self, name, coarse(getattr(self, name)))
 
+    if how != "default":
         monkeypatch.setattr(Learner, "__init__", init)
+    if how == "bf16":
+        monkeypatch.setattr(GradientSteps, "__call__", coarse(GradientSteps.__call__))

@@ -172,8 +172,7 @@ def check_td3(case: Case) -> None:
         losses = learner.update(lambda: next(batches), 1)
         case.close(losses["critic_loss"], case.array("critic_loss")[step])
     for name in networks:
-        for key, tensor in tensors(name).items():
-            case.close(tensor, case.array(f"final/{name}.{key}"))
+        case.network_close(tensors(name), case.under(f"final/{name}."), case.under(f"init/{name}."))
 
 
 def batches_of(case: Case) -> list[ReplayBufferSamples]:

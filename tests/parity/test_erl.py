@@ -234,8 +234,7 @@ def check_ddpg_update(case: Case) -> None:
         step += 1
         metrics = learner.update(lambda: next(batches), 1)
         for network, tensors in names.items():
-            for name, tensor in tensors.items():
-                case.close(tensor, case.array(f"{network}{step}.{name}"))
+            case.network_close(tensors, case.under(f"{network}{step}."), case.under(f"{network}0."))
         for ours, theirs in (("critic_loss", "critic_loss"), ("actor_loss", "actor_loss")):
             case.close(metrics[ours], case.array(theirs)[step - 1])
     assert step == len(case.array("obs"))

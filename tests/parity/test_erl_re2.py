@@ -22,7 +22,7 @@ from sb3_erl.learners.shared_td3 import Heads, SharedSettings, SharedTD3Learner
 from sb3_erl.operators.crossover import HeadRowCrossover, RowEvents
 from sb3_erl.operators.mutation import HeadMutation
 from sb3_erl.operators.selection import plan_epoch, rank_best_first, tournament_winners
-from tests.parity.cases import Case, dispatch
+from tests.parity.cases import BF16_VALUES, Case, dispatch
 from tests.parity.generation_loop import replay_generations, saturation_after
 from tests.parity.replay import RecordedDraws
 
@@ -199,6 +199,7 @@ def batch_of(case: Case, index: int) -> ReplayBufferSamples:
 
 def check_training_step(case: Case) -> None:
     learner = make_learner(case)
+    start = read_official(learner.policy)
     init = case.under("init/")
     population = Heads(init["pop_heads/weight"], init["pop_heads/bias"]) if case["evolution"] else None
     before = None if population is None else (population.weight.clone(), population.bias.clone())
@@ -220,14 +221,16 @@ def check_training_step(case: Case) -> None:
         for ours, theirs in pairs:
             if theirs in expected:
                 scale = max(1.0, abs(expected[theirs]))
-                assert float(losses[ours]) == pytest.approx(expected[theirs], abs=case["rtol"] * scale), (t, ours)
+                tolerance = BF16_VALUES if case.is_bf16 else case["rtol"]
+                assert float(losses[ours].detach()) == pytest.approx(expected[theirs], abs=tolerance * scale), (t, ours)
     if population is not None and before is not None:
         assert torch.equal(population.weight, before[0]) and torch.equal(population.bias, before[1])
-    check_final_weights(case, read_official(learner.policy))
+    check_final_weights(case, read_official(learner.policy), start)
 
 
-def check_final_weights(case: Case, actual: dict[str, Tensor]) -> None:
+def check_final_weights(case: Case, actual: dict[str, Tensor], start: dict[str, Tensor]) -> None:
     checked = set()
+    networks: dict[str, tuple[dict[str, Tensor], ...]] = {}
     for name, expected in case.arrays.items():
         form, _, tensor = name.partition("/")
         if tensor.startswith("pop_heads") or form not in ("final", "final_full", "final_every37", "final_sum_l2"):
@@ -236,13 +239,20 @@ def check_final_weights(case: Case, actual: dict[str, Tensor]) -> None:
         checked.add(tensor)
         if form == "final_sum_l2":
             norm = np.linalg.norm(flat.astype(np.float64))
-            assert norm == pytest.approx(expected[1], rel=1e-4, abs=1e-3), tensor
+            assert norm == pytest.approx(expected[1], rel=BF16_VALUES if case.is_bf16 else 1e-4, abs=1e-3), tensor
             continue
-        ours = flat[::37] if form == "final_every37" else flat
-        off = np.abs(ours - expected.reshape(-1))
+        stride = 37 if form == "final_every37" else 1
+        if case.is_bf16:
+            kinds = networks.setdefault(tensor.partition("/")[0], ({}, {}, {}))
+            for kind, values in zip(kinds, (actual[tensor], case.tensor(name), start[tensor]), strict=True):
+                kind[tensor] = values.reshape(-1)[:: stride if len(values.reshape(-1)) == flat.size else 1]
+            continue
+        off = np.abs(flat[::stride] - expected.reshape(-1))
         allowed = max(1, int(1e-3 * off.size))
         assert (off > case["atol"]).sum() <= allowed, (tensor, off.max())
         assert off.max() <= 3e-3, tensor
+    for kinds in networks.values():
+        case.network_close(*kinds)
     assert checked == set(actual), sorted(set(actual) - checked)
 
 

@@ -17,7 +17,7 @@ from sb3_erl.common.lap import LAPReplayBuffer, PriorityTree
 from sb3_erl.common.sale_policies import SALEActor, SALECritic, TD7Policy
 from sb3_erl.fitness.assessment import EMPTY, Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
-from tests.parity.cases import Case, dispatch
+from tests.parity.cases import Case, dispatch, snapshot
 
 SYSTEM = "td7"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU}
@@ -154,6 +154,7 @@ def check_update(case: Case) -> None:
     )
     learner = TD7Learner(policy, settings)
     learner.buffer = buffer
+    start = {net: snapshot(tensors) for net, tensors in networks(policy).items()}
     batch_of = {key: case.tensor(f"batch/{key}") for key in ("obs", "action", "next_obs", "reward", "not_done", "noise")}
     for u in range(c["n_updates"]):
         slots = np.arange(u * c["batch_size"], (u + 1) * c["batch_size"])
@@ -178,10 +179,7 @@ def check_update(case: Case) -> None:
         flat = [torch.cat([t.reshape(-1) for t in tensors.values()]) for tensors in networks(policy).values()]
         case.close(torch.stack([vector.norm() for vector in flat]), expect("weight_norms")[u])
     for net, tensors in networks(policy).items():
-        final = case.under(f"final/{net}/")
-        assert set(final) == set(tensors)
-        for name, value in final.items():
-            case.close(tensors[name], value)
+        case.network_close(tensors, case.under(f"final/{net}/"), start[net])
     case.close(buffer.trees[0].priority, case.array("final/priorities"))
     check_acting(case, policy)
 
