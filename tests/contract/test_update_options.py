@@ -6,6 +6,9 @@ Compiled losses are compared with the authors' numbers by ``pytest tests/parity 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from sb3_erl.common import networks, sale_policies
 from tests.contract.helpers import Tables
 from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
 
+ROOT = Path(__file__).parents[2]
 LEARNERS = [(name, extra) for name, extra in variants() if name in HYBRIDS and "sac" not in str(extra)]
 
 
@@ -51,6 +55,16 @@ def test_bf16_is_fp32_but_for_its_mantissa(name: str, extra: dict[str, Any]) -> 
     exact, coarse = losses(name, **extra), losses(name, precision="bf16", **extra)
     assert coarse == pytest.approx(exact, rel=0.05, abs=0.02)
     assert coarse != exact
+
+
+def test_bf16_keeps_to_the_authors_numbers() -> None:
+    """Their updates again, in bfloat16; tolerances are in ``tests/parity/cases.py``."""
+    updates = "cem_rl-update or td3_update or ddpg_update or erl_re2-train or td7-update or rule_equals_sb3"
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", updates, "--updates", "bf16"]
+    outer = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", *flags, "tests/parity"]
+    result = subprocess.run(command, cwd=ROOT, env=outer, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout
 
 
 def test_bf16_reads_the_weights_as_they_are_now() -> None:
