@@ -12,7 +12,7 @@ import torch
 from sb3_erl.common.checks import check_choice
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.seeding import Stream, scoped_generators
-from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.learners.base import Learner, Precision, products_in
 
 
 class LearnerHostMixin(AddressedMixin):
@@ -56,10 +56,7 @@ class LearnerHostMixin(AddressedMixin):
         self.learner_rule.follow(self, batch_size)
         if self.compile:
             self.learner_rule.compile()
-        enabled = self.precision == "bf16"
-        # a cast that autocast kept would outlive the optimizer's steps on the weights
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
-        with scoped_generators(self._learning_sequence()), bf16:
+        with scoped_generators(self._learning_sequence()), products_in(self.precision, self.device):
             yield
 
     @property

@@ -25,6 +25,16 @@ Sampler = Callable[[], ReplayBufferSamples]
 """Draws one batch from the replay buffer."""
 
 
+def products_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """
+    :param precision: of matrix products
+    :param device: where they are computed
+    :return: context of any number of updates
+    """
+    # a cast that autocast kept would outlive the optimizer's steps on the weights
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
 @dataclass
 class LearnerSettings:
     """

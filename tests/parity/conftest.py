@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sb3_erl.exchange.gradient_steps import GradientSteps
-from sb3_erl.learners.base import Learner
+from sb3_erl.learners.base import Learner, products_in
 from tests.parity.cases import Case, discover
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def updates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         def update(*args: Any, **kwargs: Any) -> Any:
             if case:
                 case.is_bf16 = True
-            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            with products_in("bf16", torch.device("cpu")):
                 return method(*args, **kwargs)
 
         return update
