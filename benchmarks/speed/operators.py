@@ -13,7 +13,7 @@ from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.cem import CEM
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA
-from sb3_erl.evolution.seed_genome import SeedGA
+from sb3_erl.evolution.seed_ga import SeedGA
 
 HEAD = ParameterLayout(("weight", "bias"), ((6, 300), (6,)))
 """A linear policy of ERL-Re2."""

@@ -26,7 +26,7 @@ from sb3_erl.evaluation.rebuilding import RebuiltActor, Renumbered, actor_factor
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.evolution.novelty import NoveltySelection, select_by_novelty
-from sb3_erl.evolution.seed_genome import ELITE, SeedGA
+from sb3_erl.evolution.seed_ga import ELITE, SeedGA
 from sb3_erl.fitness.behaviour import Behavior as BehaviorClass
 from sb3_erl.fitness.behaviour import BehaviorFunction
 from sb3_erl.fitness.novelty import Distance

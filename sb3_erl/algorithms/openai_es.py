@@ -88,7 +88,7 @@ class OpenAIES(ReferenceBatchMixin):
     :param n_pairs: mirrored pairs per generation
     :param sigma: standard deviation of the perturbations, a float or a schedule
     :param l2_coeff: pull of the mean towards zero
-    :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es`
+    :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
     :param optimizer_kwargs: further arguments of the optimiser, for example ``{"momentum": 0.9}``
     :param fitness_shaping: see :func:`~sb3_erl.fitness.shaping.shape_fitness`
     :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`

@@ -145,6 +145,15 @@ def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: A
 
 
 @contextmanager
+def env_ids_explained() -> Iterator[None]:
+    """:raises ValueError: if ``gym.make`` knows no such id"""
+    try:
+        yield
+    except gym.error.Error as error:
+        raise ValueError(f"env must be an environment or the id of a registered one: {error}") from error
+
+
+@contextmanager
 def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
     Check a model's spaces around SB3's own constructor, whose messages name classes and policies that we do not have.
@@ -160,9 +169,8 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[Non
     if not isinstance(policy_kwargs or {}, dict):
         raise TypeError(f"policy_kwargs must be None or a dict of arguments of the policy; got {policy_kwargs!r}")
     try:
-        yield
-    except gym.error.Error as error:  # of gym.make
-        raise ValueError(f"env must be an environment or the id of a registered one: {error}") from error
+        with env_ids_explained():
+            yield
     except RuntimeError as error:
         if "device" not in str(error):
             raise

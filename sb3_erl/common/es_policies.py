@@ -12,10 +12,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.common.evolutionary_algorithm import ActorOnlyPolicy
-from sb3_erl.common.networks import BestAction, BinnedAction, mlp
+from sb3_erl.common.networks import BestAction, BinnedAction
 from sb3_erl.common.observation_statistics import ObservationStatistics
 from sb3_erl.common.parameters import copy_buffers
 from sb3_erl.common.policies import ERLActor
+from sb3_erl.common.sequential import mlp
 
 
 def normalized_columns(layer: nn.Linear, norm: float) -> None:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from sb3_erl.common.perceptron import (
     NORM_EPSILON,
     UNIT_FLOOR,
-    Activation,
     Layer,
     activation_of,
     can_fuse,
@@ -27,17 +24,18 @@ from sb3_erl.common.perceptron import (
     unit_forward,
 )
 
-_use_plain_norms: ContextVar[bool] = ContextVar("_use_plain_norms", default=False)
+use_plain_norms: ContextVar[bool] = ContextVar("use_plain_norms", default=False)
+"""Set by :func:`plain_norms`."""
 
 
 @contextmanager
 def plain_norms() -> Iterator[None]:
     """Inside, :class:`StdNorm` is made of plain operations, which nested function transforms can take apart."""
-    token = _use_plain_norms.set(True)
+    token = use_plain_norms.set(True)
     try:
         yield
     finally:
-        _use_plain_norms.reset(token)
+        use_plain_norms.reset(token)
 
 
 class _StdNormFunction(torch.autograd.Function):
@@ -94,7 +92,7 @@ class StdNorm(nn.Module):
         :return: same shape as ``x``
         """
         scale, shift = self.parts(n_towers)
-        if torch.compiler.is_compiling() or _use_plain_norms.get():
+        if torch.compiler.is_compiling() or use_plain_norms.get():
             normed = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + NORM_EPSILON)
             return normed * scale + shift
         return _StdNormFunction.apply(x, scale, shift)[0]
@@ -234,14 +232,6 @@ class Towers(nn.Module):
         return layers
 
 
-class MLP(nn.Sequential):
-    """``nn.Sequential`` that computes its linear layers, with norms and activations between them, in one go where it can."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """:return: what ``nn.Sequential`` returns"""
-        return run_sequential(self, x)
-
-
 def in_full_precision(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     A layer that gives values, without autocast: -800 in bfloat16 has -804 and -796 for neighbours.
@@ -254,100 +244,6 @@ def in_full_precision(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return layer(x)
     with torch.autocast(device, enabled=False):
         return layer(x.float())
-
-
-def fuse_sequentials(network: nn.Module) -> None:
-    """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
-    for module in network.modules():
-        if type(module) is nn.Sequential:
-            module.__class__ = MLP
-
-
-def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
-    """
-    :param network: any sequence; as many of its first modules as are known run as a perceptron
-    :param x: ``(batch, in_features)``
-    :return: what the network makes of it
-    """
-    layers, others = leading_layers(network) if x.dim() == 2 and can_fuse(x) else ([], tuple(network))
-    if layers:
-        x = perceptron(layers, x)
-    for module in others:
-        gives_value = isinstance(module, nn.Linear) and module.out_features == 1
-        x = in_full_precision(module, x) if gives_value else module(x)
-    return x
-
-
-class _Plan(NamedTuple):
-    """Modules that make up one layer of a perceptron."""
-
-    linear: nn.Linear
-    norm: StdNorm | None = None
-    unit: bool = False
-    activation: Activation | None = None
-
-
-_plans: WeakKeyDictionary[nn.Sequential, tuple[list[_Plan], tuple[nn.Module, ...]]] = WeakKeyDictionary()
-
-
-def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module, ...]]:
-    """
-    :param network: any sequence
-    :return: the layers of a perceptron that its first modules make up, and the other modules
-    """
-    plan = _plans.get(network)
-    if plan is None:
-        plan = _plans[network] = _plan(tuple(network))
-    steps, others = plan
-    if _use_plain_norms.get() and any(step.norm is not None for step in steps):
-        return [], tuple(network)
-    norms = [() if step.norm is None else step.norm.parts() for step in steps]
-    parts = zip(steps, norms, strict=True)
-    return [Layer((a.linear.weight,), a.linear.bias, norm, a.unit, a.activation) for a, norm in parts], others
-
-
-def _plan(modules: tuple[nn.Module, ...]) -> tuple[list[_Plan], tuple[nn.Module, ...]]:
-    steps: list[_Plan] = []
-    for index, module in enumerate(modules):
-        last = steps[-1] if steps else None
-        if type(module) is nn.Linear and module.bias is not None:
-            steps.append(_Plan(module))
-            continue
-        if last is None or last.activation is not None or last.unit:
-            return steps, modules[index:]
-        if type(module) is StdNorm and last.norm is None:
-            steps[-1] = last._replace(norm=module)
-        elif type(module) is AvgL1Norm and last.norm is None:
-            steps[-1] = last._replace(unit=True)
-        elif (activation := activation_of(module)) is not None:
-            steps[-1] = last._replace(activation=activation)
-        else:
-            return steps, modules[index:]
-    return steps, ()
-
-
-def mlp(
-    in_features: int,
-    net_arch: Sequence[int],
-    activation_fn: type[nn.Module],
-    norm_class: type[StdNorm] | None = StdNorm,
-    norm_last: bool = False,
-) -> MLP:
-    """
-    :param in_features: size of the input
-    :param net_arch: widths of the layers; empty for the identity
-    :param activation_fn: activation after each layer
-    :param norm_class: put one before each activation, ``None`` for none
-    :param norm_last: put the norms after the activations
-    :return: ``[linear, norm, activation] * len(net_arch)``
-    """
-    layers: list[nn.Module] = []
-    for width in net_arch:
-        steps: list[nn.Module] = [] if norm_class is None else [norm_class(width)]
-        steps.insert(0 if norm_last else 1, activation_fn())
-        layers += [nn.Linear(in_features, width), *steps]
-        in_features = width
-    return MLP(*layers)
 
 
 def scale_parameters(module: nn.Module, factor: float) -> None:

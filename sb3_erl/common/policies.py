@@ -15,8 +15,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_erl.common.networks import MLP, StackedLinear, StdNorm, mlp, scale_parameters
+from sb3_erl.common.networks import StackedLinear, StdNorm, scale_parameters
 from sb3_erl.common.parameters import copy_module
+from sb3_erl.common.sequential import MLP, mlp
 
 
 class DeployedMixin:

@@ -14,10 +14,11 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.networks import MLP, AvgL1Norm, StackedLinear, constant, leading_layers
+from sb3_erl.common.networks import AvgL1Norm, StackedLinear, constant
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.perceptron import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.common.policies import fused_adam
+from sb3_erl.common.sequential import MLP, leading_layers
 
 
 def plain_mlp(in_features: int, hidden: list[int], out_features: int, activation_fn: type[nn.Module]) -> list[nn.Module]:

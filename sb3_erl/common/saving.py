@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_erl.common.checks import env_ids_explained
 from sb3_erl.common.files import replacing
 from sb3_erl.common.loading import (
     check_buffer,
@@ -99,7 +101,7 @@ class AddressedMixin(ResumingMixin):
     def load(
         cls: type[SelfAddressed],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -111,7 +113,7 @@ class AddressedMixin(ResumingMixin):
         :func:`~sb3_erl.common.loading.load_parameters` for others.
 
         :param path: file name (``.zip`` may be left out) or open file
-        :param env: environment to go on in, ``None`` to predict only
+        :param env: environment to go on in or its id, ``None`` to predict only
         :param device: where the networks shall be
         :param custom_objects: replace what cannot be unpickled, by name
         :param print_system_info: also of the system that saved the model
@@ -119,7 +121,7 @@ class AddressedMixin(ResumingMixin):
         :param kwargs: attributes to change
         :return: the model
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the file is damaged, or not a model of this class and version
+        :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
         :raises TypeError: if there is no such attribute to change
         """
         data = check_model_file(path, cls._family())
@@ -130,6 +132,8 @@ class AddressedMixin(ResumingMixin):
         if unknown:
             close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
             raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+        with env_ids_explained():
+            env = None if env is None else maybe_make_env(env, verbose=0)
         with misfits_explained(path, cls.__name__):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

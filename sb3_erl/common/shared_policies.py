@@ -14,9 +14,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_erl.common.networks import StackedLinear, StdNorm, Towers, mlp, scale_parameters
+from sb3_erl.common.networks import StackedLinear, StdNorm, Towers, scale_parameters
 from sb3_erl.common.parameters import copy_module
 from sb3_erl.common.policies import fused_adam
+from sb3_erl.common.sequential import mlp
 
 
 class SharedActor(BasePolicy):

@@ -11,9 +11,10 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.common.parameters import ParameterLayout, write_parameters
-from sb3_erl.evaluation.acting import Layer, ModuleActor, NumpyActor, alone_or_none, on_cpu, plain_layers
+from sb3_erl.evaluation.acting import ModuleActor, NumpyActor, alone_or_none, on_cpu, plain_layers
 from sb3_erl.evaluation.alone import ActAlone
 from sb3_erl.evaluation.base import PopulationActor
+from sb3_erl.evaluation.numpy_layers import Layer
 from sb3_erl.evolution.noise_table import NoiseTable
 
 

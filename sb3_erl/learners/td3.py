@@ -10,8 +10,8 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sb3_erl.common.networks import fuse_sequentials
 from sb3_erl.common.parameters import soft_update
+from sb3_erl.common.sequential import fuse_sequentials
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 
 

@@ -236,6 +236,8 @@ LOADS = [
     Row(NAMES, {"device": "gpu0"}, ValueError, r"device.*gpu0"),
     Row(NAMES, {"env": toy_vec_env(action_shape=(3,))}, ValueError, r"Action spaces do not match"),
     Row(NAMES, {"env": gym.make("CartPole-v1")}, ValueError, r"Observation spaces do not match"),
+    Row(NAMES, {"env": "CartPole-v1"}, ValueError, r"Observation spaces do not match"),
+    Row(NAMES, {"env": "Antelope-v9"}, ValueError, r"env must be an environment or the id of a registered one: .*Antelope"),
     Row(NAMES, {"policy_kwargs": {"net_arch": [99]}}, ValueError, r"policy kwargs do not equal the stored"),
     Row(POPULATIONS, {"pop_size": 11}, ValueError, r"(pop_size|path=).*11"),
     Row(POPULATIONS, {"pop_size": 0}, ValueError, r"pop_size must be at least 2; got 0"),

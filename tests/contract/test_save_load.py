@@ -10,14 +10,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.registration import EnvSpec
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import differences, snapshot, tensors, transitions
 from tests.contract.settings import HYBRIDS, NAMES, having, make, pop_size, variants
-from tests.envs import toy_vec_env
+from tests.envs import ToyEnv, toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
 
@@ -110,6 +112,15 @@ def test_load_overrides_arguments(name: str, tmp_path: Path) -> None:
     assert (loaded.learning_rate, loaded.tensorboard_log) == (2.0, "logs")
     if name in HYBRIDS:
         assert ALGOS[name].load(tmp_path / "model", custom_objects={"gamma": 0.5}).gamma == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_load_takes_the_id_of_an_environment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gym.registry, "Toy-v0", EnvSpec("Toy-v0", ToyEnv))
+    make(name).learn(40).save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", env="Toy-v0")
+    assert isinstance(loaded.get_env().envs[0].unwrapped, ToyEnv)
+    assert loaded.learn(40, reset_num_timesteps=False).num_timesteps >= 80
 
 
 @pytest.mark.parametrize("name", having("pop_size", among=NAMES))

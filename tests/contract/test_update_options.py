@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sb3_erl import ALGOS
-from sb3_erl.common import networks, sale_policies
+from sb3_erl.common import networks, sale_policies, sequential
 from tests.contract.helpers import Tables
 from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
 
@@ -45,7 +45,7 @@ def test_perceptrons_compute_what_the_modules_compute(
     name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = losses(name, 3, **extra)
-    for module in (networks, sale_policies):
+    for module in (networks, sale_policies, sequential):
         monkeypatch.setattr(module, "can_fuse", lambda x: False)
     assert losses(name, 3, **extra) == pytest.approx(fused, rel=1e-3, abs=1e-5)
 

@@ -14,7 +14,8 @@ from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.cem_planner import CEMPlanner, spread
 from sb3_erl.evolution.es import ESUpdate, MirroredES
 from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.evolution.seed_genome import ELITE, Genome, GenomeDecoder, Initialisation, best_first, finalists, parents_after
+from sb3_erl.evolution.seed_ga import ELITE, best_first, finalists, parents_after
+from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialisation
 from sb3_erl.fitness.shaping import centered_ranks, population_rank, shape_fitness
 from tests.parity.cases import Case, dispatch
 

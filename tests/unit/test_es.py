@@ -15,7 +15,8 @@ import torch
 
 from sb3_erl.evolution import noise_table
 from sb3_erl.evolution.cem_planner import CEMPlanner
-from sb3_erl.evolution.es import ClassicAdam, DampedSGD, MirroredES, MomentumSGD
+from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.es_optimizers import ClassicAdam, DampedSGD, MomentumSGD
 from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.fitness.shaping import centered_ranks, population_rank, shape_fitness
 

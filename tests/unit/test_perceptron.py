@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sb3_erl.common import perceptron as module
-from sb3_erl.common.networks import MLP, AvgL1Norm, StdNorm, Towers
+from sb3_erl.common.networks import AvgL1Norm, StdNorm, Towers
 from sb3_erl.common.perceptron import ELU, LEAKY_RELU, RELU, TANH, Layer, can_fuse, perceptron
+from sb3_erl.common.sequential import MLP
 from sb3_erl.learners.base import frozen
 
 

@@ -12,16 +12,8 @@ from torch import nn
 
 from sb3_erl.common.parameters import ParameterLayout
 from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.evolution.seed_genome import (
-    ELITE,
-    Genome,
-    GenomeDecoder,
-    Initialisation,
-    SeedGA,
-    best_first,
-    finalists,
-    parents_after,
-)
+from sb3_erl.evolution.seed_ga import ELITE, SeedGA, best_first, finalists, parents_after
+from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialisation
 
 TABLE = NoiseTable(30_000, 8)
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)))
