@@ -240,9 +240,20 @@ def step_optimizer(
     :return: gradient norm before clipping, ``None`` without clipping
     """
     parameters = list(parameters)
-    if not parameters:
-        return None
-    grads = torch.autograd.grad(loss, parameters)
+    return apply_gradients(optimizer, parameters, torch.autograd.grad(loss, parameters), max_grad_norm) if parameters else None
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    grads: Sequence[torch.Tensor],
+    max_grad_norm: float | None = None,
+) -> torch.Tensor | None:
+    """
+    One optimizer step on given gradients; otherwise as :func:`step_optimizer`.
+
+    :param grads: one for each parameter
+    """
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad.contiguous()  # fused optimizers read gradients in memory order
     norm = None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sb3_erl.common.parameters import soft_update
 from sb3_erl.common.shared_policies import ERLRe2Policy
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, apply_gradients, frozen, step_optimizer
 from sb3_erl.learners.td3 import td_loss, td_targets
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
@@ -245,43 +245,30 @@ class SharedTD3Learner(Learner):
         return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
 
     def _policy_step(self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Tensor) -> dict[str, Tensor]:
-        policy, settings = self.policy, self.settings
-        actor = policy.actor
+        settings, actor, order = self.settings, self.policy.actor, self.settings.encoder_step
+        limit = settings.max_grad_norm
         features = actor.encode(batch.observations)
-        order = settings.encoder_step
-        if order == "joint":
+        # with "recompute" the head's gradient stops at the features: the encoder's own pass comes after the head's step
+        pre_activation = actor.head(features.detach() if order == "recompute" else features)
+        head_loss = self._rl_loss(batch, torch.tanh(pre_activation))
+        if order == "recompute":
+            step_optimizer(actor.optimizer, head_loss, self._head, limit)
             rl_loss = self._rl_loss(batch, torch.tanh(actor.head(features)))
-            head_loss = rl_loss
-        else:
-            # the head's gradient stops at the features: the encoder's own pass comes after the head's step
-            pre_activation = actor.head(features.detach())
-            head_loss = self._rl_loss(batch, torch.tanh(pre_activation))
+        else:  # one pass through the critic, whose compiled form can be walked back once
+            slope = torch.autograd.grad(head_loss, pre_activation)[0]
+            head_grads = torch.autograd.grad(pre_activation, self._head, slope, retain_graph=True)
             if order == "torch11":
-                slope = torch.autograd.grad(head_loss, pre_activation, retain_graph=True)[0]
-            step_optimizer(actor.optimizer, head_loss, self._head, settings.max_grad_norm)
-            if order == "torch11":
+                apply_gradients(actor.optimizer, self._head, head_grads, limit)
                 rl_loss = (features @ actor.head.weight.detach().t() * slope).sum()
-            else:
-                rl_loss = self._rl_loss(batch, torch.tanh(actor.head(features)))
+            else:  # the loss's value with its gradient
+                rl_loss = head_loss.detach() + ((pre_activation - pre_activation.detach()) * slope).sum()
         loss = settings.rl_loss_weight * rl_loss
         if population is not None:
             loss = loss + settings.pevfa_loss_weight * self._pevfa_terms(batch, features, population, shared_heads)
-        if order == "joint" and self._encoder:
-            head_grads = torch.autograd.grad(head_loss, self._head, retain_graph=True)
-            step_optimizer(actor.encoder_optimizer, loss, self._encoder, settings.max_grad_norm)  # type: ignore[arg-type]
-            self._apply_head(head_grads)
-        elif order == "joint":
-            step_optimizer(actor.optimizer, head_loss, self._head, settings.max_grad_norm)
-        else:
-            step_optimizer(actor.encoder_optimizer, loss, self._encoder, settings.max_grad_norm)  # type: ignore[arg-type]
+        step_optimizer(actor.encoder_optimizer, loss, self._encoder, limit)  # type: ignore[arg-type]
+        if order == "joint":
+            apply_gradients(actor.optimizer, self._head, head_grads, limit)
         return {"actor_loss": head_loss, "encoder_loss": loss}
-
-    def _apply_head(self, grads: tuple[Tensor, ...]) -> None:
-        for parameter, grad in zip(self._head, grads, strict=True):
-            parameter.grad = grad.contiguous()
-        if self.settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._head, self.settings.max_grad_norm)
-        self.policy.actor.optimizer.step()
 
     def _pevfa_terms(self, batch: ReplayBufferSamples, features: Tensor, population: Heads, which: Tensor) -> Tensor:
         heads = self.heads(population)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_losses_are_handed_to_the_compiler(name: str, extra: dict[str, Any], mon
     monkeypatch.setattr(torch, "compile", compiler)
     assert losses(name, 2, compile=True, **extra) == expected
     assert handed and called >= {method for method in handed if "critic" in method}
+
+
+@pytest.mark.parametrize("encoder_step", ["recompute", "joint", "torch11"])
+def test_compiled_losses_are_walked_back_once(encoder_step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``torch.compile`` makes may reuse the memory of a first walk, so torch refuses a second one."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    expected = losses("erl_re2", 2, encoder_step=encoder_step)
+    assert losses("erl_re2", 2, encoder_step=encoder_step, compile=True) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
