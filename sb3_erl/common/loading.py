@@ -43,6 +43,7 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
     :raises FileNotFoundError: if there is no such file
     :raises ValueError: if the file is damaged, no model of SB3's, or holds anything but tensors and plain values
     """
+    path = beside_folder(path)
     with _opened(path, "zip") as file, _archive(file, path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".pth")]
         wanted = {name: name.removesuffix(".pth") for name in names if name.removesuffix(".pth") not in VARIABLES}
@@ -59,6 +60,25 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
 
 
 # -------------------------------------------------------------------- zip files of models
+
+
+def beside_folder(path: File) -> File:
+    """
+    The Zoo puts a folder ``<name>`` with settings beside the model's file ``<name>.zip``.
+
+    :param path: what ``load`` was given
+    :return: the file, where ``path`` is a folder
+    :raises ValueError: if there is no such file
+    """
+    if not isinstance(path, str | pathlib.Path) or not pathlib.Path(path).is_dir():
+        return path
+    file = pathlib.Path(f"{path}.zip")
+    if not file.is_file():
+        raise ValueError(
+            f"{_name(path)} must be a zip file that save() wrote; it is a folder. Give the name of a file in it, or go on "
+            "with a folder of checkpoints by resume_from"
+        )
+    return file
 
 
 def check_model_file(path: File, algorithm: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_erl.common.checks import env_ids_explained
 from sb3_erl.common.files import replacing
 from sb3_erl.common.loading import (
+    beside_folder,
     check_buffer,
     check_model_file,
     check_seal,
@@ -124,6 +125,7 @@ class AddressedMixin(ResumingMixin):
         :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
         :raises TypeError: if there is no such attribute to change
         """
+        path = beside_folder(path)
         data = check_model_file(path, cls._family())
         # SB3's own tests hand the arguments of off-policy classes to every class
         classes = (cls, OffPolicyAlgorithm)

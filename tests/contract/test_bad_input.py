@@ -213,6 +213,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for suffix in ("zip", "pkl"):
         (folder / f"text.{suffix}").write_text("not what you think")
         (folder / f"nothing.{suffix}").write_bytes(b"")
+    (folder / "folder").mkdir()
     NoveltyArchive().save(folder / "archive.pkl")
     with zipfile.ZipFile(folder / "other.zip", "w") as archive:
         archive.writestr("data", "{}")
@@ -226,6 +227,7 @@ def other(name: str) -> str:
 
 LOADS = [
     Row(NAMES, {"path": "absent"}, FileNotFoundError, r"absent"),
+    Row(NAMES, {"path": "folder"}, ValueError, r"path=.*folder.* must be a zip file.*it is a folder.*resume_from"),
     Row(NAMES, {"path": "text"}, ValueError, r"path=.*text.* must be a zip file that save\(\) wrote"),
     Row(NAMES, {"path": "nothing"}, ValueError, r"path=.*nothing.* must be a zip file that save\(\) wrote"),
     Row(NAMES, {"path": "other"}, ValueError, r"path=.*other.* must hold a model that SB3's save\(\) wrote; it has no policy"),

@@ -16,7 +16,7 @@ import pytest
 import torch as th
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_erl import ALGOS
+from sb3_erl import ALGOS, load_parameters
 from tests.contract.helpers import differences, snapshot, tensors, transitions
 from tests.contract.settings import HYBRIDS, NAMES, having, make, pop_size, variants
 from tests.envs import ToyEnv, toy_vec_env
@@ -112,6 +112,15 @@ def test_load_overrides_arguments(name: str, tmp_path: Path) -> None:
     assert (loaded.learning_rate, loaded.tensorboard_log) == (2.0, "logs")
     if name in HYBRIDS:
         assert ALGOS[name].load(tmp_path / "model", custom_objects={"gamma": 0.5}).gamma == 0.5
+
+
+def test_load_finds_the_file_beside_the_zoos_folder(tmp_path: Path) -> None:
+    """``Toy-v0.zip`` is the model, ``Toy-v0/`` has the settings of the run."""
+    make("erl").learn(40).save(tmp_path / "Toy-v0")
+    (tmp_path / "Toy-v0").mkdir()
+    for path in (tmp_path / "Toy-v0", str(tmp_path / "Toy-v0"), tmp_path / "Toy-v0.zip"):
+        assert ALGOS["erl"].load(path).num_timesteps >= 40
+        assert "policy" in load_parameters(path)
 
 
 @pytest.mark.parametrize("name", NAMES)
