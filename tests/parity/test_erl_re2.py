@@ -244,8 +244,9 @@ def check_final_weights(case: Case, actual: dict[str, Tensor], start: dict[str, 
         stride = 37 if form == "final_every37" else 1
         if case.is_bf16:
             kinds = networks.setdefault(tensor.partition("/")[0], ({}, {}, {}))
-            for kind, values in zip(kinds, (actual[tensor], case.tensor(name), start[tensor]), strict=True):
-                kind[tensor] = values.reshape(-1)[:: stride if len(values.reshape(-1)) == flat.size else 1]
+            ours, before = (tensors[tensor].reshape(-1)[::stride] for tensors in (actual, start))
+            for kind, values in zip(kinds, (ours, case.tensor(name).reshape(-1), before), strict=True):
+                kind[tensor] = values
             continue
         off = np.abs(flat[::stride] - expected.reshape(-1))
         allowed = max(1, int(1e-3 * off.size))
