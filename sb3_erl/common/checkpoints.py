@@ -6,12 +6,11 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sb3_erl.common.files import umask
+from sb3_erl.common.files import hidden_name, umask
 
 MANIFEST = "checkpoint.json"
 MODEL = "model.zip"
@@ -72,8 +71,9 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
     :param about: goes into the manifest, beside the sizes of all files
     """
     final = path / f"{PREFIX}{n_timesteps:012d}"
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=path))
+    temporary = hidden_name(final)
     try:
+        temporary.mkdir(0o700)
         yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
         sizes = {file.relative_to(temporary).as_posix(): file.stat().st_size for file in files}
@@ -91,8 +91,8 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
 
 def _delete(folder: pathlib.Path) -> None:
     """First the name, in a single step, so that a checkpoint that is there is whole; then the files."""
-    hidden = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.replace(folder, hidden / folder.name)
+    hidden = hidden_name(folder)
+    os.replace(folder, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 

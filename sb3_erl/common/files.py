@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from sb3_erl.common.interrupts import uninterrupted
 
 
 @contextmanager
@@ -20,10 +22,9 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path = path if path.suffix else path.with_suffix(suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}.", dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
+    temporary = hidden_name(path)  # before there is a file, so that Ctrl-C cannot come between
     try:
+        temporary.touch(0o600, exist_ok=False)
         yield temporary
         os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
@@ -31,8 +32,14 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def hidden_name(path: pathlib.Path) -> pathlib.Path:
+    """:return: a name beside ``path`` with the same ending that nobody has yet"""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+
+
 def umask() -> int:
     """The bits that new files of this process do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with uninterrupted():
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.evaluation.pool import Event, Pool, Traffic
 from sb3_erl.evaluation.remote import RemoteEvaluator
 from sb3_erl.evaluation.worker import serve
@@ -110,12 +111,13 @@ class ProcessPool(Pool):
 
     def publish(self, number: int, phase: bytes, tables: Sequence[NoiseTable]) -> None:
         """See :meth:`Pool.publish`."""
-        self._remove(self._memory)
-        self._memory = shared_memory.SharedMemory(create=True, size=max(1, len(phase)))
+        with uninterrupted():  # memory that has no owner yet would stay for good
+            self._remove(self._memory)
+            self._memory = shared_memory.SharedMemory(create=True, size=max(1, len(phase)))
+            shared = [(table.size, table.seed, self._share(table)) for table in tables]
         assert self._memory.buf is not None
         self._memory.buf[: len(phase)] = phase
         self.traffic.bytes_out += len(phase)
-        shared = [(table.size, table.seed, self._share(table)) for table in tables]
         self._news = number, self._memory.name, len(phase), shared
 
     def _share(self, table: NoiseTable) -> str:
@@ -168,6 +170,10 @@ class ProcessPool(Pool):
 
     def close(self) -> None:
         """See :meth:`Pool.close`."""
+        with uninterrupted():
+            self._close()
+
+    def _close(self) -> None:
         for _, channel in self._workers.values():
             channel.close()
         end = time.monotonic() + 1.0
@@ -175,11 +181,9 @@ class ProcessPool(Pool):
             process.join(max(0.0, end - time.monotonic()))
         for worker in list(self._workers):
             self.stop(worker)
-        self._remove(self._memory)
-        self._memory = None
-        for memory in self._tables.values():
+        for memory in (self._memory, *self._tables.values()):
             self._remove(memory)
-        self._tables = {}
+        self._memory, self._tables = None, {}
 
     @staticmethod
     def _remove(memory: shared_memory.SharedMemory | None) -> None:

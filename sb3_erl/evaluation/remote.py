@@ -16,6 +16,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_erl.common.checks import check_range
+from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.common.seeding import Address
 from sb3_erl.evaluation.base import (
     Digest,
@@ -133,9 +134,10 @@ class RemoteEvaluator(ABC):
 
     def close(self) -> None:
         """End all workers; they are started again when they are needed."""
-        if self._close is not None:
-            self._close()
-        self._dispatcher, self._close, self._setup = None, None, b""
+        with uninterrupted():
+            if self._close is not None:
+                self._close()
+            self._dispatcher, self._close, self._setup = None, None, b""
 
     def __enter__(self) -> RemoteEvaluator:
         return self

@@ -1,0 +1,166 @@
+"""Ctrl-C in every line of what must be done whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing.shared_memory
+import signal
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_erl.common import checkpoints, files
+from sb3_erl.common.interrupts import uninterrupted
+from sb3_erl.evaluation import process_pool, remote
+from sb3_erl.evolution.noise_table import NoiseTable
+
+needs_shared_files = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no names to look at")
+
+
+def interrupted_everywhere(prepare: Callable[[], Callable[[], Any]], *modules: types.ModuleType) -> Iterator[str]:
+    """
+    Calls a function again and again, with SIGINT in the first line of these modules that it comes to, in the second one, ...
+
+    :param prepare: makes the function
+    :param modules: whose lines count
+    :return: for each call, when it has ended, the line that was hit
+    """
+    sources = {module.__file__ for module in modules}
+    number, left, hit = 0, 0, "?"
+
+    def trace(frame: types.FrameType, event: str, _: Any) -> Any:
+        nonlocal left, hit
+        if frame.f_code.co_filename not in sources:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                hit = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    while hit:
+        number, left, hit = number + 1, number + 1, ""
+        function = prepare()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            function()
+        except KeyboardInterrupt:
+            assert hit
+        else:
+            assert not hit, f"SIGINT in {hit} was lost"
+        finally:
+            sys.settrace(before)
+        yield hit
+    assert number > 10
+
+
+def segments() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+def evaluator_with_memory(tables: list[NoiseTable]) -> remote.RemoteEvaluator:
+    """As it is inside a phase, but without workers."""
+    evaluator = process_pool.ProcessEvaluator(1)
+    pool = process_pool.ProcessPool(b"", "spawn")
+    evaluator._close = weakref.finalize(evaluator, pool.close)
+    evaluator._dispatcher = types.SimpleNamespace(pool=pool)  # type: ignore[assignment]
+    pool.publish(0, b"the phase before", tables)
+    return evaluator
+
+
+@needs_shared_files
+@pytest.mark.parametrize("what", ["publish", "close"])
+def test_shared_memory_is_not_left(what: str) -> None:
+    tables = [NoiseTable(100, 0), NoiseTable(100, 1)]
+    held: list[Any] = []
+
+    def prepare() -> Callable[[], Any]:
+        evaluator: Any = evaluator_with_memory(tables[:1])
+        held[:] = [evaluator]
+        pool = evaluator._dispatcher.pool
+        return evaluator.close if what == "close" else lambda: pool.publish(1, b"the next phase", tables)
+
+    before = segments()
+    for line in interrupted_everywhere(prepare, process_pool, remote, weakref, multiprocessing.shared_memory):
+        held[0].close()
+        assert segments() <= before, f"left by SIGINT in {line}"
+
+
+def test_files_are_whole_or_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+
+    def write() -> None:
+        with files.replacing(path, ".zip") as temporary:
+            temporary.write_text("new")
+
+    def prepare() -> Callable[[], Any]:
+        path.write_text("old")
+        return write
+
+    seen, mask = set(), files.umask()
+    for line in interrupted_everywhere(prepare, files):
+        assert files.umask() == mask, f"changed by SIGINT in {line}"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model.zip"], f"left by SIGINT in {line}"
+        seen.add(path.read_text())
+    assert seen == {"old", "new"}
+
+
+def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
+    def write() -> None:
+        with checkpoints.new_checkpoint(tmp_path, 7, {}) as temporary:
+            (temporary / "model.zip").write_text("new")
+        checkpoints.prune(tmp_path, 1)
+
+    def prepare() -> Callable[[], Any]:
+        with checkpoints.new_checkpoint(tmp_path, 5, {}) as temporary:
+            (temporary / "model.zip").write_text("old")
+        return write
+
+    for line in interrupted_everywhere(prepare, checkpoints, files):
+        found = [checkpoints.read_manifest(folder) for folder in tmp_path.glob("checkpoint_*")]
+        assert found and None not in found, f"left by SIGINT in {line}"
+        checkpoints.remove_leftovers(tmp_path)
+        for folder in tmp_path.iterdir():
+            checkpoints._delete(folder)
+
+
+def test_ctrl_c_comes_after_the_block() -> None:
+    steps = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("inner")
+        steps.append("outer")
+    assert steps == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_errors_of_the_block_come_through_and_handlers_return() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="mine"), uninterrupted():
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_threads_and_foreign_handlers_are_left_alone() -> None:
+    def in_thread() -> None:
+        with uninterrupted():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    seen: list[Any] = []
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        in_thread()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [before, signal.SIG_IGN]
