@@ -11,10 +11,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_erl.common.interrupts import uninterrupted
+
 BRANCHES = 16
 """Children per node: a batch of a few hundred draws is then served by some five vectorised steps."""
 MAX_STALE = 1024
-"""Additions whose sums may wait for the next draw."""
+"""Changes whose sums may wait for the next draw."""
 
 
 class PriorityTree:
@@ -46,20 +48,18 @@ class PriorityTree:
         self._stale: list[np.ndarray] = []
 
     def append(self, slots: np.ndarray) -> None:
-        """Give new transitions the highest priority; the sums follow with the next draw."""
+        """Give new transitions the highest priority."""
+        self._mark(slots)
         self.priority[slots] = self.max_priority
         self.size = max(self.size, int(slots.max()) + 1)
-        self._stale.append(np.array(slots))
-        if len(self._stale) >= MAX_STALE:
-            self._settle()
 
     def write(self, slots: np.ndarray, priorities: np.ndarray) -> None:
         """
         :param slots: ``(n,)``, the last value wins where one appears twice
         :param priorities: ``(n,)``, not negative
         """
+        self._mark(slots)
         self.priority[slots] = priorities
-        self._sum_up(slots)
         self.max_priority = max(self.max_priority, float(np.max(priorities)))
 
     def reset_max_priority(self) -> None:
@@ -80,6 +80,12 @@ class PriorityTree:
             rest = rest - np.where(child > 0, sums[np.arange(len(node)), child - 1], 0.0)
             node = node * BRANCHES + child
         return np.minimum(node, self.size - 1)
+
+    def _mark(self, slots: np.ndarray) -> None:
+        """Their sums follow with the next draw; called before priorities change, so that Ctrl-C leaves no wrong sums."""
+        if len(self._stale) >= MAX_STALE:
+            self._settle()
+        self._stale.append(np.array(slots))
 
     def _settle(self) -> None:
         if self._stale:
@@ -149,9 +155,10 @@ class LAPReplayBuffer(ReplayBuffer):
     def add(self, *args: Any, **kwargs: Any) -> None:
         """See ``ReplayBuffer.add``; slot ``row * n_envs + env`` gets the highest priority."""
         slots = self.pos * self.n_envs + np.arange(self.n_envs)
-        super().add(*args, **kwargs)
-        for tree in self.trees:
-            tree.append(slots)
+        with uninterrupted():  # what has no priority would never be drawn
+            super().add(*args, **kwargs)
+            for tree in self.trees:
+                tree.append(slots)
 
     def reset(self) -> None:
         """Forget all transitions and their priorities."""

@@ -52,8 +52,8 @@ def store_steps(buffer: ReplayBuffer, steps: Steps) -> None:
         start += n
         if start == len(steps) and steps.done:
             buffer.dones[rows.stop - 1] = _is_stored_as_done(buffer, steps[-1])
-        buffer.pos = rows.stop % buffer.buffer_size
         buffer.full = buffer.full or rows.stop == buffer.buffer_size
+        buffer.pos = rows.stop % buffer.buffer_size
 
 
 def _is_stored_as_done(buffer: ReplayBuffer, last: Transition) -> bool:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.common.seeding import Address, Stream
 from sb3_erl.evaluation.acting import alone_or_none
-from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job, PopulationActor, Recorder
+from sb3_erl.evaluation.base import Digest, Episode, EpisodeBatch, Job, PopulationActor, Recorder
 from sb3_erl.evaluation.soundness import check_shape, is_sound, what_is_wrong
 from sb3_erl.evaluation.steps import TRUNCATED, StepRecorder, Steps, kept
 from sb3_erl.fitness.behaviour import KEY, read_behavior
@@ -105,9 +106,10 @@ class Phase:
                 if not self._step():
                     return None
         finally:  # an interrupted phase loses nothing that was stepped
-            self._report_skipped()
-            if self.n_stored < len(self.queue):
-                self._store(unfinished=True)
+            with uninterrupted():
+                self._report_skipped()
+                if self.n_stored < len(self.queue):
+                    self._store(unfinished=True)
         episodes = tuple(running.episode for running in self.queue if running.episode is not None)
         return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
 
@@ -200,8 +202,9 @@ class Phase:
 
     def _report_skipped(self) -> None:
         if self.n_unreported > 0:
-            self.recorder.skip_steps(self.n_unreported, len(self.busy))
-            self.n_unreported = 0
+            with uninterrupted():  # they are counted once
+                self.recorder.skip_steps(self.n_unreported, len(self.busy))
+                self.n_unreported = 0
 
     def _step_inner(self, actions: np.ndarray) -> list[int]:
         """Step the environments of running jobs, of which a DummyVecEnv would make copies; returns whose jobs ended."""
@@ -282,7 +285,8 @@ class Phase:
         if not done:  # abandoned: to the buffer this is a time limit
             info = {**info, TRUNCATED: True}
         if slot.recorder is None:
-            slot.recorder = StepRecorder(self.original[index], self.evaluator.action_shape, capacity=1)
+            before = self.original[index], self.evaluator.action_shape
+            slot.recorder = StepRecorder(*before, first=len(slot.rewards) - 1, capacity=1)
         slot.recorder.add(self.buffer_actions[index], last_original, info)
         wrong = what_is_wrong(np.asarray(last_original), slot.rewards[-1])
         if wrong:
@@ -304,11 +308,15 @@ class Phase:
         """Store jobs in order as far as they are finished."""
         digest = self.recorder.digest
         while self.n_stored < len(self.queue) and (unfinished or self.queue[self.n_stored].episode is not None):
-            running = self.queue[self.n_stored]
-            steps = running.steps()
-            if running.episode is not None and running.episode.failed:
-                self.recorder.drop(running.job, steps)
-            elif steps:  # none of a job that was stopped before its first step
-                self.recorder.store(running.job, steps if digest is None else digest(running.job, steps))
-            running.recorder = None
-            self.n_stored += 1
+            with uninterrupted():  # a rollout is stored whole, and once
+                self._store_next(digest)
+
+    def _store_next(self, digest: Digest | None) -> None:
+        running = self.queue[self.n_stored]
+        steps = running.steps()
+        if running.episode is not None and running.episode.failed:
+            self.recorder.drop(running.job, steps)
+        elif steps:  # none of a job that was stopped before its first step
+            self.recorder.store(running.job, steps if digest is None else digest(running.job, steps))
+        running.recorder = None
+        self.n_stored += 1

@@ -99,10 +99,12 @@ class ProcessPool(Pool):
         process = self._context.Process(target=serve, args=(theirs, self._setup), daemon=True)
         name = next(self._names)
         try:
-            with _one_thread():
+            with uninterrupted(), _one_thread():  # half a request would be the end of the fork server
                 process.start()
-            self._workers[name] = process, ours
-        except BaseException:  # Ctrl-C: a worker that nobody knows of must find its channel closed
+                self._workers[name] = process, ours
+        except BaseException:
+            if name in self._workers:  # nobody else knows of it
+                self.stop(name)
             ours.close()
             raise
         finally:

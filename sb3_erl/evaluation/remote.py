@@ -227,10 +227,11 @@ class RemoteEvaluator(ABC):
                 if not go_on or not (recorder.has_budget or (is_last and t == n_steps)):
                     return False
         finally:
-            if t == n_steps and episode.failed:
-                recorder.drop(episode.job, [])
-            else:
-                recorder.store(episode.job, outcome.stored if t == n_steps else outcome.stored_until(t))
+            with uninterrupted():  # a rollout is stored whole
+                if t == n_steps and episode.failed:
+                    recorder.drop(episode.job, [])
+                else:
+                    recorder.store(episode.job, outcome.stored if t == n_steps else outcome.stored_until(t))
         return True
 
     def _variables(self, outcome: Outcome, t: int) -> dict[str, Any]:

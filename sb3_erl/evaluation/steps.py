@@ -82,10 +82,12 @@ class StepRecorder:
 
     :param observation: first observation, as replay buffers store it
     :param action_shape: shape of one action
+    :param first: number of the rollout's step after that observation, from 0
     :param capacity: steps for which there is room at first; it doubles when it is used up
     """
 
-    def __init__(self, observation: np.ndarray, action_shape: tuple[int, ...], capacity: int = 64):
+    def __init__(self, observation: np.ndarray, action_shape: tuple[int, ...], first: int = 0, capacity: int = 64):
+        self._first = first
         observation = np.asarray(observation)
         self._observations = np.empty((capacity + 1, *observation.shape), dtype=observation.dtype)
         self._actions = np.empty((capacity, *action_shape), dtype=np.float32)
@@ -110,12 +112,13 @@ class StepRecorder:
 
     def steps(self, rewards: np.ndarray, done: bool) -> Steps:
         """
-        :param rewards: of all steps of the rollout, the last ones of which were added
+        :param rewards: of all steps of the rollout; after Ctrl-C perhaps of one more than were added
         :param done: see :class:`Steps`
         :return: the steps that were added
         """
         n = len(self._infos)
-        return Steps(self._observations[: n + 1], self._actions[:n], rewards[len(rewards) - n :], self._infos, done)
+        own_rewards = rewards[self._first : self._first + n]
+        return Steps(self._observations[: n + 1], self._actions[:n], own_rewards, self._infos, done)
 
 
 def kept(info: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
+from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]
@@ -215,13 +216,14 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
     :param parameters: of networks that are evaluated but not trained
     """
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    with uninterrupted():  # a network that stays frozen would never learn again
         for parameter in parameters:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
 
 def step_optimizer(

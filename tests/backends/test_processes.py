@@ -21,7 +21,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
-from sb3_erl import ALGOS
+from benchmarks.faults import unused_memory
+from benchmarks.injection import what_stays
+from sb3_erl import ALGOS, evaluation
 from sb3_erl.common.seeding import Address, Stream
 from sb3_erl.evaluation.dispatch import WorkerError
 from sb3_erl.evaluation.process_pool import ProcessEvaluator
@@ -29,6 +31,7 @@ from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, make, n_stored
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
+from tests.interruption import call_with_sigint
 
 Evaluators = Callable[..., ProcessEvaluator]
 
@@ -281,6 +284,28 @@ def test_interrupt_leaves_nobody(evaluators: Evaluators) -> None:
     assert pids(model.evaluator) == [] and n_stored(model) == model.num_timesteps - 1 == 29
     model.learn(30, reset_num_timesteps=False)
     assert model.num_timesteps == 60
+
+
+@pytest.mark.parametrize("name", ["openai_es", "erl"])
+def test_interrupt_in_any_line(name: str, evaluators: Evaluators) -> None:
+    """In lines of the back-end and of multiprocessing drawn by chance; the same evaluator goes on and leaves nothing."""
+    folders = tuple(str(Path(module.__file__).parent) for module in (evaluation, multiprocessing))
+    segments = unused_memory()
+
+    def interrupt(number: int) -> tuple[Any, tuple[str, int]]:
+        model = make(name, toy(), evaluator=evaluators())
+        learn = partial(model.learn, 40, log_interval=None)
+        return model, call_with_sigint(learn, number, lambda file: file.startswith(folders))
+
+    model, (_, n_lines) = interrupt(0)
+    model.evaluator.close()
+    for number in np.random.default_rng(0).integers(1, n_lines, 12).tolist():
+        model, (line, _) = interrupt(number)
+        before = model.num_timesteps
+        model.learn(40, reset_num_timesteps=False, log_interval=None)
+        assert model.num_timesteps == before + 40, line
+        model.evaluator.close()
+        assert multiprocessing.active_children() == [] and not what_stays(lambda: unused_memory() - segments, 1.0), line
 
 
 def test_workers_follow_a_killed_main_process(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import sb3_erl
 from sb3_erl import ALGOS
+from sb3_erl.common.lap import PriorityTree
 from tests.contract.helpers import differences, tensors
 from tests.contract.settings import HYBRIDS, NAMES, make, n_stored
 from tests.envs import toy_vec_env
+from tests.interruption import call_with_sigint
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -56,3 +61,46 @@ def test_interrupt_with_worker_processes(name: str, tmp_path: Path) -> None:
     assert model.num_timesteps >= 20, "the same workers go on"
     env.close()
     assert set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupt_in_any_line(name: str, tmp_path: Path) -> None:
+    """In lines of this package drawn by chance: the buffer has the steps that were taken, and training goes on."""
+
+    def begun() -> Any:
+        model = make(name, toy_vec_env(1), seed=0)
+        model.learn(60, log_interval=None)
+        return model
+
+    def interrupt(model: Any, number: int) -> tuple[str, int]:
+        package = str(Path(sb3_erl.__file__).parent)
+        learn = partial(model.learn, 60, reset_num_timesteps=False, log_interval=None)
+        return call_with_sigint(learn, number, lambda file: file.startswith(package))
+
+    quiet = begun()
+    _, n_lines = interrupt(quiet, 0)
+    for number in np.random.default_rng(NAMES.index(name)).integers(1, n_lines, 8).tolist():
+        model = begun()
+        line, _ = interrupt(model, number)
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"), line
+        if name in HYBRIDS:
+            assert -20 <= n_stored(model) - model.num_timesteps <= 1, line  # Ctrl-C may cost an episode
+            check_buffer(model.replay_buffer, quiet.replay_buffer)
+        model.save(tmp_path / "model")
+        assert differences(tensors(model), tensors(ALGOS[name].load(tmp_path / "model"))) == [], line
+        before = model.num_timesteps
+        model.learn(60, reset_num_timesteps=False, log_interval=None)
+        assert model.num_timesteps >= before + 60, line
+
+
+def check_buffer(buffer: Any, quiet: Any) -> None:
+    """It has what the quiet one began with, and priorities that add up."""
+    n = buffer.size()
+    for part in ("observations", "actions", "next_observations", "rewards"):
+        assert np.array_equal(getattr(buffer, part)[:n], getattr(quiet, part)[:n]), part
+    for tree in getattr(buffer, "trees", []):
+        twin = PriorityTree(tree.capacity)
+        twin.append(np.arange(tree.size))
+        twin.write(np.arange(tree.size), tree.priority[: tree.size])
+        uniform = np.arange(0.005, 1, 0.01)
+        assert np.array_equal(tree.find(uniform), twin.find(uniform))

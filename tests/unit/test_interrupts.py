@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing.shared_memory
 import signal
-import sys
 import threading
 import types
 import weakref
@@ -14,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults import unused_memory
+from benchmarks.injection import what_stays
 from sb3_erl.common import checkpoints, files
 from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.evaluation import process_pool, remote
 from sb3_erl.evolution.noise_table import NoiseTable
+from tests.interruption import call_with_sigint, ctrl_c_raises
 
 needs_shared_files = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no names to look at")
 
@@ -31,38 +33,12 @@ def interrupted_everywhere(prepare: Callable[[], Callable[[], Any]], *modules: t
     :return: for each call, when it has ended, the line that was hit
     """
     sources = {module.__file__ for module in modules}
-    number, left, hit = 0, 0, "?"
-
-    def trace(frame: types.FrameType, event: str, _: Any) -> Any:
-        nonlocal left, hit
-        if frame.f_code.co_filename not in sources:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                hit = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                signal.raise_signal(signal.SIGINT)
-        return trace
-
+    number, hit = 0, "?"
     while hit:
-        number, left, hit = number + 1, number + 1, ""
-        function = prepare()
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            function()
-        except KeyboardInterrupt:
-            assert hit
-        else:
-            assert not hit, f"SIGINT in {hit} was lost"
-        finally:
-            sys.settrace(before)
+        number += 1
+        hit, _ = call_with_sigint(prepare(), number, sources.__contains__)
         yield hit
     assert number > 10
-
-
-def segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
 def evaluator_with_memory(tables: list[NoiseTable]) -> remote.RemoteEvaluator:
@@ -87,10 +63,10 @@ def test_shared_memory_is_not_left(what: str) -> None:
         pool = evaluator._dispatcher.pool
         return evaluator.close if what == "close" else lambda: pool.publish(1, b"the next phase", tables)
 
-    before = segments()
+    before = unused_memory()
     for line in interrupted_everywhere(prepare, process_pool, remote, weakref, multiprocessing.shared_memory):
         held[0].close()
-        assert segments() <= before, f"left by SIGINT in {line}"
+        assert not what_stays(lambda: unused_memory() - before, 1.0), f"left by SIGINT in {line}"
 
 
 def test_files_are_whole_or_as_before(tmp_path: Path) -> None:
@@ -133,13 +109,24 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_ctrl_c_comes_after_the_block() -> None:
     steps = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            steps.append("inner")
-        steps.append("outer")
+    with ctrl_c_raises():
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                steps.append("inner")
+            steps.append("outer")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert steps == ["inner", "outer"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_does_not_wait_twice() -> None:
+    steps = []
+    with ctrl_c_raises(), pytest.raises(KeyboardInterrupt), uninterrupted(), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        steps.append("asked once")
+        signal.raise_signal(signal.SIGINT)
+        steps.append("asked twice")
+    assert steps == ["asked once"]
 
 
 def test_errors_of_the_block_come_through_and_handlers_return() -> None:
