@@ -41,7 +41,7 @@ def processes() -> Any:
 
 def is_saving(checkpoints: Path) -> bool:
     """Whether a checkpoint is being written or deleted, or was when the process was killed."""
-    return checkpoints.is_dir() and any(path.name.startswith(".") for path in checkpoints.iterdir())
+    return checkpoints.is_dir() and any(path.name.startswith(".checkpoint_") for path in checkpoints.iterdir())
 
 
 @dataclass

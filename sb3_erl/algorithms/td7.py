@@ -17,7 +17,6 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.common.arguments import known_to
 from sb3_erl.common.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
-from sb3_erl.common.interrupts import torch_modes_kept
 from sb3_erl.common.lap import LAPReplayBuffer
 from sb3_erl.common.sale_policies import TD7Policy
 from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
@@ -263,7 +262,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         self._warn_about_moving_statistics()
-        with environments_watched(self.env), torch_modes_kept():
+        with environments_watched(self.env), self._learning():
             total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
             callback.on_training_start(locals(), globals())
             if self.offline:

@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import time
 
+import filelock
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_erl.common.checkpoints import (
@@ -15,6 +16,7 @@ from sb3_erl.common.checkpoints import (
     MODEL,
     NORMALIZER,
     RUN,
+    claim,
     new_checkpoint,
     newest_checkpoint,
     prune,
@@ -38,10 +40,11 @@ class GenerationCheckpoint(BaseCallback):
     another ``save_freq`` steps, as with several environments, running episodes are cut and stored as truncated.
 
     :param save_freq: environment steps between two checkpoints; each is written at the first possible moment after them
-    :param save_path: folder of this run's checkpoints
+    :param save_path: folder of this run's checkpoints; while ``learn`` runs, no other process can use it
     :param keep: number of checkpoints that are kept, ``None`` for all
     :param verbose: 2 to say when a checkpoint is written
-    :raises ValueError: if a number is out of range, or the folder holds later checkpoints than the model is at
+    :raises ValueError: if a number is out of range, another run is writing to the folder, or it holds later checkpoints than
+        the model is at
     """
 
     def __init__(self, save_freq: int, save_path: str | pathlib.Path, keep: int | None = 3, verbose: int = 0):
@@ -53,6 +56,7 @@ class GenerationCheckpoint(BaseCallback):
         self._saved_at = 0
         self._recipe: bytes | None = None
         self._root: BaseCallback = self
+        self._lock: filelock.BaseFileLock | None = None
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, ResumingMixin):
@@ -60,6 +64,8 @@ class GenerationCheckpoint(BaseCallback):
                 f"GenerationCheckpoint needs a model of sb3_erl; got {type(self.model).__name__}. Use SB3's CheckpointCallback"
             )
         self.save_path.mkdir(parents=True, exist_ok=True)
+        self._lock = claim(self.save_path)
+        self.model._checkpointers = [*self.model._checkpointers, self]
         remove_leftovers(self.save_path)
         self._saved_at = self.model.num_timesteps
         newest = newest_checkpoint(self.save_path)
@@ -73,9 +79,7 @@ class GenerationCheckpoint(BaseCallback):
         self._recipe = environment_recipe(self.training_env)
 
     def _on_training_start(self) -> None:
-        assert isinstance(self.model, ResumingMixin)
         self._root = self.locals["callback"]
-        self.model._checkpointers = [*self.model._checkpointers, self]
 
     def _on_step(self) -> bool:
         return True
@@ -119,3 +123,9 @@ class GenerationCheckpoint(BaseCallback):
             prune(self.save_path, self.keep)
         if self.verbose >= 2:
             print(f"Saving a checkpoint of step {model.num_timesteps} to {self.save_path}")
+
+    def close(self) -> None:
+        """Let other processes use the folder; called at the end of ``learn``."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

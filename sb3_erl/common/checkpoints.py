@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import filelock
+
 from sb3_erl.common.files import hidden_name, umask
 
 MANIFEST = "checkpoint.json"
@@ -21,6 +23,9 @@ RUN = "run.pkl"
 ENVIRONMENT = "env.pkl"
 LOGS = "logs"
 PREFIX = "checkpoint_"
+LOCK = ".lock"
+PATIENCE = 10.0
+"""Seconds to wait for a folder: environments of a run that was killed may need a moment to notice it."""
 
 
 def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:
@@ -44,6 +49,25 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_whole else None
+
+
+def claim(path: pathlib.Path) -> filelock.BaseFileLock:
+    """
+    Take a folder for one run; the system frees it when the process ends, in whatever way.
+
+    :param path: folder of checkpoints
+    :return: to be released when the run ends
+    :raises ValueError: if another process has it
+    """
+    lock = filelock.FileLock(path / LOCK, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"save_path must be a folder that no other run is writing to; another process has {str(path)!r}. Give each run a "
+            "folder of its own, or end the other run before this one continues it"
+        ) from error
+    return lock
 
 
 def remove_leftovers(path: pathlib.Path) -> None:

@@ -10,7 +10,6 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_erl.common.checks import check_learn, check_range
-from sb3_erl.common.interrupts import torch_modes_kept
 from sb3_erl.common.saving import AddressedMixin
 from sb3_erl.common.timing import Stopwatch
 from sb3_erl.evaluation.base import (
@@ -105,7 +104,7 @@ class GenerationalMixin(AddressedMixin):
         """
         check_learn(self, total_timesteps, callback, log_interval)
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        with environments_watched(self.env), torch_modes_kept():
+        with environments_watched(self.env), self._learning():
             total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
             callback.on_training_start(locals(), globals())
             self._evaluator = self._make_evaluator()

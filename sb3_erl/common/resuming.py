@@ -6,6 +6,8 @@ import pathlib
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl.common.checkpoints import BUFFER, ENVIRONMENT, LOGS, MODEL, NORMALIZER, RUN, newest_checkpoint, read_manifest
+from sb3_erl.common.interrupts import torch_modes_kept
 from sb3_erl.common.run_state import make_environments, restore_logs, write_callbacks, write_generators
 
 SelfResuming = TypeVar("SelfResuming", bound="ResumingMixin")
@@ -35,6 +38,9 @@ class Checkpointer(Protocol):
 
     def save(self) -> None:
         """Write a checkpoint."""
+
+    def close(self) -> None:
+        """``learn`` has ended, normally or not."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,16 @@ class ResumingMixin(BaseAlgorithm):
             write_callbacks(prepared, run["callbacks"])
             write_generators(run["generators"])
         return end, prepared
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Around a call of ``learn``: however it ends, torch computes gradients as before and checkpointers are closed."""
+        try:
+            with torch_modes_kept():
+                yield
+        finally:
+            for checkpointer in self._checkpointers:
+                checkpointer.close()
 
     # ---------------------------------------------------------------- being saved
 

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from benchmarks.kill_resume import kill_and_resume, processes
 from benchmarks.killed_run import SYSTEMS, differences, fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
+from sb3_erl.common import checkpoints
 from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
 from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
 from tests.envs import toy_vec_env
@@ -35,7 +37,7 @@ def steps_of(folder: Path) -> list[int]:
 def forget_after(folder: Path, n_kept: int) -> Path:
     """A copy of a run as if it had been killed when it had written so many checkpoints, and some rows of its log."""
     copy = shutil.copytree(folder, folder.with_name(f"{folder.name}_{n_kept}"))
-    for checkpoint in sorted((copy / "checkpoints").iterdir())[n_kept:]:
+    for checkpoint in sorted((copy / "checkpoints").glob("checkpoint_*"))[n_kept:]:
         shutil.rmtree(checkpoint)
     return copy
 
@@ -84,7 +86,7 @@ def test_episodes_that_never_end_together_are_cut(name: str, tmp_path: Path) -> 
     steps = steps_of(tmp_path / "run")
     assert len(steps) >= 4 and np.diff(steps).max() <= 3 * SAVE_FREQ
     killed = shutil.copytree(tmp_path / "run", tmp_path / "killed")
-    for checkpoint in sorted(killed.iterdir())[2:]:
+    for checkpoint in sorted(killed.glob("checkpoint_*"))[2:]:
         shutil.rmtree(checkpoint)
     assert differences(fingerprint(whole), fingerprint(run(killed))) == []
 
@@ -110,9 +112,9 @@ def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
     for moment in moments:
         folder = tmp_path / str(moment)
         assert begin(folder, moment) == -signal.SIGKILL
-        left_something += any((folder / "checkpoints").glob(".*"))  # the folder itself may not be there yet
+        left_something += any((folder / "checkpoints").glob(".checkpoint_*"))  # the folder itself may not be there yet
         assert differences(expected, fingerprint(learn("erl", folder, keep=1), folder / "progress.csv")) == [], moment
-        assert len(list((folder / "checkpoints").iterdir())) == 1, "nothing of the killed process is left"
+        assert len(list((folder / "checkpoints").glob("*checkpoint_*"))) == 1, "nothing of the killed process is left"
     assert len(moments) == 12 and left_something > 4
 
 
@@ -262,7 +264,49 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint_000000000007.abc").mkdir()
     make(CHEAP).learn(170, GenerationCheckpoint(20, tmp_path, keep=2))
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint_000000000160", "checkpoint_000000000170"]
+    assert [path.name for path in sorted(tmp_path.glob("*checkpoint_*"))] == [
+        "checkpoint_000000000160",
+        "checkpoint_000000000170",
+    ]
+
+
+def learn_and_wait(folder: Path) -> None:
+    """A run that is in the middle of ``learn`` until it is killed."""
+
+    def wait(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        if variables["self"].num_timesteps >= 40:
+            (folder / "is waiting").touch()
+            time.sleep(1000)
+        return True
+
+    make(CHEAP).learn(1000, [GenerationCheckpoint(20, folder), ConvertCallback(wait)])
+
+
+def test_a_folder_is_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a process learns, and no longer: not after it was killed, nor after an error."""
+    monkeypatch.setattr(checkpoints, "PATIENCE", 0.2)
+    process = processes().Process(target=learn_and_wait, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "is waiting").exists():
+        time.sleep(0.01)
+    for model in (make(CHEAP), ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env())):
+        with pytest.raises(ValueError, match=r"save_path must be a folder that no other run is writing to"):
+            model.learn(1000, GenerationCheckpoint(20, tmp_path))
+    process.kill()
+    process.join()
+    model = ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env())
+    with pytest.raises(ZeroDivisionError):
+        model.learn(1000, [GenerationCheckpoint(20, tmp_path), ConvertCallback(lambda *_: 1 / 0)])
+    process = processes().Process(target=learn_elsewhere_to, args=(tmp_path, 300))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and steps_of(tmp_path)[-1] == 300
+
+
+def learn_elsewhere_to(folder: Path, n_steps: int) -> None:
+    model = ALGOS[CHEAP].resume_from(folder, toy_vec_env())
+    with pytest.warns(UserWarning, match="total_timesteps was 1000"):
+        model.learn(n_steps, GenerationCheckpoint(20, folder))
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_continue_from_a_checkpoint_of_ours(command: Command, tmp_path: Path) ->
     """What the rest of a run writes is what the whole run wrote, to the last bit."""
     algo, runs, saves = "erl_re2", tmp_path / "logs" / "erl_re2", ["--save-freq", "250", *STORED]
     command(*train(algo, *saves), "normalize:True", cwd=tmp_path)
-    checkpoints = sorted((runs / "Pendulum-v1_1" / "checkpoints").iterdir())
+    checkpoints = sorted((runs / "Pendulum-v1_1" / "checkpoints").glob("checkpoint_*"))
     assert len(checkpoints) == 3
     result = command(*train(algo, "-i", str(checkpoints[0] / "model.zip"), *saves), "normalize:True", cwd=tmp_path)
     assert f"Resuming the run that was saved in {checkpoints[0]}" in result.stdout
