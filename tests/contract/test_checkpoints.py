@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Check
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+import sb3_erl
 from benchmarks.kill_resume import kill_and_resume, processes
 from benchmarks.killed_run import SYSTEMS, differences, fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
@@ -25,6 +27,7 @@ from sb3_erl.common import checkpoints
 from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
 from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
 from tests.envs import toy_vec_env
+from tests.interruption import call_with_sigint
 
 CHEAP = "cem"
 pytestmark = pytest.mark.filterwarnings("ignore:use_checkpoints with VecNormalize")
@@ -116,6 +119,19 @@ def test_killed_at_each_kind_of_moment_in_a_save(tmp_path: Path) -> None:
         assert differences(expected, fingerprint(learn("erl", folder, keep=1), folder / "progress.csv")) == [], moment
         assert len(list((folder / "checkpoints").glob("*checkpoint_*"))) == 1, "nothing of the killed process is left"
     assert len(moments) == 12 and left_something > 4
+
+
+@pytest.mark.parametrize("name", [CHEAP, "erl"])
+def test_ctrl_c_is_as_good_as_a_kill(name: str, tmp_path: Path) -> None:
+    """In lines drawn by chance; the same process goes on from the last checkpoint."""
+    package = str(Path(sb3_erl.__file__).parent)
+    expected = fingerprint(learn(name, tmp_path / "whole"), tmp_path / "whole" / "progress.csv")
+    _, n_lines = call_with_sigint(lambda: learn(name, tmp_path / "counted"), 0, lambda file: file.startswith(package))
+    for number in np.random.default_rng(0).integers(1, n_lines, 6).tolist():
+        folder = tmp_path / str(number)
+        line, _ = call_with_sigint(partial(learn, name, folder), number, lambda file: file.startswith(package))
+        assert differences(expected, fingerprint(learn(name, folder), folder / "progress.csv")) == [], line
+        assert not any((folder / "checkpoints").glob(".checkpoint_*")), line
 
 
 @pytest.mark.parametrize("name", [CHEAP, *STEPWISE])
