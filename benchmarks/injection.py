@@ -138,16 +138,19 @@ def _run(fault: Fault, folder: Path) -> str:
             if by_hand:
                 timer.start()
             model.learn(10**9 if by_hand else STEPS, log_interval=None)
+            while not _has_happened(fault, said, folder):
+                model.learn(STEPS, reset_num_timesteps=False, log_interval=None)
         except (Exception, KeyboardInterrupt) as caught:
             error = caught
         finally:
             timer.cancel()
             signal.signal(signal.SIGINT, handler)
     ending = _judge(fault, error, [str(warning.message) for warning in said])
+    is_cut = fault.kind == INTERRUPT and getattr(env, "closed", False)  # in the middle of a message
     check_whole(model, folder)
     if remote:
         model.evaluator.make_env, model.evaluator.episode_timeout = partial(monitored), None
-    elif not isinstance(error, KeyboardInterrupt) or fault.kind in HANGS:
+    elif not isinstance(error, KeyboardInterrupt) or fault.kind in HANGS or is_cut:
         with suppress(OSError, EOFError):
             env.close()
         env = faulty_vec_env(2)
@@ -159,7 +162,14 @@ def _run(fault: Fault, folder: Path) -> str:
     env.close()
     if remote:
         model.evaluator.close()
-    return ending
+    return f"{ending}, processes ended" if is_cut else ending
+
+
+def _has_happened(fault: Fault, said: list[warnings.WarningMessage], folder: Path) -> bool:
+    """Episodes go wrong by chance, perhaps none of the first ones. Faults that nobody is warned of are errors."""
+    if fault.kind == "die once":
+        return (folder / "died").exists()
+    return any("episodes failed" in str(warning.message) for warning in said)
 
 
 def _judge(fault: Fault, error: BaseException | None, said: list[str]) -> str:

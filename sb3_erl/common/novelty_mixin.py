@@ -85,7 +85,8 @@ class NoveltyMixin(GenerationalMixin):
             if episode.job.candidate in found and not episode.failed:
                 found[episode.job.candidate].append(self._behavior_of(episode))
         means = {candidate: mean_behavior(behaviors) for candidate, behaviors in found.items() if behaviors}
-        nothing = np.full_like(next(iter(means.values()), np.zeros(1)), np.nan, dtype=np.float64)
+        like = next(iter([*means.values(), *self.archive.entries[:1]]), np.zeros(1))
+        nothing = np.full_like(like, np.nan, dtype=np.float64)
         return [means.get(candidate, nothing) for candidate in candidates]
 
     def _behavior_of(self, episode: Episode) -> np.ndarray:

@@ -110,6 +110,16 @@ def test_a_generation_without_an_episode_is_an_error() -> None:
     assert model.num_timesteps == 0 and model.replay_buffer.size() == 0 and model.n_generations == 0
 
 
+@pytest.mark.parametrize("name", ["ns_es", "nsr_es", "nsra_es", "ga_ns"])
+def test_nobody_has_a_behaviour_any_more(name: str) -> None:
+    """All episodes fail when the archive has entries already: their behaviours are as unknown as their fitness."""
+    model = make(name, faulty_vec_env(1))
+    model.learn(150)
+    model.set_env(faulty_vec_env(1, kind="nan at the end", one_in=1))
+    with pytest.warns(UserWarning), pytest.raises(FailedEpisodesError):
+        model.learn(500)
+
+
 @pytest.mark.parametrize("name", ["openai_es", "td7"])
 def test_processes_that_were_interrupted_in_a_step_stay_in_step(name: str) -> None:
     """Ctrl-C while the main process waits for answers: the next ``learn`` does not take them for its own."""
