@@ -28,7 +28,8 @@ from sb3_erl import ALGOS, ProcessEvaluator, RayEvaluator
 from sb3_erl.evaluation.soundness import FailedEpisodesError, WorkerError
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
 
-STEPS = 150
+STEPS, ROUNDS = 150, 10
+"""Length of a run, and how often it goes on if nothing went wrong in it."""
 BACKENDS = ("dummy", "subproc", "process", "ray")
 MODEL_FILES = ("disk full, model", "two writers", "truncated zip", "flipped zip", "foreign zip", "other class", "older zip")
 BUFFER_FILES = ("disk full, buffer", "truncated buffer", "flipped buffer", "foreign buffer", "older buffer")
@@ -138,8 +139,9 @@ def _run(fault: Fault, folder: Path) -> str:
             if by_hand:
                 timer.start()
             model.learn(10**9 if by_hand else STEPS, log_interval=None)
-            while not _has_happened(fault, said, folder):
-                model.learn(STEPS, reset_num_timesteps=False, log_interval=None)
+            for _ in range(ROUNDS):
+                if not _has_happened(fault, said, folder):
+                    model.learn(STEPS, reset_num_timesteps=False, log_interval=None)
         except (Exception, KeyboardInterrupt) as caught:
             error = caught
         finally:
