@@ -151,14 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds of a run",
         "median step resumed at",
     )
-    print(f"{'system':<10}" + "".join(f"{title:>{len(title) + 3}}" for title in titles))
+    print(f"{'system':<15}" + "".join(f"{title:>{len(title) + 3}}" for title in titles))
     figures, n_bad = {}, 0
     for system in options.systems:
         tally = kill_and_resume(system, options.kills, random.Random(f"{options.seed} {system}"))
         counts = (tally.n_kills, tally.n_inside_a_save, tally.n_before_the_first, tally.n_runs, tally.n_identical)
         row = (*counts, round(tally.run_seconds, 1), int(statistics.median(tally.resumed_at)))
         cells = "".join(f"{value:>{len(title) + 3}}" for title, value in zip(titles, row, strict=True))
-        print(f"{system:<10}{cells}", flush=True)
+        print(f"{system:<15}{cells}", flush=True)
         if tally.different:
             print("  different:", *sorted(set(tally.different))[:10])
         figures[system] = dict(zip(titles, row, strict=True))

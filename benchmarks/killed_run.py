@@ -18,19 +18,29 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
+from tests.contract.settings import HYBRIDS, STEPWISE, fast, known
 
 EPISODE = 25
 SAVE_FREQ = 100
 SMALL: dict[str, Any] = {"device": "cpu", "seed": 7, "policy_kwargs": {"net_arch": [16]}}
 HYBRID = {"buffer_size": 500, "batch_size": 16, "learning_starts": 60}
 """The buffer is smaller than the run is long, so that it wraps round."""
-SYSTEMS: dict[str, tuple[int, bool, dict[str, Any]]] = {
+NAMED: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "erl_re2": (710, True, {**HYBRID, "pop_size": 3, "fitness_horizon": 10, "train_freq": 4}),
     "td7": (460, False, {**HYBRID, "policy_kwargs": {"net_arch": [16], "zs_dim": 8}, "late_assessment_episodes": 3}),
     "cem_rl": (710, True, {**HYBRID, "pop_size": 4, "train_freq": 4}),
     "openai_es": (2510, False, {"n_pairs": 4, "noise_table_size": 1_000_000}),
 }
 """For each system: steps of a run, whether there is a ``VecNormalize``, and arguments."""
+
+
+def _like_the_tests(name: str) -> tuple[int, bool, dict[str, Any]]:
+    n_steps = 460 if name in STEPWISE else 710 if name in HYBRIDS else 1510
+    return n_steps, name not in STEPWISE, fast(name, **known(name, {"buffer_size": 500, "learning_starts": 60}))
+
+
+SYSTEMS = {**NAMED, **{name: _like_the_tests(name) for name in ALGOS if name not in NAMED}}
+"""The same for all classes."""
 
 
 def make_env(is_normalized: bool) -> VecEnv:
