@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,10 @@ NORMALIZER = "vecnormalize.pkl"
 RUN = "run.pkl"
 ENVIRONMENT = "env.pkl"
 LOGS = "logs"
+CHECKED_BY_LOAD = (MODEL, BUFFER)
+"""Files with checksums of their own, which may be too large to be read twice."""
+CHECKSUM = "checksum"
+"""Of the other entries of a manifest."""
 PREFIX = "checkpoint_"
 LOCK = ".lock"
 PATIENCE = 10.0
@@ -45,10 +50,18 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     """:return: what a checkpoint says of itself, ``None`` if it is not whole"""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        is_whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+        own = manifest.pop(CHECKSUM, None)  # the first versions wrote none
+        is_whole = own in (None, _checksum(json.dumps(manifest).encode()))
+        is_whole &= all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+        checksums = manifest.get("checksums", {})
+        is_whole &= all(_checksum((folder / name).read_bytes()) == value for name, value in checksums.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_whole else None
+
+
+def _checksum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def claim(path: pathlib.Path) -> filelock.BaseFileLock:
@@ -92,16 +105,19 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
 
     :param path: folder with the checkpoints of a run
     :param n_timesteps: part of the name, with leading zeros, so that names sort by age
-    :param about: goes into the manifest, beside the sizes of all files
+    :param about: goes into the manifest, beside sizes and checksums of the files
     """
     final = path / f"{PREFIX}{n_timesteps:012d}"
     temporary = hidden_name(final)
     try:
         temporary.mkdir(0o700)
         yield temporary
-        files = [file for file in temporary.rglob("*") if file.is_file()]
-        sizes = {file.relative_to(temporary).as_posix(): file.stat().st_size for file in files}
-        (temporary / MANIFEST).write_text(json.dumps({**about, "num_timesteps": n_timesteps, "files": sizes}, indent=1) + "\n")
+        files = {file.relative_to(temporary).as_posix(): file for file in temporary.rglob("*") if file.is_file()}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        checksums = {name: _checksum(file.read_bytes()) for name, file in files.items() if name not in CHECKED_BY_LOAD}
+        manifest = {**about, "num_timesteps": n_timesteps, "files": sizes, "checksums": checksums}
+        manifest[CHECKSUM] = _checksum(json.dumps(manifest).encode())
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for entry in (*temporary.rglob("*"), temporary):
             _to_disk(entry)
         os.chmod(temporary, 0o777 & ~umask())

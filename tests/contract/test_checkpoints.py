@@ -277,6 +277,31 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert newest_checkpoint(folder) == whole[-3] and steps_of(folder) == [int(whole[-3].name[-12:])], "whole ones count"
 
 
+def test_a_wrong_bit_is_never_learned_from(tmp_path: Path) -> None:
+    """In any file of the newest checkpoint: the one before is taken, or an error names the file."""
+    whole, rng, endings = tmp_path / "run", np.random.default_rng(0), []
+    expected = fingerprint(learn("erl", whole), whole / "progress.csv")
+    killed = forget_after(whole, 3)
+    files = [file.relative_to(killed) for file in sorted((killed / "checkpoints").rglob("*_000*/**/*")) if file.is_file()]
+    newest = [file for file in files if file.parts[1] == files[-1].parts[1]]
+    assert {"model.zip", "replay_buffer.pkl", "vecnormalize.pkl", "run.pkl", "checkpoint.json"} <= {f.name for f in newest}
+    for file in newest * 2:
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(killed, folder)
+        data = bytearray((folder / file).read_bytes())
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        (folder / file).write_bytes(data)
+        try:
+            result = fingerprint(learn("erl", folder), folder / "progress.csv")
+        except ValueError as error:
+            assert file.name in str(error) and file.name in ("model.zip", "replay_buffer.pkl")
+            endings.append(file.name)
+        else:
+            assert differences(expected, result) == [], file
+    assert "replay_buffer.pkl" in endings
+
+
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint_000000000007.abc").mkdir()
     make(CHEAP).learn(170, GenerationCheckpoint(20, tmp_path, keep=2))
