@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -308,13 +307,14 @@ def test_interrupt_in_any_line(name: str, evaluators: Evaluators) -> None:
         assert multiprocessing.active_children() == [] and not what_stays(lambda: unused_memory() - segments, 1.0), line
 
 
-def test_workers_follow_a_killed_main_process(tmp_path: Path) -> None:
-    """Also while their environments hang; and Ray is not imported unless somebody asks for it."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_follow_a_killed_main_process(number: int, tmp_path: Path) -> None:
+    """Also while their environments hang, and shared memory goes; and Ray is not imported unless somebody asks for it."""
     script = tmp_path / "main.py"
     script.write_text(
         textwrap.dedent(
             """
-            import os, signal, sys
+            import os, sys
             from functools import partial
             from tests.backends.troubles import TroubledEnv, toy
             from tests.contract.settings import make
@@ -327,21 +327,21 @@ def test_workers_follow_a_killed_main_process(tmp_path: Path) -> None:
                 def report(variables, _):
                     assert "ray" not in sys.modules
                     pool = model.workers._dispatcher.pool
-                    print(*(pool.process_of(w).pid for w in model.workers._dispatcher.workers), flush=True)
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    print(*(pool.process_of(w).pid for w in model.workers._dispatcher.workers))
+                    print(*(memory.name for memory in (pool._memory, *pool._tables.values())), flush=True)
+                    os.kill(os.getpid(), int(sys.argv[1]))
 
                 model.learn(100, report)
             """
         )
     )
     root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
-    workers = [int(pid) for pid in done.stdout.split()]
-    assert done.returncode == -signal.SIGKILL and len(workers) == 2, done.stderr
-    end = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    command = [sys.executable, script, str(int(number))]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
+    workers, segments = (line.split() for line in done.stdout.splitlines())
+    assert done.returncode == -number and len(workers) == 2 and len(segments) == 2, done.stderr
+    left = {*(Path(f"/proc/{pid}") for pid in workers), *(Path(f"/dev/shm/{name}") for name in segments)}
+    assert not what_stays(lambda: {path for path in left if path.exists()}, 20)
 
 
 # ---------------------------------------------------------------- the user's environments
