@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import types
@@ -43,6 +44,7 @@ def call_with_sigint(function: Callable[[], Any], number: int, is_counted: Calla
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # Python ignores Ctrl-C in what it calls for garbage, here that of other tests
     with ctrl_c_raises():
         sys.settrace(trace)
         try:
@@ -53,4 +55,5 @@ def call_with_sigint(function: Callable[[], Any], number: int, is_counted: Calla
             assert not hit, f"SIGINT in {hit} was lost"
         finally:
             sys.settrace(before)
+            gc.enable()
     return hit, count
