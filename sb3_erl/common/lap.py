@@ -50,8 +50,8 @@ class PriorityTree:
     def append(self, slots: np.ndarray) -> None:
         """Give new transitions the highest priority."""
         self._mark(slots)
-        self.priority[slots] = self.max_priority
         self.size = max(self.size, int(slots.max()) + 1)
+        self.priority[slots] = self.max_priority
 
     def write(self, slots: np.ndarray, priorities: np.ndarray) -> None:
         """

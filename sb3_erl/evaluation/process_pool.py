@@ -176,6 +176,7 @@ class ProcessPool(Pool):
             self._close()
 
     def _close(self) -> None:
+        """What :meth:`close` does; its variables end with it, while Ctrl-C still waits."""
         for _, channel in self._workers.values():
             channel.close()
         end = time.monotonic() + 1.0

@@ -83,6 +83,8 @@ def test_interrupt_in_any_line(name: str, tmp_path: Path) -> None:
         model = begun()
         line, _ = interrupt(model, number)
         assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"), line
+        taken = model.env.envs[0].unwrapped.n_steps
+        assert taken - 1 <= model.num_timesteps <= taken, line
         if name in HYBRIDS:
             assert -20 <= n_stored(model) - model.num_timesteps <= 1, line  # Ctrl-C may cost an episode
             check_buffer(model.replay_buffer, quiet.replay_buffer)

@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 
 from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
-from sb3_erl.common import checkpoints, files
+from sb3_erl.common import checkpoints, files, lap
 from sb3_erl.common.interrupts import uninterrupted
 from sb3_erl.evaluation import process_pool, remote
 from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.learners import base
+from tests.contract.settings import make
 from tests.interruption import call_with_sigint, ctrl_c_raises
 
 needs_shared_files = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no names to look at")
@@ -106,6 +111,70 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
         checkpoints.remove_leftovers(tmp_path)
         for folder in tmp_path.iterdir():
             checkpoints._delete(folder)
+
+
+def test_networks_do_not_stay_frozen() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
+
+    def freeze() -> None:
+        with base.frozen(parameters):
+            pass
+
+    for line in interrupted_everywhere(lambda: freeze, base):
+        assert all(parameter.requires_grad for parameter in parameters), f"frozen by SIGINT in {line}"
+
+
+@pytest.mark.parametrize("what", ["append", "write"])
+def test_priorities_and_their_sums_agree(what: str) -> None:
+    uniform, trees = np.linspace(0, 0.99, 200), [lap.PriorityTree(40)]
+
+    def change() -> None:
+        if what == "append":
+            trees[0].append(np.arange(20, 30))
+        else:
+            trees[0].write(np.arange(5), np.full(5, 9.0))
+        trees[0].find(uniform)
+
+    def prepare() -> Callable[[], Any]:
+        trees[:] = [lap.PriorityTree(40)]
+        trees[0].append(np.arange(20))
+        trees[0].find(uniform)
+        return change
+
+    for line in interrupted_everywhere(prepare, lap):
+        sums = trees[0].priority.astype(np.float64).cumsum()
+        expected = np.searchsorted(sums, uniform * sums[-1])
+        assert np.array_equal(trees[0].find(uniform), expected), f"wrong by SIGINT in {line}"
+
+
+def test_a_stored_transition_has_a_priority() -> None:
+    space, held = spaces.Box(-1, 1, (1,), np.float32), []
+
+    def prepare() -> Callable[[], Any]:
+        held[:] = [lap.LAPReplayBuffer(8, space, space)]
+        zero = np.zeros((1, 1), np.float32)
+        return lambda: held[0].add(zero, zero, zero, np.zeros(1), np.zeros(1), [{}])
+
+    for line in interrupted_everywhere(prepare, lap):
+        assert held[0].trees[0].size == held[0].size() == np.count_nonzero(held[0].trees[0].priority), f"SIGINT in {line}"
+
+
+@pytest.mark.parametrize("name", ["cem", "td7"])
+def test_torch_computes_gradients_after_any_end(name: str) -> None:
+    """Ctrl-C may come when ``torch.no_grad()`` or autocast are about to be switched back."""
+
+    def spoil(*_: Any) -> bool:
+        torch.set_grad_enabled(False)
+        torch.set_autocast_enabled("cpu", True)
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make(name).learn(20, spoil)
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_autocast_enabled("cpu", False)
 
 
 def test_ctrl_c_comes_after_the_block() -> None:

@@ -42,6 +42,18 @@ def test_a_sequence_of_transitions() -> None:
     assert steps.until(7)[-1].info == {"TimeLimit.truncated": False} and len(Steps.none()) == len(steps.until(0)) == 0
 
 
+def test_steps_have_their_own_rewards() -> None:
+    """Also if Ctrl-C came between a reward and the rest of its step, and if only the last step is recorded."""
+    rewards = np.arange(4.0)
+    recorder = StepRecorder(np.zeros(1), (1,))
+    for t in range(3):
+        recorder.add(np.zeros(1), np.full(1, t), {})
+    assert recorder.steps(rewards, done=False).rewards.tolist() == [0, 1, 2]
+    last = StepRecorder(np.zeros(1), (1,), first=3, capacity=1)
+    last.add(np.zeros(1), np.zeros(1), {})
+    assert last.steps(rewards, done=True).rewards.tolist() == [3]
+
+
 class Counting(ReplayBuffer):
     """A user's own buffer, which wants to hear of each transition."""
 
