@@ -95,6 +95,22 @@ def test_interrupt_in_any_line(name: str, tmp_path: Path) -> None:
         assert model.num_timesteps >= before + 60, line
 
 
+def test_interrupt_in_every_line_of_an_episode() -> None:
+    """Steps are counted once and stored once, whichever line of stepping and storing is hit."""
+    counted = ("evaluation/phase.py", "common/storing.py", "common/generation.py")
+    quiet = make("erl", toy_vec_env(1), seed=0)
+    quiet.learn(10)
+    number, line = 0, "?"
+    while line:
+        number += 1
+        model: Any = make("erl", toy_vec_env(1), seed=0)
+        line, _ = call_with_sigint(partial(model.learn, 10, log_interval=None), number, lambda file: file.endswith(counted))
+        taken = model.env.envs[0].unwrapped.n_steps
+        assert taken - 1 <= model.num_timesteps <= taken and n_stored(model) <= taken, line
+        check_buffer(model.replay_buffer, quiet.replay_buffer)
+    assert number > 100
+
+
 def check_buffer(buffer: Any, quiet: Any) -> None:
     """It has what the quiet one began with, and priorities that add up."""
     n = buffer.size()
