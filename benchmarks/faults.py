@@ -191,7 +191,7 @@ def _work(faults: Sequence[Fault], writer: int) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.faulty", "sb3_erl.evaluation.worker"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.faulty", "sb3_erl.remote.worker"])
     for fault in faults:
         if fault.backend == "ray":
             try:

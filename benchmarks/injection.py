@@ -25,7 +25,7 @@ from stable_baselines3 import TD3
 
 from benchmarks.faulty import DEATHS, HANGS, KINDS, RAISES, SHAPES, faulty_vec_env, monitored
 from sb3_erl import ALGOS, ProcessEvaluator, RayEvaluator
-from sb3_erl.evaluation.soundness import FailedEpisodesError, WorkerError
+from sb3_erl.rollouts.soundness import FailedEpisodesError, WorkerError
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
 
 STEPS, ROUNDS = 150, 10

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium import spaces
 
-from sb3_erl.common.lap import LAPReplayBuffer
+from sb3_erl.buffers.lap import LAPReplayBuffer
 
 BATCH = 256
 PER_ROUND = 20

@@ -26,11 +26,11 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_erl import OpenAIES
-from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation import dispatch
-from sb3_erl.evaluation.process_pool import ProcessEvaluator
-from sb3_erl.evaluation.ray_pool import RayEvaluator
-from sb3_erl.evaluation.remote import RemoteEvaluator
+from sb3_erl.core.seeding import Address, Stream
+from sb3_erl.remote import dispatcher as dispatch
+from sb3_erl.remote.evaluator import RemoteEvaluator
+from sb3_erl.remote.process import ProcessEvaluator
+from sb3_erl.remote.ray import RayEvaluator
 
 SPACES = {"humanoid": (376, 17), "small": (3, 2)}
 """Observations and actions; sizes of messages and costs are measured with those of Humanoid and 166673 parameters."""

@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 
 from sb3_erl import ERL
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
 
 
 class IsotropicMutation:

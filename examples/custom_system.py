@@ -12,8 +12,8 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_erl.common.evolutionary_algorithm import EvolutionaryAlgorithm
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.ga import GA
 

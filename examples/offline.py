@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_erl import TD7
-from sb3_erl.offline import fill_replay_buffer
+from sb3_erl.buffers.offline import fill_replay_buffer
 
 
 def controller(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -57,10 +57,10 @@ def main(arguments: list[str] | None = None) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINARI_DATASETS_PATH"] = folder
-        dataset, behaviour = record(options.episodes)
+        dataset, behavior = record(options.episodes)
         model = TD7("Pendulum-v1", offline=True, buffer_size=options.episodes * 200, seed=1)
         n_transitions = fill_replay_buffer(model, dataset)
-    print(f"{n_transitions} transitions of a controller with mean return {behaviour:.0f}")
+    print(f"{n_transitions} transitions of a controller with mean return {behavior:.0f}")
     eval_env = make_vec_env("Pendulum-v1", seed=100)
     callback = EvalCallback(eval_env, eval_freq=max(int(options.updates) // 5, 1), n_eval_episodes=5, verbose=1)
     model.learn(options.updates, callback)

@@ -15,9 +15,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_erl import PDERL
-from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.operators import RowCrossover
-from sb3_erl.operators.distillation import DistillationCrossover
+from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.evolution.operators import RowCrossover
+from sb3_erl.evolution.operators.distillation import DistillationCrossover
 
 
 def main(arguments: list[str] | None = None) -> float:

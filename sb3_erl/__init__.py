@@ -14,13 +14,13 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
-from sb3_erl.common.callbacks import GenerationCheckpoint
-from sb3_erl.common.checkpoints import newest_checkpoint
-from sb3_erl.common.loading import load_parameters
+from sb3_erl.runs.callbacks import GenerationCheckpoint
+from sb3_erl.runs.checkpoints import newest_checkpoint
+from sb3_erl.runs.loading import load_parameters
 
 if TYPE_CHECKING:
-    from sb3_erl.evaluation.process_pool import ProcessEvaluator
-    from sb3_erl.evaluation.ray_pool import RayEvaluator
+    from sb3_erl.remote.process import ProcessEvaluator
+    from sb3_erl.remote.ray import RayEvaluator
 
 __version__ = "0.1.0"
 
@@ -68,10 +68,10 @@ __all__ = [
     "newest_checkpoint",
 ]
 
-_LATER = {"ProcessEvaluator": "process_pool", "RayEvaluator": "ray_pool"}
+_LATER = {"ProcessEvaluator": "process", "RayEvaluator": "ray"}
 
 
 def __getattr__(name: str) -> Any:  # imported when they are wanted
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sb3_erl.evaluation.{_LATER[name]}"), name)
+    return getattr(import_module(f"sb3_erl.remote.{_LATER[name]}"), name)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.cem import CEM
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA

@@ -1,4 +1,4 @@
-"""Replay buffers: time of prioritised batches, and memory of a million Humanoid transitions."""
+"""Replay buffers: time of prioritized batches, and memory of a million Humanoid transitions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from benchmarks.lap import PER_ROUND, cumsum_way, filled, tree_way
 from benchmarks.save import measured
 from benchmarks.speed.measuring import Measurement, Options, measurement, timed
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.storing import store_steps
-from sb3_erl.evaluation.steps import Steps
+from sb3_erl.buffers.append import store_steps
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.buffers.rollout_steps import Steps
 
 SIZES = (10_000, 1_000_000)
 OBSERVATIONS, ACTIONS = 376, 17

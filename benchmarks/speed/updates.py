@@ -16,11 +16,11 @@ from stable_baselines3.common.logger import configure
 from benchmarks.speed import flops
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, spread, timed
 from sb3_erl import CEMRL, ERL, TD7, ERLRe2
-from sb3_erl.common.policies import fused_adam
-from sb3_erl.common.storing import store_steps
-from sb3_erl.evaluation.steps import Steps
+from sb3_erl.buffers.append import store_steps
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.td3 import TD3Learner
+from sb3_erl.policies.erl import fused_adam
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32)
 ACTIONS = spaces.Box(-1.0, 1.0, (6,), np.float32)

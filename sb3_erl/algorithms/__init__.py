@@ -1,1 +1,1 @@
-"""One small class per published system."""
+"""One file per published system: which parts, which defaults, which deviations from the authors' code."""

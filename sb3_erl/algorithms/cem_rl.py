@@ -14,27 +14,28 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.cem_policies import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.evolutionary_algorithm import ActorOnlyCnnPolicy, ActorOnlyPolicy, EvolutionaryAlgorithm
-from sb3_erl.common.evolutionary_off_policy import EvolutionaryOffPolicyAlgorithm
-from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
-from sb3_erl.common.policies import fused_adam
-from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
-from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor, Transition
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.exploration import NoiseExploration
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.core.seeding import Stream
+from sb3_erl.engine.gradient_steps import GradientSteps
+from sb3_erl.engine.hybrid import EvolutionaryOffPolicyAlgorithm
+from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
+from sb3_erl.engine.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.evolution.cem import CEM as CEMDistribution
-from sb3_erl.exchange.gradient_steps import GradientSteps
-from sb3_erl.exchange.reuse import LearnedRows, ReusedEpisodes
-from sb3_erl.fitness.returns import episode_return
+from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.policies.actor_only import ActorOnlyCnnPolicy, ActorOnlyPolicy
+from sb3_erl.policies.cem_rl import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
+from sb3_erl.policies.erl import fused_adam
+from sb3_erl.policies.td7 import SALEPolicy
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
+from sb3_erl.rollouts.exploration import NoiseExploration
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor, Transition
 
 
 class CommonDDPG(DDPGLearner):
@@ -57,7 +58,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     Differences from the authors' code:
 
     1. the actor steps of all learned individuals run together, see
-       :class:`~sb3_erl.exchange.gradient_steps.GradientSteps`; the numbers are those of the sequential order (with TD7 all
+       :class:`~sb3_erl.engine.gradient_steps.GradientSteps`; the numbers are those of the sequential order (with TD7 all
        individuals take them on the critic as it is after the last critic step);
     2. time limits are stored as truncations; actions are rescaled to the environment's box;
     3. an elite takes its slot only once there is one;
@@ -69,7 +70,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     ``policy.actor`` is the mean of the Gaussian: there is no learner's actor beside the population.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: of critic and actors, a float or a schedule; ``None`` for the learner's own (1e-3, TD7: 3e-4)
     :param learning_starts: environment steps, more than which must have been taken before the first gradient step
     :param batch_size: transitions per gradient step, ``None`` for the learner's own (100, TD7: 256)

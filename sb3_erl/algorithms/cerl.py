@@ -15,17 +15,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.cerl_policies import CERLCnnPolicy, CERLPolicy, MemberSpec
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.parameters import read_parameters
-from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.common.seeding import Stream
-from sb3_erl.common.whole_actors import WholeActorHybrid
-from sb3_erl.evaluation.acting import JointActor, ModuleActor, numpy_population, tensors_of
-from sb3_erl.evaluation.base import EpisodeBatch, Explorer, Job, PopulationActor
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.core.seeding import Stream
+from sb3_erl.engine.deployment import WholeActorHybrid
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import sb3_class, sb3_policy_class
@@ -33,6 +27,12 @@ from sb3_erl.learners.portfolio import Portfolio
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy, MemberSpec
+from sb3_erl.policies.td7 import SALEPolicy
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
+from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
+from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
 
 LearnerChoice = str | type[OffPolicyAlgorithm]
 
@@ -87,9 +87,9 @@ class CERL(WholeActorHybrid):
     Where paper and code differ in the strength of mutation, the code's values are the default: they belong to the released
     results.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`~sb3_erl.common.cerl_policies.CERLPolicy`; or,
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`~sb3_erl.policies.cerl.CERLPolicy`; or,
         without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for all learners; ``None`` for each learner's own (TD3 and DDPG: 1e-3, TD7:
         3e-4, SB3 classes: their default)
     :param learning_starts: stored transitions, more than which there must be before the first gradient update; the updates
@@ -99,7 +99,7 @@ class CERL(WholeActorHybrid):
     :param gammas: discount factors of the learners, which also say how many there are. They stand in place of ``gamma``
     :param learner: ``"td3"``, ``"ddpg"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions; or a
         sequence of these, one per discount factor. Where a TD7 is among them, the replay buffer is a
-        :class:`~sb3_erl.common.lap.LAPReplayBuffer` with priorities for each TD7, from which the others draw uniformly
+        :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` with priorities for each TD7, from which the others draw uniformly
     :param learner_kwargs: further arguments of the learners, as in :class:`~sb3_erl.algorithms.erl.ERL`; a mapping for all
         or a sequence with one per learner
     :param pop_size: number of individuals, at least 2

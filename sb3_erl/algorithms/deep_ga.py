@@ -11,25 +11,25 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_range
-from sb3_erl.common.es_pixel_policies import GAPixelPolicy
-from sb3_erl.common.es_policies import ESLinearPolicy, ESPolicy
-from sb3_erl.common.loading import array_to_text, text_to_array
-from sb3_erl.common.novelty_mixin import NoveltyMixin
-from sb3_erl.common.parameters import ParameterLayout, write_parameters
-from sb3_erl.common.reference_batch import ReferenceBatchMixin
-from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.rebuilding import RebuiltActor, Renumbered, actor_factory
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_range
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout, write_parameters
+from sb3_erl.core.seeding import Stream
+from sb3_erl.engine.novelty import NoveltyMixin
+from sb3_erl.engine.reference_batch import ReferenceBatchMixin
+from sb3_erl.envs.behavior import Behavior as BehaviorClass
+from sb3_erl.envs.behavior import BehaviorFunction
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.evolution.fitness.novelty import Distance
 from sb3_erl.evolution.novelty import NoveltySelection, select_by_novelty
 from sb3_erl.evolution.seed_ga import ELITE, SeedGA
-from sb3_erl.fitness.behaviour import Behavior as BehaviorClass
-from sb3_erl.fitness.behaviour import BehaviorFunction
-from sb3_erl.fitness.novelty import Distance
+from sb3_erl.policies.es import ESLinearPolicy, ESPolicy
+from sb3_erl.policies.es_pixels import GAPixelPolicy
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.remote.recipes import RebuiltActor, Renumbered, actor_factory
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
+from sb3_erl.runs.loading import array_to_text, text_to_array
 
 
 class DeepGA(ReferenceBatchMixin):
@@ -48,9 +48,9 @@ class DeepGA(ReferenceBatchMixin):
     model cannot be loaded with another ``noise_seed`` or ``noise_table_size``.
 
     :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` (see
-        :class:`~sb3_erl.common.es_pixel_policies.GAPixelPolicy`) or a policy class; or, without ``env``, the environment or
+        :class:`~sb3_erl.policies.es_pixels.GAPixelPolicy`) or a policy class; or, without ``env``, the environment or
         its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: SB3's third argument; not used
     :param pop_size: children per generation
     :param truncation: how many of the best become parents
@@ -58,12 +58,12 @@ class DeepGA(ReferenceBatchMixin):
         networks of thousands need 0.02 to 0.1
     :param n_finalists: candidates for the elite, the present one among them
     :param n_finalist_episodes: further episodes of each of them
-    :param init: see :class:`~sb3_erl.evolution.seed_genome.Initialisation`
-    :param init_output_std: see :class:`~sb3_erl.evolution.seed_genome.Initialisation`
+    :param init: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
+    :param init_output_std: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
     :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit
     :param n_eval_episodes: episodes per child
-    :param noise_table_size: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`; 4 bytes each
-    :param noise_seed: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`
+    :param noise_table_size: see :class:`~sb3_erl.core.noise_table.NoiseTable`; 4 bytes each
+    :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
@@ -202,7 +202,7 @@ class RandomSearch(DeepGA):
     those of :class:`DeepGA`.
 
     :param policy: policy alias or class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param pop_size: individuals per generation
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
@@ -239,12 +239,12 @@ class GANS(NoveltyMixin, DeepGA):
     A genetic algorithm whose fitness is novelty (GA-NS): returns play no part in evolution.
 
     Such et al. (2017), https://arxiv.org/abs/1712.06567, section 3.1 and the Image Hard Maze; the authors' code of this
-    variant is not public. Novelty is the mean distance of an individual's behaviour to the nearest ones in the archive and
-    in the population. The most novel individual is the elite, whose behaviour is compared anew in the next generation. The
+    variant is not public. Novelty is the mean distance of an individual's behavior to the nearest ones in the archive and
+    in the population. The most novel individual is the elite, whose behavior is compared anew in the next generation. The
     best return that any individual ever had decides what is deployed; :meth:`most_novel` gives the elite.
 
     Parameters that are not listed here are those of :class:`DeepGA`, and of
-    :class:`~sb3_erl.common.novelty_mixin.NoveltyMixin`: what describes an episode, and how descriptions are compared.
+    :class:`~sb3_erl.engine.novelty.NoveltyMixin`: what describes an episode, and how descriptions are compared.
 
     :param truncation: how many of the most novel, the elite among them, become parents
     :param archive_prob: probability with which an individual enters the archive
@@ -285,7 +285,7 @@ class GANS(NoveltyMixin, DeepGA):
         self.best_return = -np.inf
         """The best mean return of an individual so far, which is that of the deployed one."""
         self.elite_behavior: np.ndarray | None = None
-        n_finalists = 1  # the elite is known by its behaviour and needs no further episodes
+        n_finalists = 1  # the elite is known by its behavior and needs no further episodes
         super().__init__(**known_to(super().__init__, locals()))
 
     def _setup_model(self) -> None:
@@ -297,7 +297,7 @@ class GANS(NoveltyMixin, DeepGA):
         super()._setup_model()
 
     elite_state: str | None = None
-    """The elite's behaviour as text, while a model is saved or loaded."""
+    """The elite's behavior as text, while a model is saved or loaded."""
 
     def _write_state(self) -> None:
         super()._write_state()

@@ -13,21 +13,21 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.parameters import read_parameters
-from sb3_erl.common.policies import ERLCnnPolicy, ERLPolicy, deploying
-from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.common.whole_actors import WholeActorHybrid
-from sb3_erl.evaluation.base import Explorer, Job, PopulationActor
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.exploration import NoiseExploration, PolicyExploration
-from sb3_erl.exchange.replace import ReplaceWeakest
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.engine.deployment import WholeActorHybrid
+from sb3_erl.engine.replace import ReplaceWeakest
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import sb3_class, sb3_policy_class
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy, deploying
+from sb3_erl.policies.td7 import SALEPolicy
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
+from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
 RULES: dict[str, type[DDPGLearner | TD3Learner | TD7Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner, "td7": TD7Learner}
 
@@ -52,7 +52,7 @@ class ERL(WholeActorHybrid):
     evolver_kwargs={"odd_winners": "last", "mutation_kwargs": {"fraction": 0.05, "reset_prob": 0.02, "reset_std": 0.1}}``.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
         and 5e-4, TD3: 1e-3, TD7: 3e-4) or, with an SB3 class, for its default
     :param learning_starts: stored transitions before the first gradient update
@@ -60,7 +60,7 @@ class ERL(WholeActorHybrid):
         0.06) for DDPG, N(0, 0.1) for TD3, nothing beside the policy's own randomness for SB3 classes
     :param learner: ``"ddpg"``, ``"td3"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, ...).
         With TD7 an individual is an actor on the learner's fixed state embedding, which is no part of its genome and
-        changes between generations only; the replay buffer is a :class:`~sb3_erl.common.lap.LAPReplayBuffer`
+        changes between generations only; the replay buffer is a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
     :param learner_kwargs: further arguments of the learner: ``policy_delay``, ``target_policy_noise``,
         ``target_noise_clip`` for DDPG, TD3 and TD7, see also :class:`~sb3_erl.learners.td7.TD7Settings`; constructor
         arguments for an SB3 class

@@ -12,25 +12,25 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.genetic import GeneticHybrid
-from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.common.seeding import Stream
-from sb3_erl.common.shared_policies import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
-from sb3_erl.common.shared_sale_policies import SharedSALEPolicy
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
-from sb3_erl.evaluation.base import EpisodeBatch, Job, PopulationActor
-from sb3_erl.evaluation.choice import EvaluatorChoice
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.core.seeding import Stream
+from sb3_erl.engine.genetic import GeneticHybrid
+from sb3_erl.engine.replace import ReplaceWeakest
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.evolution.fitness.surrogate import h_step_value
 from sb3_erl.evolution.ga import GA
-from sb3_erl.exchange.replace import ReplaceWeakest
-from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
-from sb3_erl.fitness.returns import episode_return
-from sb3_erl.fitness.surrogate import h_step_value
+from sb3_erl.evolution.operators.selection import rank_best_first
+from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.shared_td3 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
-from sb3_erl.learners.shared_td7 import SharedTD7Learner, SharedTD7Settings
-from sb3_erl.operators.selection import rank_best_first
+from sb3_erl.learners.erl_re2 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
+from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner, SharedTD7Settings
+from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
+from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 LEARNERS: dict[str, dict[str, Any]] = {
     "td3": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2, "batch_size": 128, "deploy": "learner"},
@@ -59,20 +59,20 @@ class ERLRe2(GeneticHybrid):
     6. no test episodes inside the loop, use SB3's ``EvalCallback``.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: of all optimizers, a float or a schedule; ``None`` for the learner's own (1e-3, TD7: 3e-4)
     :param learning_starts: random steps of the learner before anything is evaluated or learned
     :param action_noise: exploration of the learner, ``None`` for N(0, 0.1) in each dimension
     :param batch_size: transitions per update, ``None`` for the learner's own (128, TD7: 256)
     :param learner: ``"td3"``, ``"ddpg"`` or ``"td7"`` (TD7's actor without its last layer is the shared encoder, see
-        :class:`~sb3_erl.learners.shared_td7.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
+        :class:`~sb3_erl.learners.erl_re2_td7.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
     :param policy_delay: iterations per policy step; ``None`` for the learner's own (2 for TD3, 1 for DDPG)
     :param target_policy_noise: std of target smoothing; ``None`` for the learner's own (0.2 for TD3, 0 for DDPG)
     :param target_noise_clip: bound of target smoothing
     :param max_grad_norm: clip each network's gradient at this norm (with TD7 that of the PeVFA alone), ``None`` for no
         clipping
     :param encoder_step: ``"recompute"``, ``"joint"`` or ``"torch11"``, see
-        :class:`~sb3_erl.learners.shared_td3.SharedTD3Learner`
+        :class:`~sb3_erl.learners.erl_re2.SharedTD3Learner`
     :param pop_size: number of heads in the population
     :param evolution: ``False`` trains the learner alone (no population, no PeVFA)
     :param elite_fraction: share of the population that survives unchanged, at least one
@@ -86,7 +86,7 @@ class ERLRe2(GeneticHybrid):
     :param fitness_horizon: steps (H) of a partial rollout
     :param policy_embedding_dim: width of the PeVFA's policy encoder
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
-        :class:`~sb3_erl.common.shared_policies.PolicyEncoder`
+        :class:`~sb3_erl.policies.erl_re2.PolicyEncoder`
     :param pevfa_input: ``"obs_action"``; or ``"features"``, as with ``OFF_TYPE=0`` in the authors' code: a value of the
         shared features alone, whose targets are those of whoever acted; only for ``learner="td3"`` or ``"ddpg"`` with
         ``mc_fitness_prob=1``

@@ -12,23 +12,23 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.openai_es import OpenAIES
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.novelty_mixin import NoveltyMixin
-from sb3_erl.common.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
-from sb3_erl.common.seeding import Stream
-from sb3_erl.evaluation.acting import JointActor, ModuleActor, numpy_population, tensors_of
-from sb3_erl.evaluation.base import EpisodeBatch, Job
-from sb3_erl.evaluation.choice import EvaluatorChoice
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.core.seeding import Stream
+from sb3_erl.engine.novelty import NoveltyMixin
+from sb3_erl.envs.behavior import Behavior as BehaviorClass
+from sb3_erl.envs.behavior import BehaviorFunction
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.fitness.novelty import Distance
+from sb3_erl.evolution.fitness.shaping import Ties
 from sb3_erl.evolution.meta_population import MetaPopulation
-from sb3_erl.evolution.noise_table import NoiseTable
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, MemberRule, Mode, mix_ranks, next_member, reward_weight
-from sb3_erl.fitness.behaviour import Behavior as BehaviorClass
-from sb3_erl.fitness.behaviour import BehaviorFunction
-from sb3_erl.fitness.novelty import Distance
-from sb3_erl.fitness.shaping import Ties
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 
 class NSES(NoveltyMixin, OpenAIES):
@@ -42,19 +42,19 @@ class NSES(NoveltyMixin, OpenAIES):
 
     Differences from the authors' code:
 
-    1. the episodes that show the moved member's behaviour also tell the novelty with which the next member is drawn (theirs
+    1. the episodes that show the moved member's behavior also tell the novelty with which the next member is drawn (theirs
        runs others), they begin the generation instead of ending it, and they count as steps;
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
     4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
-       here; :class:`~sb3_erl.common.novelty_mixin.NoveltyMixin` explains those about behaviours and the archive.
+       here; :class:`~sb3_erl.engine.novelty.NoveltyMixin` explains those about behaviors and the archive.
 
     :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
         ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
-    :param n_bc_episodes: episodes of a member per generation, over which its behaviour is the mean
+    :param n_bc_episodes: episodes of a member per generation, over which its behavior is the mean
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
@@ -201,7 +201,7 @@ class NSES(NoveltyMixin, OpenAIES):
         return collected
 
     def _evaluate_members(self, callback: BaseCallback) -> tuple[list[np.ndarray], np.ndarray] | None:
-        """:return: behaviours of all members and ``(meta_population_size,)`` their mean returns; ``None`` if stopped"""
+        """:return: behaviors of all members and ``(meta_population_size,)`` their mean returns; ``None`` if stopped"""
         everybody = range(self._n_centers)
         parts = [numpy_population(net, tensors_of) or ModuleActor([net]) for net in self.evolver.networks]  # type: ignore
         jobs = [Job(member, k, self.cutoff) for member in everybody for k in range(self.n_bc_episodes)]
@@ -266,7 +266,7 @@ class NSRAES(NSES):
     are those of :class:`NSES`.
 
     :param policy: policy alias or class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param reward_weight: initial share of the return, see :class:`~sb3_erl.evolution.novelty.AdaptiveWeight`
     :param weight_delta: by how much the share goes up or down
     :param weight_patience: generations without improvement after which it goes down

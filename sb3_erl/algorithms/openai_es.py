@@ -13,23 +13,23 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_range
-from sb3_erl.common.es_pixel_policies import ESPixelPolicy
-from sb3_erl.common.es_policies import ESActor, ESLinearPolicy, ESPolicy
-from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
-from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.common.reference_batch import ReferenceBatchMixin
-from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation.base import Digest, EpisodeBatch, Explorer, Job, PopulationActor
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.exploration import UnboundedExploration
-from sb3_erl.evaluation.rebuilding import RebuiltActor, actor_factory
-from sb3_erl.evaluation.steps import Steps
+from sb3_erl.buffers.rollout_steps import Steps
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_range
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.core.seeding import Address, Stream
+from sb3_erl.engine.reference_batch import ReferenceBatchMixin
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
-from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.fitness.shaping import ShapingMode, Ties, population_rank
+from sb3_erl.evolution.fitness.shaping import ShapingMode, Ties, population_rank
+from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESPolicy
+from sb3_erl.policies.es_pixels import ESPixelPolicy
+from sb3_erl.policies.observation_statistics import ObservationStatistics, ObservationSums
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.remote.recipes import RebuiltActor, actor_factory
+from sb3_erl.rollouts.exploration import UnboundedExploration
+from sb3_erl.rollouts.jobs import Digest, EpisodeBatch, Explorer, Job, PopulationActor
 
 STORED_EPISODES = 100
 """Episodes per generation whose observations are counted, as with the authors' 10000 episodes and their probability 0.01."""
@@ -38,7 +38,7 @@ STORED_EPISODES = 100
 @dataclass(frozen=True)
 class ObservedEpisodes:
     """
-    Counts the observations of some of the population's episodes; a :class:`~sb3_erl.evaluation.base.Digest`.
+    Counts the observations of some of the population's episodes; a :class:`~sb3_erl.rollouts.jobs.Digest`.
 
     :param address: root of the draws that choose them
     :param first: number of the first candidate; those before it are means
@@ -50,7 +50,7 @@ class ObservedEpisodes:
     probability: float
 
     def wants(self, job: Job) -> bool:
-        """See :class:`~sb3_erl.evaluation.base.Digest`."""
+        """See :class:`~sb3_erl.rollouts.jobs.Digest`."""
         if job.candidate < self.first:
             return False
         return self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < self.probability
@@ -73,7 +73,7 @@ class OpenAIES(ReferenceBatchMixin):
     Differences from the authors' code:
 
     1. a generation is a fixed number of pairs, or the shortest series of them that has ``min_timesteps`` steps (theirs takes
-       whoever comes first, which favours short episodes), and everything follows from the seed (theirs is not reproducible);
+       whoever comes first, which favors short episodes), and everything follows from the seed (theirs is not reproducible);
     2. equal returns share their rank (``ties="stable"``: order of the candidates);
     3. the mean is evaluated in a fixed number of episodes per generation (theirs tosses a coin);
     4. the sums of the observation statistics are float64, and enough episodes are counted for small populations too;
@@ -81,19 +81,19 @@ class OpenAIES(ReferenceBatchMixin):
     6. ``obs_stat_prob`` and other settings are not those of the paper's 1440 workers by default: see the Zoo's file.
 
     :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` (see
-        :class:`~sb3_erl.common.es_pixel_policies.ESPixelPolicy`) or a policy class; or, without ``env``, the environment or
+        :class:`~sb3_erl.policies.es_pixels.ESPixelPolicy`) or a policy class; or, without ``env``, the environment or
         its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
-    :param learning_rate: step size of the optimiser, a float or a schedule
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
+    :param learning_rate: step size of the optimizer, a float or a schedule
     :param n_pairs: mirrored pairs per generation
     :param sigma: standard deviation of the perturbations, a float or a schedule
     :param l2_coeff: pull of the mean towards zero
     :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
-    :param optimizer_kwargs: further arguments of the optimiser, for example ``{"momentum": 0.9}``
-    :param fitness_shaping: see :func:`~sb3_erl.fitness.shaping.shape_fitness`
-    :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`
+    :param optimizer_kwargs: further arguments of the optimizer, for example ``{"momentum": 0.9}``
+    :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`
+    :param ties: see :func:`~sb3_erl.evolution.fitness.shaping.centered_ranks`
     :param min_timesteps: add pairs until a generation has as many environment steps
-    :param normalize_obs: standardise observations by statistics that the policy carries; images are not standardised
+    :param normalize_obs: standardize observations by statistics that the policy carries; images are not standardized
     :param obs_stat_prob: probability that an episode's observations are counted, ``None`` for 100 episodes per generation
     :param action_noise_std: normal noise on continuous actions of the population, in units of the action space
     :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit; or ``(start,
@@ -103,8 +103,8 @@ class OpenAIES(ReferenceBatchMixin):
     :param n_center_episodes: episodes of the mean itself per generation, for the log
     :param common_random_numbers: both candidates of a pair meet the same start states
     :param perturb_fraction: see :class:`~sb3_erl.evolution.es.MirroredES`
-    :param noise_table_size: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`; 4 bytes each
-    :param noise_seed: see :class:`~sb3_erl.evolution.noise_table.NoiseTable`
+    :param noise_table_size: see :class:`~sb3_erl.core.noise_table.NoiseTable`; 4 bytes each
+    :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 

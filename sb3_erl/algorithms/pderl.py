@@ -1,4 +1,4 @@
-"""PDERL: ERL whose crossover distils two parents into a child and whose mutation spares what actions are sensitive to."""
+"""PDERL: ERL whose crossover distills two parents into a child and whose mutation spares what actions are sensitive to."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.erl import ERL
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.genetic_memory import GeneticMemories
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evaluation.base import Job
-from sb3_erl.evaluation.choice import EvaluatorChoice
-from sb3_erl.evaluation.steps import Steps, Transition
-from sb3_erl.evolution.distilled import DistilledGA
+from sb3_erl.buffers.genetic_memory import GeneticMemories
+from sb3_erl.buffers.rollout_steps import Steps, Transition
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.evolution.distilled_ga import DistilledGA
 from sb3_erl.evolution.ga import GA
 from sb3_erl.learners.base import Precision
+from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.jobs import Job
 
 
 class PDERL(ERL):
@@ -47,14 +47,14 @@ class PDERL(ERL):
     Parameters that are not listed here are those of :class:`~sb3_erl.algorithms.erl.ERL`.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learner: as in ERL. With TD7 operators and critic read the fixed state embedding, which takes no gradient; of
         SAC's actors the deterministic action counts
     :param crossover_prob: probability of replacing a selected parent by its child with another one
     :param genetic_memory_size: transitions that each individual remembers; they are saved with the model
     :param crossover: ``"distillation"``, or an operator of ERL, such as ``"rows"``
     :param mutation: ``"proximal"``, or an operator of ERL, such as ``"gaussian"``
-    :param parent_matching: which parents are distilled: pairs by the sum of their ``"fitness"``, or those whose behaviour
+    :param parent_matching: which parents are distilled: pairs by the sum of their ``"fitness"``, or those whose behavior
         has the largest ``"distance"``
     :param q_filter: critic that chooses between the parents' actions: ``"q1"`` or the smaller of both, ``"min"``
     :param distill_epochs: passes over a child's memory
@@ -64,7 +64,7 @@ class PDERL(ERL):
     :param mutation_magnitude: standard deviation of the proximal noise
     :param mutation_batch_size: states on which the sensitivity is measured
     :param sensitivity_floor: smallest sensitivity
-    :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.distilled.DistilledGA`, for example
+    :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.distilled_ga.DistilledGA`, for example
         ``distance_from``, ``crossover_kwargs`` or ``mutation_kwargs``
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """

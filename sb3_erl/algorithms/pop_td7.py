@@ -13,14 +13,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.td7 import EVERY_STEP, TD7
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.sale_policies import PopTD7Policy
-from sb3_erl.evaluation.base import Explorer
-from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.policies.td7 import PopTD7Policy
+from sb3_erl.rollouts.jobs import Explorer
 
 
 class PopTD7(TD7):

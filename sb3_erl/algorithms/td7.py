@@ -15,24 +15,24 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_erl.common.arguments import known_to
-from sb3_erl.common.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.sale_policies import TD7Policy
-from sb3_erl.common.stepwise import StepwiseOffPolicyAlgorithm
-from sb3_erl.evaluation.base import Explorer
-from sb3_erl.evaluation.exploration import NoiseExploration
-from sb3_erl.evaluation.soundness import environments_watched
-from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.arguments import known_to
+from sb3_erl.core.checks import check_choice, check_common, check_learn, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.engine.stepwise import StepwiseOffPolicyAlgorithm
+from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Precision
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
+from sb3_erl.policies.td7 import TD7Policy
+from sb3_erl.rollouts.exploration import NoiseExploration
+from sb3_erl.rollouts.jobs import Explorer
+from sb3_erl.rollouts.soundness import environments_watched
 
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
 
 
 class TD7(StepwiseOffPolicyAlgorithm):
     """
-    TD7: TD3 with state-action learned embeddings (SALE), policy checkpoints, LAP replay and, offline, behaviour cloning.
+    TD7: TD3 with state-action learned embeddings (SALE), policy checkpoints, LAP replay and, offline, behavior cloning.
 
     Fujimoto, Chang, Smith, Gu, Precup, Meger (NeurIPS 2023), https://arxiv.org/abs/2306.02451; authors' code: sfujim/TD7.
     The policy is frozen while its training episodes assess it; then one update is made per environment step. The policy
@@ -48,7 +48,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
     4. updates owed when ``learn`` ends are made when the interrupted assessment is completed by the next ``learn``.
 
     :param policy: ``"MlpPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorised or not, its id, or ``None`` for loading
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: of encoder, critic and actor, a float or a schedule
     :param buffer_size: transitions in the replay buffer
     :param learning_starts: environment steps of the random warm-up, which lasts to the end of the running episode
@@ -57,7 +57,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
     :param train_freq: only 1: when to train is decided by the assessment, or without checkpoints after each step
     :param gradient_steps: -1 for one update per environment step with the policy, else updates per training call
     :param action_noise: exploration noise in place of ``exploration_noise``
-    :param replay_buffer_class: :class:`~sb3_erl.common.lap.LAPReplayBuffer` if ``None``; with another SB3 buffer there are
+    :param replay_buffer_class: :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` if ``None``; with another SB3 buffer there are
         no priorities
     :param replay_buffer_kwargs: further arguments of the replay buffer
     :param policy_delay: updates per actor step
@@ -68,7 +68,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
     :param lap_alpha: exponent of the priorities
     :param lap_min_priority: floor of the priorities, before the exponent
     :param offline: learn from a filled replay buffer alone: ``learn`` counts updates and steps no environment
-    :param bc_coef: weight of the behaviour-cloning term, offline only
+    :param bc_coef: weight of the behavior-cloning term, offline only
     :param use_checkpoints: assess policies and keep the best; ``None`` for yes online, no offline
     :param early_assessment_episodes: episodes per assessment in the early phase
     :param late_assessment_episodes: episodes per assessment in the late phase
@@ -83,7 +83,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         where there is one
     :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
     :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
-    :param policy_kwargs: arguments of :class:`~sb3_erl.common.sale_policies.TD7Policy`
+    :param policy_kwargs: arguments of :class:`~sb3_erl.policies.td7.TD7Policy`
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
     :param verbose: 0 no output, 1 info, 2 debug
@@ -294,7 +294,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         if self._has_checkpoints and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
             warnings.warn(
                 "use_checkpoints with VecNormalize(norm_obs=True): a checkpoint meets newer statistics than those it was "
-                "scored with; consider norm_obs=False, TD7 normalises its embeddings itself",
+                "scored with; consider norm_obs=False, TD7 normalizes its embeddings itself",
                 stacklevel=3,
             )
 
@@ -346,7 +346,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
         if self.replay_buffer.size() == 0:
             raise ValueError(
                 "replay_buffer must hold transitions for offline learning; it is empty. Fill it with load_replay_buffer(path) "
-                "or sb3_erl.offline.fill_replay_buffer(model, dataset)"
+                "or sb3_erl.buffers.offline.fill_replay_buffer(model, dataset)"
             )
         callback.on_rollout_start()
         while self.num_timesteps < total_timesteps:

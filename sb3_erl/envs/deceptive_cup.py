@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_erl.common.checks import check_choice
+from sb3_erl.core.checks import check_choice
 
 BOXES = (
     (5.5, 0.0, 0.1, 1.5),

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.core.checks import check_choice, check_range
 
 Obs = Literal["sensors", "image"]
 RewardRule = Literal["final_distance", "min_distance", "sparse"]
@@ -61,7 +61,7 @@ class MazeMap:
     :param start: ``(x, y)`` of the robot
     :param heading: degrees, clockwise from the x axis
     :param goal: ``(x, y)``
-    :param robot_radius: the robot's centre keeps at least this distance from all walls
+    :param robot_radius: the robot's center keeps at least this distance from all walls
     :param view: ``(x, y, width)`` of the square that pictures show
     :raises ValueError: if a shape is wrong or the robot would start inside a wall
     """
@@ -122,7 +122,7 @@ class MazeRobots:
     def __init__(self, maze: MazeMap, n: int = 1):
         self.maze, self._walls = maze, maze.segments
         self.places = np.zeros((n, 2), np.float32)
-        """``(x, y)`` of each centre."""
+        """``(x, y)`` of each center."""
         self.heading, self.speed, self.turning = np.zeros((3, n), np.float32)
         self.collisions = np.zeros(n, np.int64)
         self.reset()
@@ -145,7 +145,7 @@ class MazeRobots:
 
     @property
     def goal_distances(self) -> np.ndarray:
-        """``(n,)`` distance of the robots' centres to the goal."""
+        """``(n,)`` distance of the robots' centers to the goal."""
         away = self.positions - self.maze.goal
         return np.hypot(away[:, 0], away[:, 1])
 
@@ -211,7 +211,7 @@ class MazePicture:
     Bird's-eye pictures of a maze with its robot.
 
     The pixels of the published Image Hard Maze were never described. This picture is our own: 0 floor, 96 walls, 160 goal,
-    255 robot, 32 a mark from its centre towards its heading.
+    255 robot, 32 a mark from its center towards its heading.
 
     :param maze: what to draw
     :param size: width and height in pixels
@@ -375,8 +375,8 @@ class HardMaze(gym.Env):
             return None
         if self._rendering is None:
             self._rendering = MazePicture(self.maze, _RENDER_SIZE)
-        grey = self._rendering.draw_robot(self.robots, 0)
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = self._rendering.draw_robot(self.robots, 0)
+        return np.repeat(gray[..., None], 3, axis=2)
 
 
 class VecHardMaze(VecEnv):

@@ -1,1 +1,1 @@
-"""Who proposes candidates: evolvers with ask and tell."""
+"""Evolvers (ask and tell), with their operators and fitness functions."""

@@ -17,7 +17,7 @@ class Evolver(nn.Module):
     """
     Base of all evolvers: ``ask`` for candidates, ``tell`` their fitness.
 
-    Its state is made of float buffers, so it moves with the device and is saved like a network. Fitness is maximised
+    Its state is made of float buffers, so it moves with the device and is saved like a network. Fitness is maximized
     everywhere and NaN is worst. Random numbers come from the generator that is handed in.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.evolution.base import Evolver, check_told
 
 _CACHED = 1 << 17

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.common.checks import check_choice, check_range
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told, to_numpy
 from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
-from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
+from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ESUpdate:
 
     :param shaped: ``(n_candidates,)`` shaped fitness, in the order of the candidates
     :param direction: ``(n_params,)`` estimated ascent direction, not divided by sigma
-    :param gradient: ``(n_params,)`` what the optimiser descended: minus the direction plus the pull towards zero
+    :param gradient: ``(n_params,)`` what the optimizer descended: minus the direction plus the pull towards zero
     :param grad_norm: L2 norm of the direction
     :param update_ratio: L2 norm of the step relative to that of the mean before it
     """
@@ -74,10 +74,10 @@ class Windows:
 class MirroredSource:
     """
     Makes the candidates of :class:`MirroredES` one at a time; see
-    :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`. On the wire a candidate is half a pair of numbers.
+    :class:`~sb3_erl.remote.recipes.CandidateSource`. On the wire a candidate is half a pair of numbers.
 
     :param mean: ``(n_params,)`` all numbers before the first candidate's
-    :param centre: ``(n_params,)`` what is perturbed
+    :param center: ``(n_params,)`` what is perturbed
     :param sigma: standard deviation of perturbations
     :param pairs: ``(n_pairs, 2)`` for each pair where its window begins in the table and at which parameter it is put
     :param windows: of the table
@@ -85,7 +85,7 @@ class MirroredSource:
     """
 
     mean: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     sigma: float
     pairs: np.ndarray
     windows: Windows
@@ -93,31 +93,31 @@ class MirroredSource:
 
     @property
     def noise_tables(self) -> tuple[NoiseTable, ...]:
-        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
         return (self.windows.table,)
 
     def __call__(self, candidate: int) -> np.ndarray:
-        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
         index = candidate - self.first
         if index < 0:
             return self.mean.copy()
-        vector, pair = self.centre.copy(), self.pairs[index // 2].tolist()
+        vector, pair = self.center.copy(), self.pairs[index // 2].tolist()
         self.windows.perturb(vector, -self.sigma if index % 2 else self.sigma, *pair)
         return vector
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is perturbed is mostly the mean, and windows begin at 0
-        centre = None if np.array_equal(self.centre, self.mean) else self.centre
+        center = None if np.array_equal(self.center, self.mean) else self.center
         pairs = self.pairs if self.pairs[:, 1].any() else np.ascontiguousarray(self.pairs[:, 0])
-        return _mirrored_source, (self.mean, centre, self.sigma, pairs, self.windows, self.first)
+        return _mirrored_source, (self.mean, center, self.sigma, pairs, self.windows, self.first)
 
 
 def _mirrored_source(
-    mean: np.ndarray, centre: np.ndarray | None, sigma: float, pairs: np.ndarray, *rest: Any
+    mean: np.ndarray, center: np.ndarray | None, sigma: float, pairs: np.ndarray, *rest: Any
 ) -> MirroredSource:
     """Inverse of :meth:`MirroredSource.__reduce__`."""
     if pairs.ndim == 1:
         pairs = np.stack([pairs, np.zeros_like(pairs)], axis=1)
-    return MirroredSource(mean, mean if centre is None else centre, sigma, pairs, *rest)
+    return MirroredSource(mean, mean if center is None else center, sigma, pairs, *rest)
 
 
 class MirroredES(Evolver):
@@ -135,20 +135,20 @@ class MirroredES(Evolver):
     :param mean: ``(n_params,)``, where the search starts
     :param n_pairs: mirrored pairs per generation, at least 1
     :param sigma: standard deviation of perturbations, in units of parameters
-    :param learning_rate: step size of the optimiser
+    :param learning_rate: step size of the optimizer
     :param l2_coeff: the pull towards zero: this times the mean is added to the gradient
     :param optimizer: key of ``ES_OPTIMIZERS``
-    :param optimizer_kwargs: further arguments of the optimiser
-    :param fitness_shaping: see :func:`~sb3_erl.fitness.shaping.shape_fitness`, which also says what fitness is told
-    :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`
-    :param perturb_fraction: share of the parameters that a pair perturbs, in (0, 1]: one window of neighbours that wraps
+    :param optimizer_kwargs: further arguments of the optimizer
+    :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`, which also says what fitness is told
+    :param ties: see :func:`~sb3_erl.evolution.fitness.shaping.centered_ranks`
+    :param perturb_fraction: share of the parameters that a pair perturbs, in (0, 1]: one window of neighbors that wraps
         around at the end. Nothing is rescaled, so the signal per parameter falls with it
     :param table: where perturbations come from, ``None`` for ``NoiseTable()``
     :raises ValueError: if a number is out of range, a key unknown or the table too short
     """
 
     mean: Tensor
-    centre: Tensor
+    center: Tensor
     offsets: Tensor
     starts: Tensor
     asked_sigma: Tensor
@@ -183,7 +183,7 @@ class MirroredES(Evolver):
         self.table.check_length(self.n_perturbed)
         self.optimizer = ES_OPTIMIZERS[optimizer](n_params, **(optimizer_kwargs or {}))
         self.register_buffer("mean", mean.clone())
-        self.register_buffer("centre", mean.clone())
+        self.register_buffer("center", mean.clone())
         self.register_buffer("asked_sigma", torch.zeros((), dtype=torch.float64))
         self.register_buffer("offsets", torch.zeros(n_pairs, dtype=torch.float64))  # whole numbers; SB3 wants floats
         self.register_buffer("starts", torch.zeros(n_pairs, dtype=torch.float64))
@@ -204,7 +204,7 @@ class MirroredES(Evolver):
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the optimiser."""
+        """Step size of the optimizer."""
         return self._learning_rate
 
     @learning_rate.setter
@@ -236,7 +236,7 @@ class MirroredES(Evolver):
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; rows are mean + first perturbation, mean - first perturbation, mean + second, ..."""
         pairs = self._draw(rng, self.n_pairs)
-        self.centre.copy_(self.mean)
+        self.center.copy_(self.mean)
         self.asked_sigma.fill_(self.sigma)
         self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
@@ -313,19 +313,19 @@ class MirroredES(Evolver):
     def source(self) -> MirroredSource:
         """Makes the mean, which has number 0, and the candidates that were asked for, which have the numbers after it."""
         pairs = np.array(self.pairs, dtype=np.int64)
-        return MirroredSource(to_numpy(self.mean), to_numpy(self.centre), float(self.asked_sigma), pairs, self._windows)
+        return MirroredSource(to_numpy(self.mean), to_numpy(self.center), float(self.asked_sigma), pairs, self._windows)
 
     def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
-        centre, windows, sigma = to_numpy(self.centre), self._windows, np.float32(float(self.asked_sigma))
-        candidates = np.empty((2 * len(pairs), centre.size), dtype=np.float32)
-        if self.n_perturbed < centre.size:
-            candidates[:] = centre
+        center, windows, sigma = to_numpy(self.center), self._windows, np.float32(float(self.asked_sigma))
+        candidates = np.empty((2 * len(pairs), center.size), dtype=np.float32)
+        if self.n_perturbed < center.size:
+            candidates[:] = center
         for k, pair in enumerate(pairs):
             plus, minus = candidates[2 * k : 2 * k + 2]
             for place, noise in windows.pieces(*pair):
                 away = sigma * noise
-                np.add(centre[place], away, out=plus[place])
-                np.subtract(centre[place], away, out=minus[place])
+                np.add(center[place], away, out=plus[place])
+                np.subtract(center[place], away, out=minus[place])
         return torch.from_numpy(candidates).to(self.mean.device)
 
     def _weighted_sum(self, weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:

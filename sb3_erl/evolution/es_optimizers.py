@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.common.checks import check_range
+from sb3_erl.core.checks import check_range
 
 
 class MomentumSGD(nn.Module):
@@ -17,7 +17,7 @@ class MomentumSGD(nn.Module):
 
     Public code: uber-research/deep-neuroevolution, ``gpu_implementation/neuroevolution/optimizers.py: SGD``.
 
-    :param n_params: length of the vector that is optimised
+    :param n_params: length of the vector that is optimized
     :param momentum: share of the velocity that a step keeps, in [0, 1]
     """
 
@@ -32,7 +32,7 @@ class MomentumSGD(nn.Module):
 
     def step(self, gradient: Tensor, learning_rate: float) -> Tensor:
         """
-        :param gradient: ``(n_params,)``, of what is minimised
+        :param gradient: ``(n_params,)``, of what is minimized
         :param learning_rate: step size
         :return: ``(n_params,)``, what is to be added to the parameters
         """
@@ -59,7 +59,7 @@ class ClassicAdam(nn.Module):
     openai/evolution-strategies-starter, ``es_distributed/optimizers.py: Adam``. ``torch.optim.Adam`` adds epsilon after the
     correction, which differs visibly where gradients are small.
 
-    :param n_params: length of the vector that is optimised
+    :param n_params: length of the vector that is optimized
     :param beta1: decay of the first moment, in [0, 1)
     :param beta2: decay of the second moment, in [0, 1)
     :param epsilon: positive

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver, check_told, copy_of
-from sb3_erl.operators import CROSSOVERS, MUTATIONS
-from sb3_erl.operators.distilled_epoch import DistilledEpoch
-from sb3_erl.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.evolution.operators import CROSSOVERS, MUTATIONS
+from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
+from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 
 def count_elites(elite_fraction: float, pop_size: int) -> int:
@@ -30,7 +30,7 @@ class GA(Evolver):
     Tournament selection, protected elite copies, crossover of elite and winner copies, mutation of everybody else.
 
     Khadka & Tumer (2018), https://arxiv.org/abs/1805.07917, algorithm 1, as in the authors' code (2018 revision), see
-    :func:`~sb3_erl.operators.selection.plan_epoch`. Difference: distinct winners are taken in ascending order (the
+    :func:`~sb3_erl.evolution.operators.selection.plan_epoch`. Difference: distinct winners are taken in ascending order (the
     authors' order is that of a Python set).
 
     :param candidates: ``(pop_size, n_params)``, the initial population
@@ -39,9 +39,9 @@ class GA(Evolver):
     :param tournament_size: contestants per tournament, at least 2
     :param mutation_prob: probability of mutating an unprotected individual
     :param crossover_prob: probability of crossing two winners in place
-    :param crossover: key of ``sb3_erl.operators.CROSSOVERS`` or an operator class
+    :param crossover: key of ``sb3_erl.evolution.operators.CROSSOVERS`` or an operator class
     :param crossover_kwargs: further arguments of the crossover operator
-    :param mutation: key of ``sb3_erl.operators.MUTATIONS`` or an operator class
+    :param mutation: key of ``sb3_erl.evolution.operators.MUTATIONS`` or an operator class
     :param mutation_kwargs: further arguments of the mutation operator
     :param odd_winners: an odd number of winners is completed by a ``"random"`` one (paper's code) or by that of the
         ``"last"`` tournament (the authors' later code)

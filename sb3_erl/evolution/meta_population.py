@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.common.parameters import write_parameters
+from sb3_erl.core.parameters import write_parameters
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
 
 
 class MetaPopulation(Evolver):
     """
-    Members that share nothing but their noise table: each has its own mean, optimiser and network.
+    Members that share nothing but their noise table: each has its own mean, optimizer and network.
 
     Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.1; authors' code: uber-research/deep-neuroevolution,
     ``es_distributed/nses.py``.

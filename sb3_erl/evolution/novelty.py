@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.fitness.novelty import Behaviors, NoveltyArchive
-from sb3_erl.fitness.shaping import Ties, centered_ranks
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.evolution.fitness.novelty import Behaviors, NoveltyArchive
+from sb3_erl.evolution.fitness.shaping import Ties, centered_ranks
 
 Mode = Literal["ns", "nsr", "nsra"]
 MemberRule = Literal["novelty_prob", "round_robin"]
@@ -24,12 +24,12 @@ MemberRule = Literal["novelty_prob", "round_robin"]
 
 def mix_ranks(returns: np.ndarray, novelty: np.ndarray, reward_weight: float, ties: Ties = "average") -> np.ndarray:
     """
-    What the evolution strategy maximises: ranks of the returns and ranks of the novelty, each centred on its own, mixed.
+    What the evolution strategy maximizes: ranks of the returns and ranks of the novelty, each centered on its own, mixed.
 
     :param returns: ``(n, 2)`` (or any shape) of all perturbed candidates of a generation
     :param novelty: same shape
     :param reward_weight: share of the returns in [0, 1]: 0 is NS-ES, 0.5 is NSR-ES, 1 is the plain evolution strategy
-    :param ties: see :func:`~sb3_erl.fitness.shaping.centered_ranks`
+    :param ties: see :func:`~sb3_erl.evolution.fitness.shaping.centered_ranks`
     :return: float32, same shape, in [-0.5, 0.5]
     :raises ValueError: if the shapes differ or the weight is out of range
     """
@@ -141,7 +141,7 @@ def member_probabilities(novelty: np.ndarray) -> np.ndarray:
     """
     Conti et al. (2018), eq. 2: a member is updated next with a probability proportional to its novelty.
 
-    :param novelty: ``(n_members,)``, at least 0, of each member's mean behaviour against the archive
+    :param novelty: ``(n_members,)``, at least 0, of each member's mean behavior against the archive
     :return: ``(n_members,)``, summing to 1; all equal if the sum is 0 or not finite (the authors' code: NaN)
     :raises ValueError: if there is no member, or a novelty is negative
 
@@ -202,7 +202,7 @@ class NoveltySelection:
 
     :param novelty: ``(n,)``, the fitness
     :param parents: ``(n_parents,)`` indices, most novel first
-    :param archived: ``(n,)`` whose behaviour entered the archive
+    :param archived: ``(n,)`` whose behavior entered the archive
     """
 
     novelty: np.ndarray
@@ -228,12 +228,12 @@ def select_by_novelty(
     One generation of GA-NS: measure novelty, select parents, then let a random part of the population into the archive.
 
     Such et al. (2017), https://arxiv.org/abs/1712.06567, section 3.1 (no code of the authors is public). An individual's
-    neighbours are the archive as it was before this generation and the other individuals, not itself.
+    neighbors are the archive as it was before this generation and the other individuals, not itself.
 
     :param archive: is extended; the paper's maze uses ``distance="sqeuclidean"``
-    :param behaviors: n behaviours of the population, an elite that was carried over among them
+    :param behaviors: n behaviors of the population, an elite that was carried over among them
     :param uniforms: ``(n,)`` independent numbers in [0, 1), one coin per individual
-    :param k: number of neighbours
+    :param k: number of neighbors
     :param n_parents: how many survive as parents, from 1 to n
     :param archive_prob: probability with which an individual enters the archive
     :return: what was measured and decided

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.common.checks import check_range
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.checks import check_range
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told
-from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, GenomeSource, Initialisation, genomes_in, rows_of
-from sb3_erl.fitness.shaping import nan_is_worst
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
+from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, GenomeSource, Initialization, genomes_in, rows_of
 
 ELITE = -1
 """Stands for the elite of the previous generation where individuals are numbered."""
@@ -94,8 +94,8 @@ class SeedGA(Evolver):
     :param truncation: how many of the best become parents; 0 is random search
     :param sigma: mutation power, the standard deviation of the noise that a mutation adds to every parameter
     :param n_finalists: candidates for the elite, at least 1 and at most ``pop_size``
-    :param init: see :class:`Initialisation`
-    :param init_output_std: see :class:`Initialisation`
+    :param init: see :class:`Initialization`
+    :param init_output_std: see :class:`Initialization`
     :param table: where noise comes from, ``None`` for ``NoiseTable()``
     :raises ValueError: if a number is out of range, ``init`` unknown or the table too short
     """
@@ -124,7 +124,7 @@ class SeedGA(Evolver):
         self.truncation, self.n_finalists, self.sigma = truncation, n_finalists, sigma
         table = NoiseTable() if table is None else table
         table.check_length(layout.n_params)
-        self.decoder = GenomeDecoder(table, Initialisation(layout, init, output_std=init_output_std))
+        self.decoder = GenomeDecoder(table, Initialization(layout, init, output_std=init_output_std))
         # Rows of genomes: (offset, power) per window, -1 after the last; whole numbers as floats because SB3 wants floats.
         self.register_buffer("pool", rows_of([None] * (1 + truncation)))  # the elite, then the next parents
         self.register_buffer("ancestors", rows_of([None] * (1 + truncation)))  # those of the current children

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sb3_erl.common.checks import check_choice, check_range
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Genome:
         return 8 * (len(self.offsets) + len(self.powers))
 
 
-class Initialisation:
+class Initialization:
     """
     The parameters that an initial window stands for; vectors (biases) are 0, scales of norm layers 1.
 
@@ -101,12 +101,12 @@ class GenomeDecoder:
     whatever is kept, so the result is the same to the last bit.
 
     :param table: noise table that offsets point into
-    :param initialisation: of the first window
+    :param initialization: of the first window
     """
 
-    def __init__(self, table: NoiseTable, initialisation: Initialisation):
-        self.table, self.initialisation = table, initialisation
-        self.n_params = initialisation.layout.n_params
+    def __init__(self, table: NoiseTable, initialization: Initialization):
+        self.table, self.initialization = table, initialization
+        self.n_params = initialization.layout.n_params
         self._kept: dict[Genome, np.ndarray] = {}
         self._kept_lengths: list[int] = []
 
@@ -119,7 +119,7 @@ class GenomeDecoder:
         """
         n_known, vector = self._nearest(genome)
         if vector is None:
-            vector = self.initialisation(self.table.window(genome.offsets[0], self.n_params))
+            vector = self.initialization(self.table.window(genome.offsets[0], self.n_params))
         out = np.empty_like(vector) if out is None else out
         if n_known == len(genome.offsets):
             out[:] = vector
@@ -155,7 +155,7 @@ _decoders: dict[tuple[Any, ...], GenomeDecoder] = {}
 @dataclass(frozen=True)
 class GenomeSource:
     """
-    Makes individuals of their genomes one at a time; see :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`.
+    Makes individuals of their genomes one at a time; see :class:`~sb3_erl.remote.recipes.CandidateSource`.
 
     :param decoder: makes them
     :param ancestors: genomes of parents, ``None`` where there is none yet; kept by the decoder
@@ -172,7 +172,7 @@ class GenomeSource:
 
     @property
     def noise_tables(self) -> tuple[NoiseTable, ...]:
-        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
         return (self.decoder.table,)
 
     def genome(self, index: int) -> Genome:
@@ -187,11 +187,11 @@ class GenomeSource:
         return Genome((int(offset),)) if source is None else source.child(offset, power)
 
     def __call__(self, candidate: int) -> np.ndarray:
-        """See :class:`~sb3_erl.evaluation.rebuilding.CandidateSource`."""
+        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
         return self.decoder(self.genome(candidate - self.first))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        start = self.decoder.initialisation
+        start = self.decoder.initialization
         made_with = (start.layout, start.kind, *start.given, start.unit_axis)
         ancestors = rows_of(self.ancestors).numpy()
         return _genome_source, (self.decoder.table, made_with, ancestors, self.offspring, self.wholes, self.first)
@@ -200,7 +200,7 @@ class GenomeSource:
 def _genome_source(table: NoiseTable, made_with: tuple[Any, ...], ancestors: np.ndarray, *rest: Any) -> GenomeSource:
     """Inverse of :meth:`GenomeSource.__reduce__`, with a decoder that knows the parents of the last generation."""
     key = table, made_with
-    decoder = _decoders.setdefault(key, GenomeDecoder(table, Initialisation(*made_with)))
+    decoder = _decoders.setdefault(key, GenomeDecoder(table, Initialization(*made_with)))
     genomes = genomes_in(torch.from_numpy(ancestors))
     decoder.keep([genome for genome in genomes if genome is not None])
     return GenomeSource(decoder, tuple(genomes), *rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def normalised_values(values: np.ndarray) -> np.ndarray:
+def normalized_values(values: np.ndarray) -> np.ndarray:
     """:return: ``(v - min v) / (sum(v - min v) + 0.1)``"""
     shifted = values - values.min()
     return shifted / (shifted.sum() + 0.1)
@@ -23,7 +23,7 @@ def ucb_scores(values: np.ndarray, visits: np.ndarray, coefficient: float = 0.9)
     >>> ucb_scores(np.array([1.0, 1.0]), np.array([1, 1]), 1.0).round(3).tolist()
     [0.833, 0.833]
     """
-    return normalised_values(values) + coefficient * np.sqrt(np.log(visits.sum()) / visits)
+    return normalized_values(values) + coefficient * np.sqrt(np.log(visits.sum()) / visits)
 
 
 def allocation_probabilities(scores: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
-from sb3_erl.common.interrupts import uninterrupted
+from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]
@@ -101,7 +101,7 @@ class Learner:
         """
         Take over the current constants and learning rates of the algorithm.
 
-        :param host: an algorithm with :class:`~sb3_erl.common.training.LearnerHostMixin`
+        :param host: an algorithm with :class:`~sb3_erl.engine.learner_host.LearnerHostMixin`
         :param batch_size: transitions in the batches to come
         """
         if not self.use_graphs:

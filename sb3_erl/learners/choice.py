@@ -9,7 +9,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_erl.common.checks import check_choice
+from sb3_erl.core.checks import check_choice
 
 SB3_CLASSES: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC}
 

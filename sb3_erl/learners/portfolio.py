@@ -12,8 +12,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.learners.base import Learner, LearnerSettings, Sampler
 
 
@@ -106,7 +106,7 @@ class Portfolio(Learner):
 
         :param buffer: common to all learners; n-step returns are discounted by the learner's factor
         :param batch_size: number of transitions
-        :param env: normalises observations and rewards
+        :param env: normalizes observations and rewards
         :return: the batch
         """
         if isinstance(buffer, LAPReplayBuffer):

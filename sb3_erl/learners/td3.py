@@ -10,9 +10,9 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sb3_erl.common.parameters import soft_update
-from sb3_erl.common.sequential import fuse_sequentials
+from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.policies.sequential import fuse_sequentials
 
 
 class TD3Learner(Learner):

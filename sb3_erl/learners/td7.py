@@ -10,10 +10,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 from torch.func import functional_call
 
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.parameters import copy_module
-from sb3_erl.common.sale_policies import SALEActor, TD7Policy
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.policies.td7 import SALEActor, TD7Policy
 
 
 @dataclass
@@ -24,7 +24,7 @@ class TD7Settings(LearnerSettings):
     :param target_update_interval: updates between two hard copies of all targets
     :param lap_alpha: exponent of the priorities
     :param lap_min_priority: floor of the priorities, before the exponent
-    :param bc_coef: weight of the behaviour-cloning term, 0 for none
+    :param bc_coef: weight of the behavior-cloning term, 0 for none
     """
 
     policy_delay: int = 2
@@ -244,7 +244,7 @@ class TD7Learner(Learner):
         return self._learner_loss(batch, self.policy.actor.act(batch.features, batch.zs))
 
     def _learner_loss(self, batch: Batch, actions: Tensor) -> Tensor:
-        """Minus the mean value over both critics, offline with the behaviour-cloning term."""
+        """Minus the mean value over both critics, offline with the behavior-cloning term."""
         values = self._values(self.policy.critic, batch, actions)
         loss = -values.mean()
         if self.settings.bc_coef > 0:

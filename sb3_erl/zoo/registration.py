@@ -94,7 +94,7 @@ def _save_and_resume_exactly(module: Any) -> None:
 
     @functools.wraps(original_create)
     def create_callbacks(self: Any) -> None:
-        from sb3_erl.common.callbacks import GenerationCheckpoint
+        from sb3_erl.runs.callbacks import GenerationCheckpoint
 
         save_freq = self.save_freq
         original_create(self)
@@ -105,7 +105,7 @@ def _save_and_resume_exactly(module: Any) -> None:
 
     @functools.wraps(original_load)
     def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
-        from sb3_erl.common.checkpoints import read_manifest
+        from sb3_erl.runs.checkpoints import read_manifest
 
         algorithm, folder = _algorithms().get(self.algo), Path(self.trained_agent).parent
         if algorithm is None or read_manifest(folder) is None:

@@ -23,9 +23,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
 from sb3_erl import ALGOS, evaluation
-from sb3_erl.common.seeding import Address, Stream
-from sb3_erl.evaluation.dispatch import WorkerError
-from sb3_erl.evaluation.process_pool import ProcessEvaluator
+from sb3_erl.core.seeding import Address, Stream
+from sb3_erl.remote.dispatcher import WorkerError
+from sb3_erl.remote.process import ProcessEvaluator
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, make, n_stored
@@ -192,8 +192,8 @@ def test_an_exception_is_shown_with_its_traceback(evaluators: Evaluators) -> Non
 
 def test_an_environment_that_cannot_be_made(evaluators: Evaluators) -> None:
     evaluator = evaluators()
-    evaluator.make_env = partial(ToyEnv, colour="red")
-    with pytest.raises(WorkerError, match=r"(?s)could not make its environment.*colour"):
+    evaluator.make_env = partial(ToyEnv, color="red")
+    with pytest.raises(WorkerError, match=r"(?s)could not make its environment.*color"):
         make("openai_es", toy(), evaluator=evaluator).learn(10)
 
 

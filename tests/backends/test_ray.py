@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_erl.evaluation.ray_pool import RayEvaluator
+from sb3_erl.remote.ray import RayEvaluator
 from tests.backends.troubles import TroubledEnv, end_of_generation, run
 from tests.contract.helpers import differences
 from tests.contract.settings import make

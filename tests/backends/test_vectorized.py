@@ -1,4 +1,4 @@
-"""The answer of the vectorised back-end depends neither on the number of environments nor on where they live."""
+"""The answer of the vectorized back-end depends neither on the number of environments nor on where they live."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_erl import ALGOS, OpenAIES
-from sb3_erl.common.seeding import Address
-from sb3_erl.evaluation.base import EpisodeBatch, Job, Transition
-from sb3_erl.evaluation.exploration import UniformExploration
-from sb3_erl.evaluation.vectorized import VectorizedEvaluator
+from sb3_erl.core.seeding import Address
+from sb3_erl.rollouts.exploration import UniformExploration
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job, Transition
+from sb3_erl.rollouts.vectorized import VectorizedEvaluator
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, known, make, n_rollouts, variants
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
@@ -302,7 +302,7 @@ def test_vec_monitor_counts_whole_episodes_only(n_envs: int) -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_frozen_vec_normalize(n_envs: int) -> None:
-    """The policy sees normalised observations; buffer and fitness get the environment's own."""
+    """The policy sees normalized observations; buffer and fitness get the environment's own."""
 
     def normalized(n: int) -> VecNormalize:
         env = VecNormalize(toy_vec_env(n), training=False)

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from sb3_erl.evaluation.base import EpisodeBatch, Job
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments", "budget")
 RECORDS: tuple[str, ...] = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns")

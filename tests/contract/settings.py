@@ -10,8 +10,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
-from sb3_erl.common.generation import GenerationalMixin
-from sb3_erl.common.lap import LAPReplayBuffer
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.engine.generation import GenerationalMixin
 from tests.envs import toy_vec_env
 
 NAMES = list(ALGOS)

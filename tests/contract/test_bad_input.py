@@ -15,7 +15,7 @@ from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS, ProcessEvaluator, RayEvaluator
-from sb3_erl.fitness.novelty import NoveltyArchive
+from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, fast, having, make
 from tests.envs import ToyEnv, toy_vec_env
 

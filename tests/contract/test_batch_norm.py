@@ -16,7 +16,7 @@ from tests.contract.settings import EXPLORING, IMAGES, make
 
 
 class NormExtractor(BaseFeaturesExtractor):
-    """Batch normalisation and dropout on a flat observation."""
+    """Batch normalization and dropout on a flat observation."""
 
     def __init__(self, observation_space: gym.spaces.Box):
         super().__init__(observation_space, features_dim=3)

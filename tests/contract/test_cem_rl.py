@@ -13,8 +13,8 @@ import torch as th
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_erl import ALGOS, CEMRL
-from sb3_erl.common.parameters import read_parameters, write_parameters
-from sb3_erl.exchange.gradient_steps import GradientSteps
+from sb3_erl.core.parameters import read_parameters, write_parameters
+from sb3_erl.engine.gradient_steps import GradientSteps
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import SALE_KWARGS, fast, make
 from tests.envs import toy_vec_env
@@ -99,7 +99,7 @@ def test_transitions_of_reused_individuals_are_stored_again() -> None:
         {"learner": "td7", "policy_kwargs": SALE_KWARGS},
         {"n_steps": 3},
     ],
-    ids=["plain", "small", "memory-saving", "prioritised", "n-step"],
+    ids=["plain", "small", "memory-saving", "prioritized", "n-step"],
 )
 def test_nothing_is_stored_that_did_not_happen(settings: dict[str, Any]) -> None:
     model = recording(**MIXING, **settings).learn(300)
@@ -182,7 +182,7 @@ def test_batched_steps_are_the_sequential_ones(learner: str) -> None:
     assert not left and not many
 
     rows = [model.policy.make_actor() for _ in range(n)]
-    th.manual_seed(0)  # after the last network was initialised
+    th.manual_seed(0)  # after the last network was initialized
     for row, candidate in zip(rows, candidates, strict=True):
         write_parameters(candidate, row)
     if learner == "td7":  # on the critic as it is after all critic steps

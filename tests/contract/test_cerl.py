@@ -14,10 +14,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_erl import CERL
-from sb3_erl.common.cerl_policies import CERLActor, CERLNetworks
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.parameters import read_parameters
 from sb3_erl.learners.allocation import ResourceManager
+from sb3_erl.policies.cerl import CERLActor, CERLNetworks
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import make
 from tests.envs import toy_vec_env

@@ -23,7 +23,7 @@ import sb3_erl
 from benchmarks.kill_resume import kill_and_resume, processes
 from benchmarks.killed_run import SYSTEMS, differences, fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
-from sb3_erl.common import checkpoints
+from sb3_erl.runs import checkpoints
 from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
 from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
 from tests.envs import toy_vec_env
@@ -65,13 +65,13 @@ def test_resumed_in_another_process(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in STEPWISE if "pop_size" in known(name, {"pop_size": 3})])
 def test_inside_an_assessment_nobody_else_is_deployed(name: str, tmp_path: Path) -> None:
-    def favour_another(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+    def favor_another(variables: dict[str, Any], _: dict[str, Any]) -> bool:
         if whole.num_timesteps == 100:
             whole.last_returns[1] = [1000.0]
         return True
 
     whole = make(name, early_assessment_episodes=50, explore_steps=1000)
-    whole.learn(120, [ConvertCallback(favour_another), GenerationCheckpoint(50, tmp_path)])
+    whole.learn(120, [ConvertCallback(favor_another), GenerationCheckpoint(50, tmp_path)])
     assert whole.best == 1 and whole._n_updates == 0
     resumed = ALGOS[name].resume_from(tmp_path / "checkpoint_000000000104", toy_vec_env(), "cpu").learn(120)
     assert resumed.best == 1 and differences(fingerprint(whole), fingerprint(resumed)) == []

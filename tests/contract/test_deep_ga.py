@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_erl import ALGOS, DeepGA
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.core.parameters import read_parameters
 from tests.contract.helpers import Tables, Witness, watch_phases
 from tests.contract.settings import make, n_rollouts, pop_size
 from tests.envs import ToyEnv, toy_vec_env

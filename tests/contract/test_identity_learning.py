@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_erl import ALGOS
-from sb3_erl.fitness.behaviour import EpisodeTrace
+from sb3_erl.envs.behavior import EpisodeTrace
 from tests.contract.settings import HYBRIDS, NAMES, known
 
 SETTINGS: dict[str, Any] = {
@@ -36,7 +36,7 @@ OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist
 
 
 def how_good(trace: EpisodeTrace) -> np.ndarray:
-    """A behaviour of which every new value up to the best possible one has to be found."""
+    """A behavior of which every new value up to the best possible one has to be found."""
     return np.array([sum(trace.rewards)])
 
 

@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrapped
 
 from sb3_erl import ALGOS
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.core.parameters import read_parameters
 from tests.contract.settings import IMAGES, make, online_and_target
 from tests.envs import ImageEnv, toy_vec_env
 

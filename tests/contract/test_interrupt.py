@@ -13,7 +13,7 @@ import torch
 
 import sb3_erl
 from sb3_erl import ALGOS
-from sb3_erl.common.lap import PriorityTree
+from sb3_erl.buffers.lap import PriorityTree
 from tests.contract.helpers import differences, tensors
 from tests.contract.settings import HYBRIDS, NAMES, make, n_stored
 from tests.envs import toy_vec_env

@@ -9,9 +9,9 @@ import pytest
 import torch as th
 
 from sb3_erl import GANS, NSES, NSRAES, NSRES, OpenAIES
-from sb3_erl.common.parameters import read_parameters, write_parameters
+from sb3_erl.core.parameters import read_parameters, write_parameters
 from sb3_erl.envs import VecHardMaze
-from sb3_erl.fitness.novelty import NoveltyArchive
+from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from tests.contract.helpers import Tables, watch_phases
 from tests.contract.settings import fast, make
 from tests.envs import toy_vec_env
@@ -156,7 +156,7 @@ def test_ga_ns_deploys_the_best_return_and_gives_the_most_novel() -> None:
 
 
 @pytest.mark.parametrize("cls", [GANS, NSES])
-def test_behaviours_out_of_reach_are_an_error(cls: type[Any]) -> None:
+def test_behaviors_out_of_reach_are_an_error(cls: type[Any]) -> None:
     name = "ga_ns" if cls is GANS else "ns_es"
     env = toy_vec_env(subprocess=True)
     try:
@@ -167,7 +167,7 @@ def test_behaviours_out_of_reach_are_an_error(cls: type[Any]) -> None:
         env.close()
 
 
-def test_unknown_behaviours_are_refused() -> None:
+def test_unknown_behaviors_are_refused() -> None:
     with pytest.raises(ValueError, match=r"behavior must be one of .*'speed'"):
         make("ns_es", behavior="speed")
 

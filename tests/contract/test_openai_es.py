@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import OpenAIES
-from sb3_erl.evaluation.base import Job
+from sb3_erl.rollouts.jobs import Job
 from tests.contract.helpers import Tables, watch_phases
 from tests.contract.settings import make
 from tests.envs import toy_vec_env
@@ -106,7 +106,7 @@ def test_statistics_change_between_generations_only_and_see_what_the_policy_saw(
     assert np.allclose(statistics.mean, np.sum(seen, axis=0) / (len(seen) + 0.01), atol=1e-6)
 
 
-def test_the_policy_standardises_what_it_sees() -> None:
+def test_the_policy_standardizes_what_it_sees() -> None:
     model = make_es(obs_stat_prob=1.0).learn(5 * EPISODE)
     actor, observation = model.policy.deployed, np.full((1, 3), 0.3, np.float32)
     standard = ((th.as_tensor(observation) - actor.statistics.mean) / actor.statistics.std).clamp(-5, 5)
@@ -117,7 +117,7 @@ def test_the_policy_standardises_what_it_sees() -> None:
     assert any(key.endswith("total") for key in loaded_from), "saved with the policy"
 
 
-def test_nobody_standardises_twice() -> None:
+def test_nobody_standardizes_twice() -> None:
     env = VecNormalize(toy_vec_env(), norm_reward=False)
     model = make_es(env, obs_stat_prob=1.0).learn(5 * EPISODE)
     assert float(model.policy.deployed.statistics.count) == pytest.approx(0.01)

@@ -12,7 +12,7 @@ from sb3_contrib import TQC
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ERL, PDERL
-from sb3_erl.operators.distilled_epoch import DistilledEpoch
+from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
 from tests.contract.helpers import transitions
 from tests.contract.settings import make
 from tests.contract.test_resume import generation_ends

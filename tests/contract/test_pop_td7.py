@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_erl import TD7, PopTD7
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.core.parameters import read_parameters
 from tests.contract.helpers import Accountant, Tables, differences, snapshot, transitions
 from tests.contract.settings import fast, make
 from tests.envs import toy_vec_env

@@ -63,7 +63,7 @@ def test_an_unfinished_generation_is_dropped(name: str, extra: dict[str, Any]) -
         "replay_buffer.",
         ".evolver.memories.",
     )  # what was seen stays
-    asked = ("centre", "offsets", "starts", "asked_sigma", "ancestors", "offspring")
+    asked = ("center", "offsets", "starts", "asked_sigma", "ancestors", "offspring")
     free += tuple(f".evolver.{part}" for part in asked)
     if name in LEARN_FIRST:  # the critic had its steps before the generation's first rollout, the individuals wait
         assert {"_n_updates", ".learned.rows"} <= changed

@@ -19,8 +19,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS, TD7
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.fitness.assessment import Assessment, AssessmentSettings
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from tests.contract.helpers import Accountant, Tables, Witness, differences, snapshot, tensors, transitions
 from tests.contract.settings import LEARNERS, STEPWISE, make
 from tests.envs import toy_vec_env

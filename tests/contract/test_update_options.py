@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from sb3_erl import ALGOS
-from sb3_erl.common import networks, sale_policies, sequential
+from sb3_erl.policies import layers as networks
+from sb3_erl.policies import sequential
+from sb3_erl.policies import td7 as sale_policies
 from tests.contract.helpers import Tables
 from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
 

@@ -44,7 +44,7 @@ def test_buffer_holds_what_the_environment_said(name: str) -> None:
     assert np.allclose(buffer.next_observations[:100, 0], np.array([o for o, _ in original]), atol=1e-5)
     assert model.get_vec_normalize_env() is env
     batch = buffer.sample(32, env=env)
-    assert not np.isin(batch.rewards.numpy().ravel(), buffer.rewards[:100].ravel()).all(), "normalised when sampled"
+    assert not np.isin(batch.rewards.numpy().ravel(), buffer.rewards[:100].ravel()).all(), "normalized when sampled"
 
 
 @pytest.mark.parametrize("name", STEPWISE)

@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from benchmarks.faults import Watch, draw, run_batch, unused_memory
 from benchmarks.faulty import HANGS, KINDS, NOT_FINITE, faulty_vec_env
 from benchmarks.injection import BUFFER_FILES, INTERRUPT, MODEL_FILES, Fault, Unexpected, fits, inject
-from sb3_erl.evaluation.process_pool import ProcessEvaluator
-from sb3_erl.evaluation.soundness import FailedEpisodesError
+from sb3_erl.remote.process import ProcessEvaluator
+from sb3_erl.rollouts.soundness import FailedEpisodesError
 from tests.contract.helpers import differences, snapshot
 from tests.contract.settings import GENERATIONAL, STEPWISE, make
 
@@ -111,8 +111,8 @@ def test_a_generation_without_an_episode_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", ["ns_es", "nsr_es", "nsra_es", "ga_ns"])
-def test_nobody_has_a_behaviour_any_more(name: str) -> None:
-    """All episodes fail when the archive has entries already: their behaviours are as unknown as their fitness."""
+def test_nobody_has_a_behavior_any_more(name: str) -> None:
+    """All episodes fail when the archive has entries already: their behaviors are as unknown as their fitness."""
     model = make(name, faulty_vec_env(1))
     model.learn(150)
     model.set_env(faulty_vec_env(1, kind="nan at the end", one_in=1))
@@ -152,7 +152,7 @@ def test_closed_environments_are_refused(tmp_path: Path) -> None:
 
 def test_the_judge_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that ends otherwise is told, and one that hangs is lost and not waited for."""
-    monkeypatch.setattr("sb3_erl.evaluation.phase.what_is_wrong", lambda *_: "")
+    monkeypatch.setattr("sb3_erl.rollouts.phase.what_is_wrong", lambda *_: "")
     with pytest.raises(Unexpected):
         inject(Fault("nan reward", "dummy", "cem", **SOME), tmp_path)
     monkeypatch.setattr("benchmarks.faults.inject", lambda *_: threading.Event().wait())

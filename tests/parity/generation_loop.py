@@ -10,9 +10,9 @@ import torch
 from gymnasium import spaces
 
 from sb3_erl import ERLRe2
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.ga import GA
-from sb3_erl.operators.selection import Epoch
+from sb3_erl.evolution.operators.selection import Epoch
 from tests.parity.cases import Case
 
 

@@ -13,13 +13,13 @@ from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn
 
 from sb3_erl.algorithms.cem_rl import CEMRL, RULES
-from sb3_erl.common.cem_policies import CEMRLPolicy
-from sb3_erl.common.networks import PlainNorm, StackedLinear
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.engine.gradient_steps import GradientSteps
 from sb3_erl.evolution.cem import CEM, log_rank_weights
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
-from sb3_erl.exchange.gradient_steps import GradientSteps
 from sb3_erl.learners.base import LearnerSettings
+from sb3_erl.policies.cem_rl import CEMRLPolicy
+from sb3_erl.policies.layers import PlainNorm, StackedLinear
 from tests.parity.cases import Case, dispatch
 
 SYSTEM = "cem_rl"

@@ -14,10 +14,10 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from sb3_erl.evolution.ga import count_elites
-from sb3_erl.learners.allocation import ResourceManager, allocate, allocation_probabilities, normalised_values, ucb_scores
+from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.learners.allocation import ResourceManager, allocate, allocation_probabilities, normalized_values, ucb_scores
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.td3 import TD3Learner
-from sb3_erl.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from tests.parity.cases import Case, dispatch
 from tests.parity.test_erl import events_of, recorded
 
@@ -39,7 +39,7 @@ def check_ucb(case: Case) -> None:
     for k, c in enumerate(case["config"]["cases"]):
         of = lambda name, k=k: case.array(f"c{k}_{name}")  # noqa: E731
         scores = ucb_scores(of("values"), of("visits"), c["c"])
-        case.close(normalised_values(of("values")), of("normalised_values"))
+        case.close(normalized_values(of("values")), of("normalised_values"))
         case.close(scores, of("scores"))
         case.close(allocation_probabilities(scores), of("probabilities"))
         np.testing.assert_array_equal(allocate(scores, of("uniforms")), of("allocation"))

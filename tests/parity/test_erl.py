@@ -11,14 +11,14 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.common.policies import ERLActor, ERLCritic, ERLPolicy
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.ga import count_elites
+from sb3_erl.evolution.operators.crossover import RowCrossover, RowEvents
+from sb3_erl.evolution.operators.mutation import GaussianMutation, WeightEvents
+from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.td3 import DDPGLearner
-from sb3_erl.operators.crossover import RowCrossover, RowEvents
-from sb3_erl.operators.mutation import GaussianMutation, WeightEvents
-from sb3_erl.operators.selection import plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.policies.erl import ERLActor, ERLCritic, ERLPolicy
 from tests.parity.cases import Case
 from tests.parity.replay import RecordedDraws
 

@@ -11,17 +11,17 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from sb3_erl.common.networks import StackedLinear, StdNorm
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.common.shared_policies import ERLRe2Policy, SharedActor, TowerCritic
-from sb3_erl.evaluation.acting import numpy_population, tensors_of
-from sb3_erl.evaluation.base import Episode, EpisodeBatch, Job
-from sb3_erl.fitness.returns import episode_return
-from sb3_erl.fitness.surrogate import h_step_value
-from sb3_erl.learners.shared_td3 import Heads, SharedSettings, SharedTD3Learner
-from sb3_erl.operators.crossover import HeadRowCrossover, RowEvents
-from sb3_erl.operators.mutation import HeadMutation
-from sb3_erl.operators.selection import plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.evolution.fitness.surrogate import h_step_value
+from sb3_erl.evolution.operators.crossover import HeadRowCrossover, RowEvents
+from sb3_erl.evolution.operators.mutation import HeadMutation
+from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.learners.erl_re2 import Heads, SharedSettings, SharedTD3Learner
+from sb3_erl.policies.erl_re2 import ERLRe2Policy, SharedActor, TowerCritic
+from sb3_erl.policies.layers import StackedLinear, StdNorm
+from sb3_erl.rollouts.acting import numpy_population, tensors_of
+from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, Job
 from tests.parity.cases import BF16_VALUES, Case, dispatch
 from tests.parity.generation_loop import replay_generations, saturation_after
 from tests.parity.replay import RecordedDraws
@@ -216,7 +216,7 @@ def check_training_step(case: Case) -> None:
         noise = case.tensor(f"batch{t}/target_noise").float()
         losses = learner.iterate(batch_of(case, t), noise, population, td_heads, shared, on_policy_step)
         pairs = [("pevfa_loss", "pevfa_loss"), ("critic_loss", "critic_loss"), ("actor_loss", "actor_loss_before_head_step")]
-        if case["head_step_order"] != "torch11":  # there the encoder's loss is a linearisation with another value
+        if case["head_step_order"] != "torch11":  # there the encoder's loss is a linearization with another value
             pairs.append(("encoder_loss", "encoder_total_loss"))
         for ours, theirs in pairs:
             if theirs in expected:
@@ -395,7 +395,7 @@ def check_generation_loop(case: Case) -> None:
     replay_generations(case)
 
 
-def check_initialisation(case: Case) -> None:
+def check_initialization(case: Case) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         policy = make_policy(case)
@@ -432,7 +432,7 @@ CHECKS = {
     "selection_epoch": check_selection_epoch,
     "mutation_statistics": check_mutation_statistics,
     "generation_loop": check_generation_loop,
-    "initialisation": check_initialisation,
+    "initialisation": check_initialization,
     "warmup_drift": check_warmup_drift,
 }
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from sb3_erl.envs.deceptive_cup import CupAgents
 from sb3_erl.envs.hard_maze import REACH, MazeMap, MazePicture, MazeRobots, VecHardMaze
+from sb3_erl.evolution.fitness.novelty import NoveltyArchive, behavior_distances
+from sb3_erl.evolution.fitness.shaping import centered_ranks
 from sb3_erl.evolution.novelty import (
     AdaptiveWeight,
     member_probabilities,
@@ -16,8 +18,6 @@ from sb3_erl.evolution.novelty import (
     reward_weight,
     select_by_novelty,
 )
-from sb3_erl.fitness.novelty import NoveltyArchive, behavior_distances
-from sb3_erl.fitness.shaping import centered_ranks
 from tests.parity.cases import Case, dispatch
 
 SYSTEM = "novelty"

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evolution.cem_planner import CEMPlanner, spread
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.es import ESUpdate, MirroredES
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.evolution.fitness.shaping import centered_ranks, population_rank, shape_fitness
 from sb3_erl.evolution.seed_ga import ELITE, best_first, finalists, parents_after
-from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialisation
-from sb3_erl.fitness.shaping import centered_ranks, population_rank, shape_fitness
+from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialization
+from sb3_erl.planning.cem_planner import CEMPlanner, spread
+from sb3_erl.policies.observation_statistics import ObservationStatistics, ObservationSums
 from tests.parity.cases import Case, dispatch
 
 SYSTEM = "openai_es"
@@ -178,7 +178,7 @@ def check_chain(case: Case) -> None:
     assert all(x["std"] == 0 for x in case["layout"] if len(x["shape"]) == 1) and len(set(stds[:-1])) <= 1
     std = {"hidden_std": stds[0], "output_std": stds[-1], "unit_axis": -1}
     table, offsets = GivenTable(case.array("noise_table")), case.array("seed_indices").tolist()
-    scaled, normed = Initialisation(layout, "fan_in", **std), Initialisation(layout, "unit_norm", **std)
+    scaled, normed = Initialization(layout, "fan_in", **std), Initialization(layout, "unit_norm", **std)
     case.close(scaled.scale, case.array("scale_by"))
     replayed, grown = GenomeDecoder(table, scaled), GenomeDecoder(table, scaled)
     genome = Genome((offsets[0],))

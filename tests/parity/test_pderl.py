@@ -9,15 +9,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from sb3_erl.common.genetic_memory import GeneticMemories
-from sb3_erl.common.parameters import ParameterLayout, read_parameters
-from sb3_erl.common.policies import ERLPolicy
+from sb3_erl.buffers.genetic_memory import GeneticMemories
+from sb3_erl.core.parameters import ParameterLayout, read_parameters
 from sb3_erl.evolution.ga import count_elites
-from sb3_erl.operators.distillation import DistillationCrossover
-from sb3_erl.operators.distilled_epoch import plan_distilled_epoch
-from sb3_erl.operators.matching import behaviour_distance, pairs_by_distance, pairs_by_fitness
-from sb3_erl.operators.proximal import ProximalMutation, sensitivity
-from sb3_erl.operators.selection import rank_best_first, tournament_winners
+from sb3_erl.evolution.operators.distillation import DistillationCrossover
+from sb3_erl.evolution.operators.distilled_epoch import plan_distilled_epoch
+from sb3_erl.evolution.operators.matching import behavior_distance, pairs_by_distance, pairs_by_fitness
+from sb3_erl.evolution.operators.proximal import ProximalMutation, sensitivity
+from sb3_erl.evolution.operators.selection import rank_best_first, tournament_winners
+from sb3_erl.policies.erl import ERLPolicy
 from tests.parity.cases import Case, dispatch
 from tests.parity.test_erl import actor_names, check_ddpg_update, check_epoch, critic_names, recorded
 
@@ -179,7 +179,7 @@ def symmetric(case: Case, n: int, policy: ERLPolicy) -> np.ndarray:
         for b in set(range(n)) - {a}:
             with torch.no_grad():
                 own = policy.actor(case.tensor(f"ind{b}_states").float()).numpy()
-            one_way[a, b] = behaviour_distance(own, case.array(f"ind{b}_actions"))
+            one_way[a, b] = behavior_distance(own, case.array(f"ind{b}_actions"))
     return one_way + one_way.T
 
 

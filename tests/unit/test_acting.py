@@ -12,12 +12,12 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.common.cerl_policies import CERLNetworks
-from sb3_erl.common.parameters import read_parameters
-from sb3_erl.common.policies import ERLPolicy
-from sb3_erl.common.sale_policies import SALEPolicy
-from sb3_erl.common.shared_policies import ERLRe2Policy
-from sb3_erl.evaluation.acting import (
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.policies.cerl import CERLNetworks
+from sb3_erl.policies.erl import ERLPolicy
+from sb3_erl.policies.erl_re2 import ERLRe2Policy
+from sb3_erl.policies.td7 import SALEPolicy
+from sb3_erl.rollouts.acting import (
     ModuleActor,
     NetworkPool,
     NumpyActor,
@@ -25,7 +25,7 @@ from sb3_erl.evaluation.acting import (
     numpy_population,
     tensors_of,
 )
-from sb3_erl.evaluation.base import PopulationActor, ToEnvironment
+from sb3_erl.rollouts.jobs import PopulationActor, ToEnvironment
 from tests.contract.settings import make
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
@@ -83,7 +83,7 @@ def test_acting_alone_is_the_same_to_the_last_bit(policy_class: type, activation
 
 @pytest.mark.parametrize("name", ["openai_es", "deep_ga"])
 def test_acting_alone_with_what_a_class_adds(name: str) -> None:
-    """Standardised observations, discrete actions, actors that are made when they are needed; and in a worker."""
+    """Standardized observations, discrete actions, actors that are made when they are needed; and in a worker."""
     model = make(name, policy_kwargs={"net_arch": [16]})
     shown: list[Any] = []
     evaluate = model._evaluate

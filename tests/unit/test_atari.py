@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from benchmarks.settings import Experiment, load_settings
 from sb3_erl import DeepGA, OpenAIES
-from sb3_erl.common.es_pixel_policies import ESPixelPolicy, GAPixelPolicy
-from sb3_erl.common.parameters import read_parameters
+from sb3_erl.core.parameters import read_parameters
 from sb3_erl.envs.atari import PLAIN_EMULATOR, WHOLE_GAMES, is_atari, make_atari
+from sb3_erl.policies.es_pixels import ESPixelPolicy, GAPixelPolicy
 from sb3_erl.zoo import hyperparams_file
 from tests.contract.helpers import differences, snapshot
 

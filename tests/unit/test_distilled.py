@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sb3_erl.common.genetic_memory import GeneticMemories
-from sb3_erl.common.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.evolution.distilled import DistilledGA
-from sb3_erl.operators.distillation import DistillationCrossover
-from sb3_erl.operators.distilled_epoch import DistilledEpoch
-from sb3_erl.operators.matching import behaviour_distance
+from sb3_erl.buffers.genetic_memory import GeneticMemories
+from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
+from sb3_erl.evolution.distilled_ga import DistilledGA
+from sb3_erl.evolution.operators.distillation import DistillationCrossover
+from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
+from sb3_erl.evolution.operators.matching import behavior_distance
 
 OBS, ACTIONS, POP, CAPACITY = 3, 2, 5, 20
 
@@ -122,8 +122,8 @@ def test_a_child_does_what_the_critic_prefers(preferred: int) -> None:
     new = vary(ga, children=[(0, 1, 3)])
     states, network = ga.memories.latest(3, CAPACITY)[0], actor()
     child = act(network, torch.as_tensor(new[3]), states)
-    distances = [behaviour_distance(child, act(network, ga.candidates[i], states)) for i in (0, 1)]
-    apart = behaviour_distance(*(act(network, ga.candidates[i], states) for i in (0, 1)))
+    distances = [behavior_distance(child, act(network, ga.candidates[i], states)) for i in (0, 1)]
+    apart = behavior_distance(*(act(network, ga.candidates[i], states) for i in (0, 1)))
     assert distances[preferred] < 0.05 * apart < distances[1 - preferred]
     np.testing.assert_array_equal(new[:3], ga.candidates.numpy()[:3])
 
@@ -200,11 +200,11 @@ def test_who_has_seen_nothing_is_not_mutated() -> None:
     assert not np.array_equal(new[0], ga.candidates.numpy()[0])
 
 
-@pytest.mark.parametrize(("normalise", "ratio"), [(False, 1.0), (True, 256 / CAPACITY)])
-def test_few_states_can_count_as_many(normalise: bool, ratio: float) -> None:
+@pytest.mark.parametrize(("normalize", "ratio"), [(False, 1.0), (True, 256 / CAPACITY)])
+def test_few_states_can_count_as_many(normalize: bool, ratio: float) -> None:
     moves = []
-    for flag in (False, normalise):
-        ga = population(mutation_kwargs={"normalise_batch": flag, "floor": 1e-9})
+    for flag in (False, normalize):
+        ga = population(mutation_kwargs={"normalize_batch": flag, "floor": 1e-9})
         moves.append((vary(ga, mutants=[1]) - ga.candidates.numpy())[1, ga.mutation.mutable])
     np.testing.assert_allclose(moves[0], ratio * moves[1], rtol=1e-2, atol=1e-4)
 
@@ -234,7 +234,7 @@ def test_distance_is_measured_on_what_either_has_seen(distance_from: str) -> Non
     for one, other in ((0, 2), (2, 0)):
         states = ga.memories.observations[other]
         theirs = ga.memories.actions[other] if distance_from == "memory" else act(network, ga.candidates[other], states)
-        expected += behaviour_distance(act(network, ga.candidates[one], states), theirs)
+        expected += behavior_distance(act(network, ga.candidates[one], states), theirs)
     assert measured[0, 2] == measured[2, 0] == pytest.approx(expected, rel=1e-4)
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_erl.evolution import noise_table
-from sb3_erl.evolution.cem_planner import CEMPlanner
+from sb3_erl.core import noise_table
+from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.es_optimizers import ClassicAdam, DampedSGD, MomentumSGD
-from sb3_erl.evolution.noise_table import NoiseTable
-from sb3_erl.fitness.shaping import centered_ranks, population_rank, shape_fitness
+from sb3_erl.evolution.fitness.shaping import centered_ranks, population_rank, shape_fitness
+from sb3_erl.planning.cem_planner import CEMPlanner
 
 TABLE = NoiseTable(20_000, 5)
 
@@ -132,7 +132,7 @@ def test_population_rank() -> None:
     assert math.isnan(population_rank(np.array([]), population))
 
 
-# ------------------------------------------------------------------ optimisers
+# ------------------------------------------------------------------ optimizers
 
 
 def test_adam_adds_epsilon_before_bias_correction() -> None:
@@ -234,7 +234,7 @@ def test_part_of_the_parameters(fraction: float, n: int) -> None:
     changed = candidates[::2] != 0
     assert (changed.sum(axis=1) == n).all()
     begins = changed & ~np.roll(changed, 1, axis=1)
-    assert (begins.sum(axis=1) == 1).all(), "one window of neighbours that wraps around"
+    assert (begins.sum(axis=1) == 1).all(), "one window of neighbors that wraps around"
     assert {int(row.argmax()) for row in begins} == set(range(10))
     np.testing.assert_array_equal(candidates[::2], -candidates[1::2])
     for row, (offset, start) in zip(candidates[::2], es.pairs, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_erl.evaluation.exploration import NoiseExploration
+from sb3_erl.rollouts.exploration import NoiseExploration
 
 
 class FadingNoise(NormalActionNoise):

@@ -18,11 +18,14 @@ from gymnasium import spaces
 
 from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
-from sb3_erl.common import checkpoints, files, lap
-from sb3_erl.common.interrupts import uninterrupted
-from sb3_erl.evaluation import process_pool, remote
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.buffers import lap
+from sb3_erl.core import atomic_files as files
+from sb3_erl.core.interrupts import uninterrupted
+from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.learners import base
+from sb3_erl.remote import evaluator as remote
+from sb3_erl.remote import process as process_pool
+from sb3_erl.runs import checkpoints
 from tests.contract.settings import make
 from tests.interruption import call_with_sigint, ctrl_c_raises
 

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_erl.common.lap import MAX_STALE, LAPReplayBuffer, PriorityTree
+from sb3_erl.buffers.lap import MAX_STALE, LAPReplayBuffer, PriorityTree
 
 
 def naive(tree: PriorityTree, uniform: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sb3_erl.common.networks import NORM_EPSILON, StackedLinear, StdNorm, Towers, _StdNormFunction
+from sb3_erl.policies.layers import NORM_EPSILON, StackedLinear, StdNorm, Towers, _StdNormFunction
 
 
 def test_std_norm_gradient_is_the_derivative() -> None:

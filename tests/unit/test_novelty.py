@@ -10,6 +10,9 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_erl.envs.behavior import BehaviorWrapper, EpisodeTrace, make_behavior, mean_behavior, read_behavior
+from sb3_erl.evolution.fitness.novelty import NoveltyArchive, behavior_distances
+from sb3_erl.evolution.fitness.shaping import centered_ranks
 from sb3_erl.evolution.novelty import (
     AdaptiveWeight,
     member_probabilities,
@@ -19,9 +22,6 @@ from sb3_erl.evolution.novelty import (
     select_by_novelty,
     truncation_parents,
 )
-from sb3_erl.fitness.behaviour import BehaviorWrapper, EpisodeTrace, make_behavior, mean_behavior, read_behavior
-from sb3_erl.fitness.novelty import NoveltyArchive, behavior_distances
-from sb3_erl.fitness.shaping import centered_ranks
 
 
 def filled(*entries: Any, **kwargs: Any) -> NoveltyArchive:
@@ -45,7 +45,7 @@ def test_bytes_do_not_wrap_around() -> None:
     assert behavior_distances(np.array([[0]], np.uint8), np.array([[200]], np.uint8))[0, 0] == 200
 
 
-def test_neighbours_that_nearly_coincide_are_told_apart() -> None:
+def test_neighbors_that_nearly_coincide_are_told_apart() -> None:
     assert behavior_distances(np.array([[1e6 + 1e-3, 0.0]]), np.array([[1e6, 0.0]]))[0, 0] == pytest.approx(1e-3, rel=1e-6)
 
 
@@ -53,11 +53,11 @@ def test_large_populations_are_measured_in_blocks(monkeypatch: pytest.MonkeyPatc
     points = np.random.default_rng(0).standard_normal((30, 2))
     archive = filled(*points[:7])
     whole = archive.novelty(points, 5, extra=points, exclude_self=range(30))
-    monkeypatch.setattr("sb3_erl.fitness.novelty._BLOCK", 80)
+    monkeypatch.setattr("sb3_erl.evolution.fitness.novelty._BLOCK", 80)
     assert np.array_equal(archive.novelty(points, 5, extra=points, exclude_self=range(30)), whole)
 
 
-def test_fewer_entries_than_neighbours_and_none_at_all() -> None:
+def test_fewer_entries_than_neighbors_and_none_at_all() -> None:
     archive = filled([0.0], [4.0])
     assert archive.novelty(np.array([[1.0]]), k=10)[0] == 2.0
     assert np.isnan(NoveltyArchive().novelty(np.array([[1.0]]), k=10)).all()
@@ -77,14 +77,14 @@ def test_squared_distances_rank_otherwise() -> None:
     assert plain[0] < plain[1] and squared[0] > squared[1]
 
 
-def test_an_individual_is_not_its_own_neighbour_but_its_double_is() -> None:
+def test_an_individual_is_not_its_own_neighbor_but_its_double_is() -> None:
     population = np.array([[0.0], [0.0], [9.0]])
     novelty = NoveltyArchive().novelty(population, 1, extra=population, exclude_self=range(3))
     assert novelty.tolist() == [0.0, 0.0, 9.0]
     assert NoveltyArchive().novelty(population, 1, extra=population).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_failed_episodes_are_worst_and_nobodys_neighbours() -> None:
+def test_failed_episodes_are_worst_and_nobodys_neighbors() -> None:
     population = np.array([[0.0, 0.0], [np.nan, 1.0], [3.0, 4.0]])
     archive = NoveltyArchive()
     assert archive.extend(population) == 2 and len(archive) == 2 and not archive.append(population[1])
@@ -238,7 +238,7 @@ def test_wrong_numbers_are_refused(call: Any, message: str) -> None:
         call()
 
 
-# ------------------------------------------------------------------ behaviours
+# ------------------------------------------------------------------ behaviors
 
 
 class Line(gym.Env):
@@ -274,7 +274,7 @@ class Line(gym.Env):
         (False, lambda trace: [len(trace.observations), len(trace.actions), sum(trace.rewards)], {}, [4.0, 3.0, 3.0]),
     ],
 )
-def test_the_behaviour_survives_the_automatic_reset(talks: bool, behavior: Any, kwargs: Any, expected: Any) -> None:
+def test_the_behavior_survives_the_automatic_reset(talks: bool, behavior: Any, kwargs: Any, expected: Any) -> None:
     env = DummyVecEnv([lambda: BehaviorWrapper(Line(talks), behavior, kwargs)])
     for _ in range(2):  # the second episode starts afresh
         env.reset()
@@ -285,7 +285,7 @@ def test_the_behaviour_survives_the_automatic_reset(talks: bool, behavior: Any, 
         assert read_behavior(infos[0]).tolist() == expected
 
 
-def test_an_episode_that_is_cut_off_has_a_behaviour_too() -> None:
+def test_an_episode_that_is_cut_off_has_a_behavior_too() -> None:
     env = DummyVecEnv([lambda: BehaviorWrapper(Line(talks=True))])
     env.reset()
     env.step(np.array([[0.5]]))
@@ -298,7 +298,7 @@ def test_an_episode_that_is_cut_off_has_a_behaviour_too() -> None:
     ("behavior", "message"),
     [("info", "BehaviorWrapper"), ("final_position", "MuJoCo"), ("memory", "Atari"), (lambda trace: "far", "number")],
 )
-def test_an_environment_without_behaviour_is_an_error(behavior: Any, message: str) -> None:
+def test_an_environment_without_behavior_is_an_error(behavior: Any, message: str) -> None:
     env = BehaviorWrapper(Line(), behavior)
     env.reset()
     with pytest.raises(ValueError, match=message):
@@ -306,7 +306,7 @@ def test_an_environment_without_behaviour_is_an_error(behavior: Any, message: st
             env.step(np.array([0.5]))
 
 
-def test_a_vector_is_its_own_behaviour_where_nothing_else_is_known() -> None:
+def test_a_vector_is_its_own_behavior_where_nothing_else_is_known() -> None:
     env = BehaviorWrapper(Line())
     env.reset()
     *_, info = [env.step(np.array([0.5])) for _ in range(3)][-1]

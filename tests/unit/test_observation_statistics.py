@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_erl.common.observation_statistics import ObservationStatistics, ObservationSums
+from sb3_erl.policies.observation_statistics import ObservationStatistics, ObservationSums
 
 
 def fed(*episodes: np.ndarray) -> ObservationStatistics:

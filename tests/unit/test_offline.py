@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.callbacks import EvalCallback
 
 from sb3_erl import TD7
-from sb3_erl.offline import fill_replay_buffer
+from sb3_erl.buffers.offline import fill_replay_buffer
 from tests.contract.helpers import Witness
 from tests.envs import toy_vec_env
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_erl.common.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.engine.replace import ReplaceWeakest, weakest_slot
 from sb3_erl.evolution.ga import GA
-from sb3_erl.exchange.replace import ReplaceWeakest, weakest_slot
-from sb3_erl.operators import CROSSOVERS, MUTATIONS, GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
-from sb3_erl.operators import mutation as mutation_module
-from sb3_erl.operators.mutation import WeightEvents, _distinct
-from sb3_erl.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.evolution.operators import CROSSOVERS, MUTATIONS, GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
+from sb3_erl.evolution.operators import mutation as mutation_module
+from sb3_erl.evolution.operators.mutation import WeightEvents, _distinct
+from sb3_erl.evolution.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 ACTOR = ParameterLayout(("l1.weight", "l1.bias", "out.weight", "out.bias"), ((6, 4), (6,), (2, 6), (2,)))
 HEAD = ParameterLayout(("weight", "bias"), ((3, 10), (3,)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_erl.common.parameters import ParameterLayout, read_parameters, soft_update, write_parameters
+from sb3_erl.core.parameters import ParameterLayout, read_parameters, soft_update, write_parameters
 
 
 def test_write_copies_and_never_shares_memory() -> None:

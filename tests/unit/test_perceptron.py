@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.common import perceptron as module
-from sb3_erl.common.networks import AvgL1Norm, StdNorm, Towers
-from sb3_erl.common.perceptron import ELU, LEAKY_RELU, RELU, TANH, Layer, can_fuse, perceptron
-from sb3_erl.common.sequential import MLP
 from sb3_erl.learners.base import frozen
+from sb3_erl.policies import fused_mlp as module
+from sb3_erl.policies.fused_mlp import ELU, LEAKY_RELU, RELU, TANH, Layer, can_fuse, perceptron
+from sb3_erl.policies.layers import AvgL1Norm, StdNorm, Towers
+from sb3_erl.policies.sequential import MLP
 
 
 def rand(*shape: int) -> Tensor:

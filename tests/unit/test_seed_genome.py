@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_erl.common.parameters import ParameterLayout
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.seed_ga import ELITE, SeedGA, best_first, finalists, parents_after
-from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialisation
+from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, Initialization
 
 TABLE = NoiseTable(30_000, 8)
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)))
@@ -45,7 +45,7 @@ def worth(candidates: torch.Tensor) -> np.ndarray:
 
 def test_initial_parameters_scale_with_the_number_of_inputs() -> None:
     window = TABLE.window(11, D)
-    parts = LAYOUT.split(Initialisation(LAYOUT, output_std=0.2)(window)[None])
+    parts = LAYOUT.split(Initialization(LAYOUT, output_std=0.2)(window)[None])
     noise = LAYOUT.split(window[None])
     np.testing.assert_allclose(parts["0.weight"], noise["0.weight"] / 2, rtol=1e-6)
     np.testing.assert_allclose(parts["2.weight"], noise["2.weight"] * 0.2 / np.sqrt(3), rtol=1e-6)
@@ -57,17 +57,17 @@ def test_initial_parameters_scale_with_the_number_of_inputs() -> None:
 def test_units_of_a_given_length() -> None:
     layout = ParameterLayout(("conv.weight", "out.weight"), ((5, 2, 3, 3), (4, 45)))
     window = TABLE.window(0, layout.n_params)
-    parts = layout.split(Initialisation(layout, "unit_norm", hidden_std=2.0, output_std=0.5)(window)[None])
+    parts = layout.split(Initialization(layout, "unit_norm", hidden_std=2.0, output_std=0.5)(window)[None])
     np.testing.assert_allclose(np.sqrt(np.square(parts["conv.weight"][0]).sum(axis=(1, 2, 3))), 2.0, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(parts["out.weight"][0], axis=1), 0.5, rtol=1e-6)
-    other = layout.split(Initialisation(layout, "unit_norm", hidden_std=2.0, unit_axis=-1)(window)[None])
+    other = layout.split(Initialization(layout, "unit_norm", hidden_std=2.0, unit_axis=-1)(window)[None])
     np.testing.assert_allclose(np.sqrt(np.square(other["conv.weight"][0]).sum(axis=(0, 1, 2))), 2.0, rtol=1e-6)
-    scaled = layout.split(Initialisation(layout).scale[None])
+    scaled = layout.split(Initialization(layout).scale[None])
     np.testing.assert_allclose(scaled["conv.weight"], 1 / np.sqrt(18), rtol=1e-6)
 
 
 def test_mutations_add_windows_with_their_own_powers_to_all_parameters() -> None:
-    decoder = GenomeDecoder(TABLE, Initialisation(LAYOUT))
+    decoder = GenomeDecoder(TABLE, Initialization(LAYOUT))
     parent = Genome((5, 900), (0.1,))
     child = parent.child(77, 0.25)
     assert child == Genome((5, 900, 77), (0.1, 0.25)) and parent == Genome((5, 900), (0.1,))
@@ -76,7 +76,7 @@ def test_mutations_add_windows_with_their_own_powers_to_all_parameters() -> None
 
 
 def test_replay_is_that_of_a_kept_ancestor_to_the_last_bit() -> None:
-    replay, kept = (GenomeDecoder(TABLE, Initialisation(LAYOUT)) for _ in range(2))
+    replay, kept = (GenomeDecoder(TABLE, Initialization(LAYOUT)) for _ in range(2))
     genome, generator = Genome((3,)), rng()
     for k in range(50):
         kept.keep([genome, Genome((4,))])
@@ -91,7 +91,7 @@ def test_replay_is_that_of_a_kept_ancestor_to_the_last_bit() -> None:
 
 
 def test_another_lineage_of_the_same_length_is_not_mistaken_for_kin() -> None:
-    kept, replay = (GenomeDecoder(TABLE, Initialisation(LAYOUT)) for _ in range(2))
+    kept, replay = (GenomeDecoder(TABLE, Initialization(LAYOUT)) for _ in range(2))
     kept.keep([Genome((1, 2), (0.5,)), Genome((9, 8, 7, 6), (0.1, 0.1, 0.1))])
     for genome in (Genome((1, 2, 3), (0.4, 0.5)), Genome((2,)), Genome((9, 8, 5), (0.1, 0.1)), Genome((1, 2, 3), (0.5, 0.5))):
         np.testing.assert_array_equal(kept(genome), replay(genome))
@@ -148,7 +148,7 @@ def test_candidates_are_the_parameters_of_the_genomes() -> None:
     evolver = ga()
     for g in range(3):
         asked = evolver.ask(rng(g))
-        fresh = GenomeDecoder(TABLE, Initialisation(LAYOUT))
+        fresh = GenomeDecoder(TABLE, Initialization(LAYOUT))
         for row, genome in zip(asked, evolver.population, strict=True):
             np.testing.assert_array_equal(row, fresh(genome))
         evolver.tell(asked, worth(asked))

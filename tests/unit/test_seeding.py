@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from sb3_erl.common.seeding import Address, ScopedGenerators, Stream
+from sb3_erl.core.seeding import Address, ScopedGenerators, Stream
 
 
 def test_streams_of_different_addresses_differ_and_the_same_agree() -> None:

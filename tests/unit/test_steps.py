@@ -11,11 +11,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_erl.common.lap import LAPReplayBuffer
-from sb3_erl.common.seeding import scoped_generators
-from sb3_erl.common.storing import store_steps, store_transition
-from sb3_erl.evaluation.exploration import BLOCK, NoiseExploration, UnboundedExploration
-from sb3_erl.evaluation.steps import StepRecorder, Steps, kept
+from sb3_erl.buffers.append import store_steps, store_transition
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.buffers.rollout_steps import StepRecorder, Steps, kept
+from sb3_erl.core.seeding import scoped_generators
+from sb3_erl.rollouts.exploration import BLOCK, NoiseExploration, UnboundedExploration
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-1, 1, (2,), np.float32)
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sb3_erl.common.timing import Stopwatch
+from sb3_erl.core.stopwatch import Stopwatch
 
 
 def test_shares_add_up_and_nested_parts_count_once() -> None:

@@ -1,4 +1,4 @@
-"""Networks for images: sizes, padding, and normalisation by the moments of a reference batch."""
+"""Networks for images: sizes, padding, and normalization by the moments of a reference batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from sb3_erl import DeepGA, OpenAIES
-from sb3_erl.common.es_pixel_policies import ESPixelPolicy, GAPixelPolicy, PixelActor, SameConv2d, VirtualBatchNorm
-from sb3_erl.common.parameters import read_parameters, write_parameters
-from sb3_erl.evaluation.acting import ModuleActor, NetworkPool
+from sb3_erl.core.parameters import read_parameters, write_parameters
+from sb3_erl.policies.es_pixels import ESPixelPolicy, GAPixelPolicy, PixelActor, SameConv2d, VirtualBatchNorm
+from sb3_erl.rollouts.acting import ModuleActor, NetworkPool
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.envs import ImageEnv, toy_vec_env
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sb3_erl import OpenAIES
-from sb3_erl.evaluation.base import Episode, Job
-from sb3_erl.evaluation.steps import Steps
-from sb3_erl.evaluation.wire import RECORD, Answer, Score, pack_scores, pack_transitions, unpack_score, unpack_transitions
-from sb3_erl.evolution.noise_table import NoiseTable
+from sb3_erl.buffers.rollout_steps import Steps
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.remote.messages import RECORD, Answer, Score, pack_scores, pack_transitions, unpack_score, unpack_transitions
+from sb3_erl.rollouts.jobs import Episode, Job
 from tests.contract.settings import make
 
 
@@ -26,7 +26,7 @@ def test_scores() -> None:
     episodes = [episode(5), episode(9, terminated=False), episode(2, cut=True, terminated=False, behavior=np.arange(2.0))]
     infos: list[dict[str, Any]] = [
         {"episode": {"r": 1.25, "l": 5, "t": 0.5}, "TimeLimit.truncated": False, "terminal_observation": np.zeros(100)},
-        {"episode": {"r": 1.25, "l": 9, "t": 0.5, "colour": "red"}, "TimeLimit.truncated": True, "is_success": True},
+        {"episode": {"r": 1.25, "l": 9, "t": 0.5, "color": "red"}, "TimeLimit.truncated": True, "is_success": True},
         {"TimeLimit.truncated": True},
     ]
     bodies = pack_scores([Score(e, info, None) for e, info in zip(episodes, infos, strict=True)])

@@ -13,7 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from benchmarks.killed_run import differences, fingerprint
 from sb3_erl import ALGOS
-from sb3_erl.common.generation import GenerationalMixin
+from sb3_erl.engine.generation import GenerationalMixin
 from tests.zoo.conftest import Command
 
 # One worker runs all commands of an algorithm after the training they need.

@@ -1,0 +1,1 @@
+"""Recorded steps: replay with priorities, the memories of individuals, offline data."""

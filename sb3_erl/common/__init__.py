@@ -1,1 +1,0 @@
-"""What algorithms share: bases, policies, parameters, seeding, checks."""

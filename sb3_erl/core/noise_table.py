@@ -1,0 +1,131 @@
+"""Standard normal numbers that everybody can look up, so that a perturbation is one integer."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from sb3_erl.core.checks import check_range
+
+PUBLISHED_SIZE = 250_000_000
+"""What the papers have for networks of up to four million parameters."""
+_BLOCK = 1 << 20
+_lock = threading.Lock()
+_drawn: WeakValueDictionary[tuple[int, int], np.ndarray] = WeakValueDictionary()
+
+
+def _draw(size: int, seed: int) -> np.ndarray:
+    """The numbers of ``RandomState(seed).randn(size)`` in float32, without ever holding them all in float64."""
+    random, values = np.random.RandomState(seed), np.empty(size, dtype=np.float32)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        values[start:stop] = random.randn(stop - start)
+    values.setflags(write=False)
+    return values
+
+
+class NoiseTable:
+    """
+    A long read-only vector of standard normal numbers; a perturbation of ``d`` parameters is a window of it.
+
+    Salimans et al. (2017), https://arxiv.org/abs/1703.03864, section 2; authors' code:
+    openai/evolution-strategies-starter, ``es_distributed/es.py: SharedNoiseTable``. Differences: 25 million numbers where
+    the authors have 250 million, drawn when they are first needed. Tables of equal size and seed share their memory within
+    a process. A pickle, and so a save, holds size and seed only.
+
+    :param size: how many numbers (4 bytes each)
+    :param seed: seed of the numbers, in [0, 2**32)
+    :raises ValueError: if a number is out of range
+
+    >>> NoiseTable(1000).window(7, 3).shape
+    (3,)
+    """
+
+    def __init__(self, size: int = 25_000_000, seed: int = 123):
+        check_range("noise_table_size", size, 1, integer=True)
+        check_range("noise_seed", seed, 0, 2**32 - 1, integer=True)
+        self.size, self.seed = int(size), int(seed)
+        self._values: np.ndarray | None = None
+
+    @staticmethod
+    def adopt(size: int, seed: int, values: np.ndarray) -> None:
+        """
+        Let the tables of this process use numbers that exist already, in memory that processes share.
+
+        :param size: of the table
+        :param seed: of the table
+        :param values: ``(size,)`` float32, read-only; held by the caller for as long as tables may need it
+        """
+        _drawn[size, seed] = values
+
+    @property
+    def values(self) -> np.ndarray:
+        """``(size,)`` float32, read-only."""
+        if self._values is None:
+            with _lock:
+                values = _drawn.get((self.size, self.seed))
+                if values is None:
+                    values = _drawn[self.size, self.seed] = _draw(self.size, self.seed)
+            self._values = values
+        return self._values
+
+    def check_length(self, length: int) -> None:
+        """
+        Refuse a table whose windows would nearly all overlap, and warn where many do.
+
+        :param length: of a window
+        :raises ValueError: if the table is shorter than ten windows
+        """
+        enough = max(10 * length, min(1000 * length, PUBLISHED_SIZE))
+        if self.size < 10 * length:
+            raise ValueError(
+                f"noise_table_size must be at least 10 times the {length} parameters that are perturbed at once; "
+                f"got {self.size}. Set noise_table_size={enough} or take a smaller network"
+            )
+        if self.size < enough:
+            warnings.warn(
+                f"noise_table_size={self.size} is less than 1000 times the {length} parameters that are perturbed at once, "
+                f"so perturbations overlap often; noise_table_size={enough} is better",
+                stacklevel=3,
+            )
+
+    def offsets(self, rng: np.random.Generator, n: int, length: int) -> np.ndarray:
+        """
+        :param rng: generator
+        :param n: how many
+        :param length: of a window
+        :return: ``(n,)`` int64, where windows begin, uniform in [0, size - length]
+        :raises ValueError: if no window fits
+        """
+        check_range("length", length, 1, self.size, integer=True)
+        return rng.integers(self.size - length + 1, size=n)
+
+    def window(self, offset: int, length: int) -> np.ndarray:
+        """
+        :param offset: where the window begins
+        :param length: how many numbers
+        :return: ``(length,)`` float32, a read-only view
+        :raises ValueError: if it does not lie inside the table
+        """
+        if not 0 <= offset <= self.size - length:
+            raise ValueError(
+                f"offset must be in [0, {self.size - length}] for a window of {length} numbers; got {offset}. "
+                "Use the noise_table_size that the offset was drawn for"
+            )
+        return self.values[offset : offset + length]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoiseTable) and (self.size, self.seed) == (other.size, other.seed)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.seed))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.size, self.seed)
+
+    def __repr__(self) -> str:
+        return f"NoiseTable(size={self.size}, seed={self.seed})"

@@ -1,0 +1,1 @@
+"""Training loops, written once: generations of hybrids and of pure evolution, and step-wise learners."""

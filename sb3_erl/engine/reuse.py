@@ -1,0 +1,162 @@
+"""What CEM-RL keeps of a generation for the next one: episodes that are used again, and gradient steps that were taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.importance_mixing import DiagonalGaussian, GeneratorMixingDraws, importance_mixing
+from sb3_erl.rollouts.jobs import EpisodeBatch
+
+
+class Leftovers(nn.Module):
+    """Buffers that a model with other settings does without: saved ones of another shape are not loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        own = {prefix + name: value for name, value in self.named_buffers(recurse=False)}
+        if any(name in state_dict and state_dict[name].shape != value.shape for name, value in own.items()):
+            state_dict.update(own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class LearnedRows(Leftovers):
+    """
+    Candidates that took their gradient steps in a generation that was not finished, for instance because the budget of
+    ``learn`` ended inside it. The next generation begins with them, so that no gradient step is taken twice.
+
+    :param n: number of learned candidates
+    :param n_params: parameters of one individual
+    """
+
+    rows: Tensor
+    n_waiting: Tensor
+
+    def __init__(self, n: int, n_params: int):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(n, n_params))
+        self.register_buffer("n_waiting", torch.zeros(()))
+
+    @property
+    def waiting(self) -> Tensor | None:
+        """``(n, n_params)``, or ``None`` if the last generation that was learned for is finished."""
+        return self.rows if self.n_waiting > 0 else None
+
+    def keep(self, rows: Tensor) -> None:
+        """:param rows: ``(n, n_params)``, just learned"""
+        self.rows.copy_(rows)
+        self.n_waiting.fill_(len(rows))
+
+    def clear(self) -> None:
+        """The generation is finished."""
+        self.n_waiting.zero_()
+
+
+class ReusedEpisodes(Leftovers):
+    """
+    The last generation's sample with fitness, length and place in the replay buffer of each individual.
+
+    :param n: number of individuals that may be reused
+    :param n_params: parameters of one individual
+    """
+
+    samples: Tensor
+    mean: Tensor
+    variance: Tensor
+    fitness: Tensor
+    lengths: Tensor
+    starts: Tensor
+    """Number of the first transition of each individual, counted over all that were ever stored."""
+
+    def __init__(self, n: int, n_params: int):
+        super().__init__()
+        double = torch.float64
+        self.register_buffer("samples", torch.zeros(n, n_params, dtype=double))
+        for name in ("mean", "variance"):
+            self.register_buffer(name, torch.zeros(n_params, dtype=double))
+        for name in ("fitness", "lengths", "starts"):
+            self.register_buffer(name, torch.zeros(n, dtype=double))
+        self._chosen: list[int] = []
+
+    def mix(self, evolver: CEM, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """
+        :param evolver: its distribution is the one that is wanted
+        :param rng: generator
+        :return: ``(n, n_params)``, and how many of its first rows are reused
+        """
+        n = len(self.samples)
+        if not bool((self.variance > 0).all()):  # nothing was evaluated yet
+            self._chosen = []
+            return evolver.draw(n, rng), 0
+        old, new = (DiagonalGaussian(to(d.mean), to(d.variance)) for d in (self, evolver))
+        rows, self._chosen = importance_mixing(to(self.samples), old, new, n, GeneratorMixingDraws(rng))
+        return torch.as_tensor(rows, device=self.samples.device), len(self._chosen)
+
+    def account(
+        self, buffer: Any, fitness: np.ndarray, episodes: EpisodeBatch, n_kept: int, first: int, offset: int
+    ) -> tuple[np.ndarray, int]:
+        """
+        Complete the fitness, and store the transitions of reused individuals again.
+
+        :param buffer: replay buffer with one column; what it has lost since is not stored again
+        :param fitness: ``(n,)``, NaN in the reused rows
+        :param episodes: what was evaluated, in the order in which it was stored
+        :param n_kept: number of reused rows
+        :param first: transitions stored before this generation, over the life of the model
+        :param offset: candidate number of row 0
+        :return: fitness, and the number of transitions that were stored again
+        """
+        chosen = self._chosen[:n_kept]
+        fitness = fitness.copy()
+        fitness[:n_kept] = to(self.fitness)[chosen]
+        lengths, starts = np.zeros(len(fitness)), np.zeros(len(fitness))
+        position = first
+        for episode in episodes.episodes:
+            row = episode.job.candidate - offset
+            if 0 <= row < len(fitness):
+                starts[row] = position if lengths[row] == 0 else starts[row]
+                lengths[row] += episode.length
+            position += episode.length
+        n_again = 0
+        for row, source in enumerate(chosen):
+            start, length = int(self.starts[source]), int(self.lengths[source])
+            starts[row] = position + n_again
+            lengths[row] = self._store_again(buffer, start, length, position + n_again)
+            n_again += int(lengths[row])
+        for name, values in (("fitness", fitness), ("lengths", lengths), ("starts", starts)):
+            getattr(self, name).copy_(torch.as_tensor(values))
+        return fitness, n_again
+
+    def remember(self, evolver: CEM, samples: Tensor) -> None:
+        """Take over the sample that was just evaluated; to be called after :meth:`account`."""
+        self.samples.copy_(samples)
+        self.mean.copy_(evolver.mean)
+        self.variance.copy_(evolver.variance)
+
+    @staticmethod
+    def _store_again(buffer: Any, start: int, length: int, now: int) -> int:
+        """
+        :param start: number of the first transition
+        :param length: how many there were
+        :param now: number of the transition that is stored next
+        :return: how many of them are stored again
+        """
+        spoiled = int(buffer.full and buffer.optimize_memory_usage)  # the oldest observation is the newest next one
+        numbers = np.arange(max(start, now - buffer.size() + spoiled), start + length)
+        rows = (buffer.pos - now + numbers) % buffer.buffer_size
+        if buffer.optimize_memory_usage:  # the next observation is the next row's
+            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size]
+        else:
+            next_observations = buffer.next_observations[rows]
+        copies = (buffer.observations[rows], next_observations, buffer.actions[rows], buffer.rewards[rows], buffer.dones[rows])
+        for *step, truncated in zip(*copies, buffer.timeouts[rows, 0], strict=True):
+            buffer.add(*step, [{"TimeLimit.truncated": bool(truncated)}])
+        return len(rows)
+
+
+def to(tensor: Tensor) -> np.ndarray:
+    """A float64 array on the CPU."""
+    return tensor.detach().cpu().numpy().astype(np.float64)

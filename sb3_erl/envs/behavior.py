@@ -1,0 +1,397 @@
+"""
+What an episode was like, in a few numbers: the behavior that novelty compares.
+
+It is measured inside the environment, because SB3's vectorized environments reset a finished episode at once: simulator
+state that is read afterwards belongs to the next episode. Wrap each environment in :class:`BehaviorWrapper`; the last
+``info`` of an episode then holds the behavior under ``"bc"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_erl.core.checks import check_choice, check_range
+
+KEY = "bc"
+"""Where an environment's ``info`` holds the behavior."""
+
+
+@dataclass
+class EpisodeTrace:
+    """
+    An episode as a function of the user's own sees it.
+
+    :param env: the environment, still in its last state
+    :param observations: T + 1 observations, the first one from ``reset``
+    :param actions: T actions
+    :param rewards: T rewards
+    :param infos: T + 1 infos, the first one from ``reset``
+    """
+
+    env: gym.Env
+    observations: list[Any] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    infos: list[dict[str, Any]] = field(default_factory=list)
+
+
+BehaviorFunction = Callable[[EpisodeTrace], np.ndarray]
+
+
+class Behavior:
+    """Base of all characterizations; one object follows one environment."""
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """An episode begins."""
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """A step was made."""
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """
+        :param env: the environment in its last state
+        :param info: of the last step
+        :return: ``(dim,)``, or ``(T, ...)`` for a sequence
+        :raises ValueError: if the environment does not give what is needed
+        """
+        raise NotImplementedError
+
+
+class FromInfo(Behavior):
+    """
+    What the environment itself writes into its last ``info``, for example the final position in ``HardMaze-v0``.
+
+    :param key: of the entry
+    """
+
+    def __init__(self, key: str = KEY):
+        self.key = key
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """See :class:`Behavior`."""
+        return read_behavior(info, self.key)
+
+
+class FinalPosition(Behavior):
+    """
+    Where a robot is after the last step.
+
+    Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 4.2; authors' code: uber-research/deep-neuroevolution,
+    ``es_distributed/policies.py``, which takes the center of mass.
+
+    :param point: ``"com"``, the center of mass of all bodies of a MuJoCo model, or ``"torso"``: ``info["x_position"]`` and
+        ``info["y_position"]`` (0 if missing, in planar tasks), or else the root body of the MuJoCo model
+    :raises ValueError: if ``point`` is unknown
+    """
+
+    def __init__(self, point: Literal["com", "torso"] = "com"):
+        check_choice("point", point, ("com", "torso"))
+        self.point = point
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(2,)``, x and y in metres"""
+        return self.position(env, info)
+
+    def position(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """
+        :param env: the environment
+        :param info: of the last step or reset
+        :return: ``(2,)``, x and y in metres
+        :raises ValueError: if the environment has no position
+        """
+        inner: Any = env.unwrapped
+        if self.point == "torso" and "x_position" in info:
+            return np.array([info["x_position"], info.get("y_position", 0.0)], dtype=np.float64)
+        if _is_mujoco(env):
+            if self.point == "torso":
+                return np.array(inner.data.xpos[1, :2])  # body 0 is the world
+            mass = inner.model.body_mass
+            return (mass @ inner.data.xipos)[:2] / mass.sum()
+        needed = "a MuJoCo environment" if self.point == "com" else 'a MuJoCo environment or info["x_position"]'
+        raise ValueError(
+            f"behavior with point={self.point!r} needs {needed}; got {inner}. Give a function of the episode as behavior"
+        )
+
+
+class PositionTrajectory(FinalPosition):
+    """
+    The way of a robot: all x, then all y, one per step.
+
+    The authors' option ``traj``, see :class:`FinalPosition`. A shorter episode stays where it ended.
+
+    :param point: see :class:`FinalPosition`
+    :param max_steps: T, ``None`` for the environment's own limit
+    :raises ValueError: if a number is out of range
+    """
+
+    def __init__(self, point: Literal["com", "torso"] = "com", max_steps: int | None = None):
+        super().__init__(point)
+        if max_steps is not None:
+            check_range("max_steps", max_steps, 1, integer=True)
+        self.max_steps = max_steps
+        self._way: list[np.ndarray] = []
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._way = []
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._way.append(self.position(env, info))
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(2 T,)``"""
+        length = self.max_steps or (env.spec.max_episode_steps if env.spec is not None else None)
+        if length is None or len(self._way) > length:
+            raise ValueError(
+                f"max_steps must be the length of the longest episode; got {length}, with an episode of {len(self._way)} "
+                'steps. Give behavior_kwargs={"max_steps": ...}'
+            )
+        way = self._way or [self.position(env, info)]
+        return np.array(way + way[-1:] * (length - len(way))).T.ravel()
+
+
+class Memory(Behavior):
+    """The 128 bytes of an Atari machine after every step, as in the authors' code of NS-ES."""
+
+    def __init__(self) -> None:
+        self._bytes: list[np.ndarray] = []
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._bytes = []
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        inner: Any = env.unwrapped
+        if not hasattr(inner, "ale"):
+            raise ValueError(f'behavior="memory" must have an Atari environment; got {inner}. Use another behavior')
+        self._bytes.append(np.array(inner.ale.getRAM(), dtype=np.uint8))
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(T, 128)`` uint8"""
+        return np.array(self._bytes)
+
+
+class FinalObservation(Behavior):
+    """The observation after the last step, as the environment gives it."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._last = observation
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._last = observation
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(n,)``, whatever the shape of an observation"""
+        return np.array(self._last, dtype=np.float64).ravel()
+
+
+class FromEpisode(Behavior):
+    """
+    A function of the whole episode.
+
+    :param function: takes an :class:`EpisodeTrace`, returns ``(dim,)`` or ``(T, ...)``
+    """
+
+    def __init__(self, function: BehaviorFunction):
+        self.function = function
+        self._trace: EpisodeTrace | None = None
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        self._trace = EpisodeTrace(env, [np.copy(observation)], infos=[info])
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        trace = self._trace
+        assert trace is not None
+        trace.observations.append(np.copy(observation))
+        trace.actions.append(np.copy(action))
+        trace.rewards.append(float(reward))
+        trace.infos.append(info)
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """See :class:`Behavior`."""
+        assert self._trace is not None
+        return np.asarray(self.function(self._trace))
+
+
+class Auto(Behavior):
+    """
+    ``info["bc"]`` if the environment gives it, else what fits its kind: center of mass (MuJoCo), memory (Atari), the last
+    observation where that is a vector.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: Behavior | None = None
+
+    def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        if self._chosen is None:
+            self._chosen = self._fitting(env)
+        self._chosen.begin(env, observation, info)
+
+    @staticmethod
+    def _fitting(env: gym.Env) -> Behavior:
+        if _is_mujoco(env):
+            return FinalPosition()
+        if hasattr(env.unwrapped, "ale"):
+            return Memory()
+        return FinalObservation() if is_vector(env.observation_space) else FromInfo()
+
+    def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
+        """See :class:`Behavior`."""
+        assert self._chosen is not None
+        self._chosen.step(env, observation, action, reward, info)
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """See :class:`Behavior`."""
+        assert self._chosen is not None
+        return read_behavior(info) if KEY in info else self._chosen.end(env, info)
+
+
+def is_vector(space: gym.Space) -> bool:
+    """Whether observations are short enough to be compared as they are."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+
+
+BEHAVIORS: dict[str, type[Behavior]] = {
+    "auto": Auto,
+    "info": FromInfo,
+    "final_observation": FinalObservation,
+    "final_position": FinalPosition,
+    "trajectory": PositionTrajectory,
+    "memory": Memory,
+}
+"""Built-in characterizations by name."""
+
+
+def make_behavior(behavior: str | type[Behavior] | BehaviorFunction, **kwargs: Any) -> Behavior:
+    """
+    :param behavior: key of :data:`BEHAVIORS`, a class, or a function of an :class:`EpisodeTrace`
+    :param kwargs: further arguments of the class
+    :return: a characterization for one environment
+    :raises ValueError: if a string is unknown
+
+    >>> make_behavior("final_position", point="torso").point
+    'torso'
+    """
+    if isinstance(behavior, str):
+        check_choice("behavior", behavior, BEHAVIORS)
+        return BEHAVIORS[behavior](**kwargs)
+    if isinstance(behavior, type):
+        return behavior(**kwargs)
+    return FromEpisode(behavior)
+
+
+class BehaviorWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """
+    Writes the behavior of each episode into ``info["bc"]`` of its last step.
+
+    :param env: environment, time limit included
+    :param behavior: key of :data:`BEHAVIORS`, a :class:`Behavior` class, or a function of an :class:`EpisodeTrace`
+    :param behavior_kwargs: further arguments of the class
+    :raises ValueError: if ``behavior`` is unknown; at the end of an episode, if the environment does not give it
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        behavior: str | type[Behavior] | BehaviorFunction = "auto",
+        behavior_kwargs: dict[str, Any] | None = None,
+    ):
+        gym.utils.RecordConstructorArgs.__init__(self, behavior=behavior, behavior_kwargs=behavior_kwargs)
+        super().__init__(env)
+        self._characterization = make_behavior(behavior, **(behavior_kwargs or {}))
+        self._info: dict[str, Any] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See Gymnasium."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._info = info
+        self._characterization.begin(self.env, observation, info)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See Gymnasium."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._info = info
+        self._characterization.step(self.env, observation, action, float(reward), info)
+        if terminated or truncated:
+            info = {**info, KEY: self.current_behavior()}
+        return observation, reward, terminated, truncated, info
+
+    def current_behavior(self) -> np.ndarray:
+        """
+        The behavior so far, for an episode that is cut off from outside: ask before the next ``reset``, in a VecEnv with
+        ``env_method("current_behavior")``.
+
+        :return: ``(dim,)``, or ``(T, ...)`` for a sequence
+        :raises ValueError: before the first ``reset``, or if the environment does not give it
+        """
+        if self._info is None:
+            raise ValueError("env must have begun an episode to have a behavior; got none. Call reset() first")
+        return _checked(self._characterization.end(self.env, self._info))
+
+
+def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
+    """
+    :param info: of the last step of an episode
+    :param key: of the entry
+    :return: the behavior, a copy; ``(1,)`` for a single number
+    :raises ValueError: if there is none
+
+    >>> read_behavior({"bc": [1.0, 2.0]})
+    array([1., 2.])
+    """
+    if key not in info:
+        raise ValueError(
+            f"env must give the behavior of an episode as info[{key!r}] of its last step; got only {sorted(info)}. Let the "
+            "environment write it, or wrap it: BehaviorWrapper(env, behavior=function of the episode)"
+        )
+    return _checked(np.array(info[key]))
+
+
+def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    :param behaviors: of all episodes of one individual, each ``(dim,)``
+    :return: ``(dim,)`` their mean; a single behavior, sequences included, as it is
+    :raises ValueError: if there is none, or if there are several that have no mean: sequences, or unequal shapes
+
+    >>> mean_behavior([np.array([0.0, 2.0]), np.array([4.0, 2.0])])
+    array([2., 2.])
+    """
+    if len(behaviors) == 1:
+        return np.array(behaviors[0])
+    shapes = {np.shape(behavior) for behavior in behaviors}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(
+            f"behaviors must be vectors of one length to have a mean; got shapes {sorted(shapes)}. With sequences run one "
+            "episode per individual (n_bc_episodes=1)"
+        )
+    return np.mean(np.array(behaviors, dtype=np.float64), axis=0)
+
+
+def _checked(behavior: np.ndarray) -> np.ndarray:
+    if behavior.size == 0 or behavior.dtype.kind not in "buif":
+        raise ValueError(
+            f"a behavior must be an array of at least one number; got {behavior.dtype} of shape {behavior.shape}. Return "
+            "(dim,) for a vector or (T, n) for a sequence"
+        )
+    return np.atleast_1d(behavior)
+
+
+def _is_mujoco(env: gym.Env) -> bool:
+    inner = env.unwrapped
+    return hasattr(getattr(inner, "data", None), "xipos") and hasattr(getattr(inner, "model", None), "body_mass")

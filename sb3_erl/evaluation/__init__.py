@@ -1,1 +1,0 @@
-"""Who steps the environments; the same answer from each back-end."""

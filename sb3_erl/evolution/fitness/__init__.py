@@ -1,0 +1,1 @@
+"""Fitness: from episodes to one number per candidate."""

@@ -1,0 +1,234 @@
+"""
+Mutation operators: a stack of parents and a generator in, a new stack out.
+
+To add one: write a class with the signature of :class:`GaussianMutation` and enter it in ``MUTATIONS`` of
+``operators/__init__.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_erl.core.parameters import ParameterLayout
+
+_EVENTS, _HEADS = 1 << 15, 32
+"""How many events, or heads, are worked on at a time: what does not leave the processor's cache is several times faster."""
+
+
+@dataclass(frozen=True)
+class WeightEvents:
+    """
+    Changes of single weights, in order.
+
+    :param index: ``(n_events,)`` position in the flattened stack of parents
+    :param kind: ``(n_events,)`` uniform in [0, 1): super mutation, reset or normal mutation by thresholds
+    :param noise: ``(n_events,)`` standard normal
+    """
+
+    index: np.ndarray
+    kind: np.ndarray
+    noise: np.ndarray
+
+
+def _repeated(index: np.ndarray) -> np.ndarray:
+    """Where entries stand whose value occurred before them."""
+    index = index - index.min()
+    number = np.arange(len(index))
+    first = np.empty(index.max() + 1, dtype=np.intp)
+    first[index[::-1]] = number[::-1]  # of several numbers the last one assigned stays
+    return np.flatnonzero(first[index] != number)
+
+
+class GaussianMutation:
+    """
+    Change single weights of the matrices by noise relative to the weight, rarely by much, rarely by a reset.
+
+    Khadka & Tumer (2018), authors' code ``core/mod_neuro_evo.py: SSNE.mutate_inplace``: a matrix is touched with
+    probability ``min(1, 2u)``, u uniform per tensor; then up to a share of its weights, drawn with replacement. Later
+    events see earlier ones. Biases and norms are mutated only if ``vector_scale`` says so (authors' code of CERL).
+
+    :param layout: tensors of one individual
+    :param strength: standard deviation of a normal mutation relative to the weight
+    :param fraction: a matrix gets fewer than ``ceil(fraction * size)`` events
+    :param super_prob: probability of a super mutation
+    :param super_strength: its standard deviation relative to the weight
+    :param reset_prob: probability of a reset
+    :param reset_std: standard deviation of a reset weight
+    :param limit: mutated weights are clipped to ±limit
+    :param inclusive: a matrix may also get ``ceil(fraction * size)`` events (authors' code of CERL)
+    :param vector_scale: factor on the probability of touching a vector (bias, norm); 0 leaves them alone
+    :param vector_reset_std: standard deviation of a reset entry of a vector
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        strength: float = 0.1,
+        fraction: float = 0.1,
+        super_prob: float = 0.05,
+        super_strength: float = 10.0,
+        reset_prob: float = 0.05,
+        reset_std: float = 1.0,
+        limit: float = 1e6,
+        inclusive: bool = False,
+        vector_scale: float = 0.0,
+        vector_reset_std: float = 1.0,
+    ):
+        self.layout = layout
+        self.strength, self.fraction, self.limit, self.inclusive = strength, fraction, limit, inclusive
+        self.super_prob, self.super_strength = super_prob, super_strength
+        self.reset_prob = reset_prob
+        is_vector = np.array([len(shape) < 2 for shape in layout.shapes], dtype=bool)
+        self._mutable = np.flatnonzero(~is_vector | (vector_scale > 0))
+        self._scale = np.where(is_vector, vector_scale, 1.0)[self._mutable]
+        self._starts = np.cumsum([0, *layout.sizes])[:-1][self._mutable]
+        self._sizes = np.array(layout.sizes)[self._mutable]
+        self._n_params = layout.n_params
+        self._reset_std = np.repeat(np.where(is_vector, vector_reset_std, reset_std), layout.sizes)
+
+    def draw(self, n_parents: int, rng: np.random.Generator) -> WeightEvents:
+        """
+        :param n_parents: how many individuals are mutated
+        :param rng: generator
+        :return: the events of all of them
+        """
+        shape = (n_parents, len(self._mutable))
+        touched = rng.random(shape) < 2 * rng.random(shape) * self._scale
+        limits = np.ceil(np.round(self.fraction * self._sizes, 9)).astype(np.int64) + self.inclusive
+        counts = np.where(touched, rng.integers(0, np.maximum(limits, 1), size=shape), 0).reshape(-1)
+        starts = np.arange(n_parents)[:, None] * self._n_params + self._starts
+        index = np.repeat(starts.reshape(-1), counts)
+        index += rng.integers(0, np.repeat(np.tile(self._sizes, n_parents), counts))
+        return WeightEvents(index, rng.random(len(index)), rng.standard_normal(len(index)))
+
+    def apply(self, parents: np.ndarray, events: WeightEvents) -> np.ndarray:
+        """
+        :param parents: ``(n, n_params)``
+        :param events: changes of single weights
+        :return: the mutants, a new array
+        """
+        mutants = parents.copy()
+        self._change(mutants, np.arange(len(parents)), events)
+        return mutants
+
+    def mutate_rows(self, population: np.ndarray, rows: Sequence[int], rng: np.random.Generator) -> None:
+        """
+        Mutate some of a population in place, as a call on these rows would, without copying all of their weights.
+
+        :param population: ``(n, n_params)``, C-contiguous, overwritten
+        :param rows: whom to mutate
+        :param rng: generator
+        """
+        self._change(population, np.asarray(rows), self.draw(len(rows), rng))
+
+    def _change(self, population: np.ndarray, rows: np.ndarray, events: WeightEvents) -> None:
+        n_params, weights = self._n_params, population.reshape(-1)  # a view
+        for start in range(0, len(events.index), _EVENTS):
+            now = slice(start, start + _EVENTS)
+            index, kind, noise = events.index[now], events.kind[now], events.noise[now]
+            while len(index):  # a weight that is hit twice compounds
+                parent, column = np.divmod(index, n_params)
+                place = rows[parent] * n_params + column
+                gain = np.where(kind < self.super_prob, self.super_strength, self.strength)
+                weight = weights[place]
+                changed = weight + noise * gain * weight
+                reset = np.flatnonzero((kind >= self.super_prob) & (kind < self.super_prob + self.reset_prob))
+                changed[reset] = noise[reset] * self._reset_std[column[reset]]
+                weights[place[::-1]] = changed.clip(-self.limit, self.limit)[::-1]  # the first of several hits stays
+                again = _repeated(index)
+                index, kind, noise = index[again], kind[again], noise[again]
+
+    def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Mutants of the parents; see :meth:`apply`."""
+        return self.apply(parents, self.draw(len(parents), rng))
+
+
+class HeadMutation:
+    """
+    Behavior-level mutation of ERL-Re2: every row of a linear head changes a share of its weights in one of three ways.
+
+    Hao et al. (2023), section 4, in the form of the authors' code (``core/mod_neuro_evo.py: SSNE.mutate_inplace``): the
+    head is touched with probability 0.75; then in every row distinct columns are chosen and one draw decides for the
+    row between super mutation, reset and normal mutation. Biases are not mutated.
+
+    :param layout: a head: ``weight`` (A, d), then ``bias`` (A,)
+    :param fraction: share of each row's weights that change
+    :param matrix_prob: probability that the head changes at all
+    :param strength: standard deviation of a normal mutation relative to the weight
+    :param super_prob: probability of a super mutation of a row
+    :param super_strength: its standard deviation relative to the weight
+    :param reset_prob: probability of a reset of a row
+    :param reset_std: standard deviation of reset weights
+    :param limit: weights are clipped to ±limit
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        fraction: float = 0.7,
+        matrix_prob: float = 0.75,
+        strength: float = 0.1,
+        super_prob: float = 0.05,
+        super_strength: float = 10.0,
+        reset_prob: float = 0.05,
+        reset_std: float = 1.0,
+        limit: float = 1e6,
+    ):
+        self.layout = layout
+        self.fraction, self.matrix_prob, self.strength, self.limit = fraction, matrix_prob, strength, limit
+        self.super_prob, self.super_strength = super_prob, super_strength
+        self.reset_prob, self.reset_std = reset_prob, reset_std
+
+    def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param parents: ``(n, n_params)``
+        :param rng: generator
+        :return: the mutants, a new array
+        """
+        mutants = parents.copy()
+        self.mutate_rows(mutants, np.arange(len(parents)), rng)
+        return mutants
+
+    def mutate_rows(self, population: np.ndarray, rows: Sequence[int] | np.ndarray, rng: np.random.Generator) -> None:
+        """
+        Mutate some of a population in place, as a call on copies of them would.
+
+        :param population: ``(n, n_params)``, C-contiguous, overwritten
+        :param rows: whom to mutate
+        :param rng: generator
+        """
+        rows = np.asarray(rows)
+        n, n_rows, columns = len(rows), *self.layout.shapes[0]
+        heads = population[:, : n_rows * columns].reshape(-1, n_rows, columns)  # a view
+        dtype = population.dtype.type
+        count = int(np.floor(columns * self.fraction + 1e-9))
+        ranked = rng.random((n, n_rows, columns))
+        touched = rng.random(n) < self.matrix_prob
+        kind = rng.random((n, n_rows, 1))
+        is_super = kind < self.super_prob
+        is_reset = ~is_super & (kind < self.super_prob + self.reset_prob)
+        gain = np.where(is_super, self.super_strength, self.strength).astype(dtype)
+        for start in range(0, n, _HEADS):
+            noise = rng.standard_normal((min(_HEADS, n - start), n_rows, columns))
+            within = np.flatnonzero(touched[start : start + _HEADS])
+            hit, noise = start + within, noise[within].astype(dtype)
+            weights = heads[rows[hit]]
+            changed = np.where(is_reset[hit], noise * dtype(self.reset_std), weights + noise * gain[hit] * weights)
+            chosen = _distinct(ranked[hit], count)
+            heads[rows[hit]] = np.where(chosen, changed, weights).clip(-self.limit, self.limit)
+
+
+def _distinct(numbers: np.ndarray, count: int) -> np.ndarray:
+    """
+    :param numbers: ``(..., n)`` random numbers, multiples of 2^-53 in [0, 1) as NumPy's generators draw them
+    :param count: how many of each row to choose
+    :return: ``(..., n)``, ``numbers.argsort(-1) < count``: ``count`` distinct places of each row, uniformly. Sorting whole
+        numbers that carry the answer in their last bit takes a fraction of the time of an argsort
+    """
+    keys = (numbers * 2.0**54).astype(np.int64)  # even
+    keys[..., :count] += 1
+    keys.sort(axis=-1)
+    return (keys & 1).astype(bool)

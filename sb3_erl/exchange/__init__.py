@@ -1,1 +1,0 @@
-"""Traffic of parameters between learner and population."""

@@ -1,1 +1,0 @@
-"""Episodes in, one score per candidate out; higher is better."""

@@ -1,0 +1,1 @@
+"""Networks and SB3 policies, one file per family."""

@@ -1,0 +1,143 @@
+"""Networks of evolution strategies: normalized observations, linear outputs, any action space but dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_erl.core.parameters import copy_buffers
+from sb3_erl.policies.actor_only import ActorOnlyPolicy
+from sb3_erl.policies.erl import ERLActor
+from sb3_erl.policies.layers import BestAction, BinnedAction
+from sb3_erl.policies.observation_statistics import ObservationStatistics
+from sb3_erl.policies.sequential import mlp
+
+
+def normalized_columns(layer: nn.Linear, norm: float) -> None:
+    """Normal weights of which those into one unit have the given L2 norm; no bias."""
+    with th.no_grad():
+        layer.weight.normal_()
+        layer.weight.mul_(norm / layer.weight.norm(dim=1, keepdim=True))
+        layer.bias.zero_()
+
+
+class ESActor(ERLActor):
+    """
+    ``[statistics, (linear, tanh) * len(net_arch), linear]`` and a choice where actions are discrete or binned.
+
+    Salimans et al. (2017), https://arxiv.org/abs/1703.03864; authors' code: openai/evolution-strategies-starter,
+    ``policies.py: MujocoPolicy``. Outputs are in the units of the action space and not squashed; ``predict`` clips them.
+
+    :param action_bins: choose among that many values in each action dimension, ``None`` for continuous actions
+    :param standardize: begin with statistics of the observations (flat ones only)
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        net_arch: list[int],
+        features_extractor: nn.Module,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        normalize_images: bool = True,
+        layer_norm: bool = False,
+        action_bins: int | None = None,
+        standardize: bool = True,
+    ):
+        sizes: Any = (observation_space, action_space, net_arch, features_extractor, features_dim)
+        super().__init__(*sizes, activation_fn, normalize_images, layer_norm)  # type: ignore[call-arg]
+        self._squash_output = False
+        self.action_bins = action_bins
+        n_outputs = get_action_dim(action_space)
+        choice: list[nn.Module] = []
+        if isinstance(action_space, spaces.Discrete):
+            n_outputs, choice = int(action_space.n), [BestAction()]
+        elif action_bins is not None:
+            assert isinstance(action_space, spaces.Box)
+            n_outputs *= action_bins
+            choice = [BinnedAction(action_space.low.ravel(), action_space.high.ravel(), action_bins)]
+        hidden = mlp(features_dim, net_arch, activation_fn, self.norm_class if layer_norm else None)
+        output = nn.Linear([features_dim, *net_arch][-1], n_outputs)
+        for layer in hidden:
+            if isinstance(layer, nn.Linear):
+                normalized_columns(layer, 1.0)
+        normalized_columns(output, 0.01)
+        self.standardize = standardize and isinstance(features_extractor, FlattenExtractor)
+        first = [ObservationStatistics((features_dim,))] if self.standardize else []
+        self.mu = nn.Sequential(*first, *hidden, output, *choice)
+
+    @property
+    def statistics(self) -> ObservationStatistics | None:
+        """Of the observations, which they standardize; ``None`` without any."""
+        first = self.mu[0]
+        return first if isinstance(first, ObservationStatistics) else None
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = self(observation)
+        return actions.long() if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {"action_bins": self.action_bins, "standardize": self.standardize}
+        return {**super()._get_constructor_parameters(), **own}
+
+
+class ESPolicy(ActorOnlyPolicy):
+    """
+    One :class:`ESActor`.
+
+    :param action_bins: see :class:`ESActor`
+    :param standardize: see :class:`ESActor`
+    :raises ValueError: if ``action_bins`` is below 2 or actions are discrete already
+    """
+
+    actor_class: ClassVar[type[ERLActor]] = ESActor
+    default_net_arch: ClassVar[tuple[int, ...]] = (256, 256)
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *args: Any,
+        action_bins: int | None = None,
+        standardize: bool = True,
+        **kwargs: Any,
+    ):
+        if action_bins is not None and (action_bins < 2 or not isinstance(action_space, spaces.Box)):
+            raise ValueError(
+                f"policy_kwargs: action_bins must be None, or at least 2 with a Box action space; got {action_bins!r} with "
+                f"{action_space}"
+            )
+        self.action_bins, self.standardize = action_bins, standardize
+        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)  # type: ignore[arg-type]
+        self._squash_output = False
+
+    def make_actor(self) -> ERLActor:
+        """A fresh actor with the statistics of ``deployed``."""
+        actor = super().make_actor()
+        if hasattr(self, "deployed"):
+            copy_buffers(self.deployed, actor)
+        return actor
+
+    def _actor_arguments(self) -> dict[str, Any]:
+        return {**super()._actor_arguments(), "action_bins": self.action_bins, "standardize": self.standardize}
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed._predict(observation, deterministic)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {"action_bins": self.action_bins, "standardize": self.standardize}
+        return {**super()._get_constructor_parameters(), **own}
+
+
+class ESLinearPolicy(ESPolicy):
+    """:class:`ESPolicy` without hidden layers."""
+
+    default_net_arch: ClassVar[tuple[int, ...]] = ()

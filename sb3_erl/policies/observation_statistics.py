@@ -1,0 +1,109 @@
+"""Running mean and spread of observations, kept inside the policy so that they are saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sb3_erl.core.checks import check_range
+
+
+@dataclass(frozen=True)
+class ObservationSums:
+    """
+    What an episode adds to the statistics.
+
+    :param count: number of observations
+    :param total: their sum, float64, the shape of one observation
+    :param squares: the sum of their squares, likewise
+    """
+
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, observations: np.ndarray) -> ObservationSums:
+        """
+        :param observations: ``(T, *shape)``, those that the policy acted on: from the one of the reset to the one before the
+            last step; rows with an entry that is not finite are left out, because they would spoil the sums for ever
+        """
+        rows = np.asarray(observations, dtype=np.float64)
+        rows = rows[np.isfinite(rows).reshape(len(rows), -1).all(axis=1)]
+        return cls(len(rows), rows.sum(axis=0), np.square(rows).sum(axis=0))
+
+
+class ObservationStatistics(nn.Module):
+    """
+    Standardizes observations: ``clip((observation - mean) / std, -clip, clip)``.
+
+    Salimans et al. (2017), https://arxiv.org/abs/1703.03864; authors' code: openai/evolution-strategies-starter,
+    ``es_distributed/es.py: RunningStat`` and ``policies.py: MujocoPolicy``. Difference: the sums are float64 (the authors'
+    float32 sums lose precision after some ten million observations).
+
+    Statistics change in :meth:`merge` only, so they are constant within a generation if it is called once at its end.
+
+    :param shape: of one observation
+    :param clip: bound on what comes out, in standard deviations
+    :param min_std: smallest standard deviation, in units of the observation
+    :param prior_count: weight of the prior (mean 0, standard deviation 1), in observations
+    :raises ValueError: if a number is not positive
+    """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 5.0, min_std: float = 0.1, prior_count: float = 1e-2):
+        super().__init__()
+        for name, value in (("clip", clip), ("min_std", min_std), ("prior_count", prior_count)):
+            check_range(name, value, 0, open_low=True)
+        self.clip, self.min_std = clip, min_std
+        self.register_buffer("count", torch.tensor(prior_count, dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("squares", torch.full(shape, prior_count, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(shape), persistent=False)  # follow from the sums, hence not saved
+        self.register_buffer("std", torch.ones(shape), persistent=False)
+
+    @torch.no_grad()
+    def merge(self, episodes: Mapping[int, ObservationSums]) -> None:
+        """
+        Add what episodes saw, in the order of their numbers, so that the result does not depend on who finished first.
+
+        :param episodes: sums by the episode's number in its generation
+        :raises ValueError: if sums have the shape of other observations
+        """
+        for _, sums in sorted(episodes.items()):
+            if sums.total.shape != tuple(self.total.shape):
+                raise ValueError(
+                    f"observations must have the shape that the model was made for, {tuple(self.total.shape)}; "
+                    f"got {sums.total.shape}. Make a new model for an environment with other observations"
+                )
+            self.count += sums.count
+            self.total += torch.as_tensor(sums.total, device=self.total.device)
+            self.squares += torch.as_tensor(sums.squares, device=self.total.device)
+        self._refresh()
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """
+        :param observations: ``(..., *shape)``
+        :return: float32, the same shape, within ±clip
+        """
+        return ((observations - self.mean) / self.std).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        mean = self.total / self.count
+        self.mean.copy_(mean)
+        self.std.copy_((self.squares / self.count - mean.square()).clamp(min=self.min_std**2).sqrt())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._refresh()

@@ -1,0 +1,114 @@
+"""Sequences of layers, run as one perceptron where they are of known kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from sb3_erl.policies.fused_mlp import Activation, Layer, activation_of, can_fuse, perceptron
+from sb3_erl.policies.layers import AvgL1Norm, StdNorm, in_full_precision, use_plain_norms
+
+
+class MLP(nn.Sequential):
+    """``nn.Sequential`` that computes its linear layers, with norms and activations between them, in one go where it can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:return: what ``nn.Sequential`` returns"""
+        return run_sequential(self, x)
+
+
+def fuse_sequentials(network: nn.Module) -> None:
+    """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
+    for module in network.modules():
+        if type(module) is nn.Sequential:
+            module.__class__ = MLP
+
+
+def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
+    """
+    :param network: any sequence; as many of its first modules as are known run as a perceptron
+    :param x: ``(batch, in_features)``
+    :return: what the network makes of it
+    """
+    layers, others = leading_layers(network) if x.dim() == 2 and can_fuse(x) else ([], tuple(network))
+    if layers:
+        x = perceptron(layers, x)
+    for module in others:
+        gives_value = isinstance(module, nn.Linear) and module.out_features == 1
+        x = in_full_precision(module, x) if gives_value else module(x)
+    return x
+
+
+class _Plan(NamedTuple):
+    """Modules that make up one layer of a perceptron."""
+
+    linear: nn.Linear
+    norm: StdNorm | None = None
+    unit: bool = False
+    activation: Activation | None = None
+
+
+_plans: WeakKeyDictionary[nn.Sequential, tuple[list[_Plan], tuple[nn.Module, ...]]] = WeakKeyDictionary()
+
+
+def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module, ...]]:
+    """
+    :param network: any sequence
+    :return: the layers of a perceptron that its first modules make up, and the other modules
+    """
+    plan = _plans.get(network)
+    if plan is None:
+        plan = _plans[network] = _plan(tuple(network))
+    steps, others = plan
+    if use_plain_norms.get() and any(step.norm is not None for step in steps):
+        return [], tuple(network)
+    norms = [() if step.norm is None else step.norm.parts() for step in steps]
+    parts = zip(steps, norms, strict=True)
+    return [Layer((a.linear.weight,), a.linear.bias, norm, a.unit, a.activation) for a, norm in parts], others
+
+
+def _plan(modules: tuple[nn.Module, ...]) -> tuple[list[_Plan], tuple[nn.Module, ...]]:
+    steps: list[_Plan] = []
+    for index, module in enumerate(modules):
+        last = steps[-1] if steps else None
+        if type(module) is nn.Linear and module.bias is not None:
+            steps.append(_Plan(module))
+            continue
+        if last is None or last.activation is not None or last.unit:
+            return steps, modules[index:]
+        if type(module) is StdNorm and last.norm is None:
+            steps[-1] = last._replace(norm=module)
+        elif type(module) is AvgL1Norm and last.norm is None:
+            steps[-1] = last._replace(unit=True)
+        elif (activation := activation_of(module)) is not None:
+            steps[-1] = last._replace(activation=activation)
+        else:
+            return steps, modules[index:]
+    return steps, ()
+
+
+def mlp(
+    in_features: int,
+    net_arch: Sequence[int],
+    activation_fn: type[nn.Module],
+    norm_class: type[StdNorm] | None = StdNorm,
+    norm_last: bool = False,
+) -> MLP:
+    """
+    :param in_features: size of the input
+    :param net_arch: widths of the layers; empty for the identity
+    :param activation_fn: activation after each layer
+    :param norm_class: put one before each activation, ``None`` for none
+    :param norm_last: put the norms after the activations
+    :return: ``[linear, norm, activation] * len(net_arch)``
+    """
+    layers: list[nn.Module] = []
+    for width in net_arch:
+        steps: list[nn.Module] = [] if norm_class is None else [norm_class(width)]
+        steps.insert(0 if norm_last else 1, activation_fn())
+        layers += [nn.Linear(in_features, width), *steps]
+        in_features = width
+    return MLP(*layers)

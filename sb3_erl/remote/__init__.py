@@ -1,0 +1,1 @@
+"""The same episodes in other processes or on a Ray cluster."""

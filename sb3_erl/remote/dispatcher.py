@@ -1,0 +1,272 @@
+"""Which worker runs which jobs, and what happens when one of them is lost."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sb3_erl.remote.messages import Answer
+from sb3_erl.remote.transport import Event, Pool
+from sb3_erl.rollouts.soundness import WorkerError
+
+MESSAGE_SECONDS = 0.2
+"""How long the jobs of one message should take at least, so that messages cost nothing in comparison."""
+MAX_DEATHS = 3
+"""How many workers may be lost on one job, or one after the other before they began."""
+
+
+@dataclass
+class _Chunk:
+    phase: int
+    first: int
+    last: int
+
+
+@dataclass
+class _Member:
+    born: float
+    is_ready: bool = False
+    chunks: deque[_Chunk] = field(default_factory=deque)
+    since: float = 0.0
+    """When the first of the chunks was begun."""
+
+
+class Dispatcher:
+    """
+    Gives consecutive jobs to workers, few enough at a time that all end together, and keeps the books.
+
+    A worker that dies is replaced and its jobs are run again; the result is the same, because everything random in a job
+    derives from its address. A worker that is silent for ``episode_timeout`` seconds is ended; its jobs are then run one by
+    one, and one that is silent for so long alone has failed.
+
+    :param pool: carries the messages
+    :param n_workers: how many there should be, at least 1; may be changed at any time
+    :param episode_timeout: seconds, ``None`` for any time
+    :param start_timeout: seconds within which a worker has to be ready while there is no other
+    """
+
+    def __init__(self, pool: Pool, n_workers: int, episode_timeout: float | None, start_timeout: float):
+        self.pool, self.n_workers = pool, n_workers
+        self.episode_timeout, self.start_timeout = episode_timeout, start_timeout
+        self.greeting: bytes | None = None
+        """What the first worker said when it was ready."""
+        self.seconds_per_job: float | None = None
+        self.n_deaths = 0
+        """Workers lost over the life of the dispatcher."""
+        self._members: dict[Hashable, _Member] = {}
+        self._phase, self._n_jobs = -1, 0
+        self._deaths_before_ready = 0
+        self._forget_jobs()
+
+    def _forget_jobs(self) -> None:
+        self._next = 0
+        self._again: deque[int] = deque()
+        self._answers: dict[int, tuple[Any, int] | str | None] = {}
+        self._losses: dict[int, int] = {}
+
+    @property
+    def workers(self) -> list[Hashable]:
+        """Names of the workers that there are."""
+        return list(self._members)
+
+    @property
+    def _n_waiting(self) -> int:
+        return self._n_jobs - self._next + len(self._again)
+
+    # ---------------------------------------------------------------- what the evaluator asks for
+
+    def greet(self) -> bytes:
+        """Wait for the first worker; returns what it said."""
+        while self.greeting is None:
+            self.pump(block=True)
+        return self.greeting
+
+    def settle(self) -> None:
+        """Forget what is left of the phase and wait until as many workers as wanted are ready and idle."""
+        self._forget_jobs()
+        self._n_jobs = 0
+        while len(self._members) != self.n_workers or any(m.chunks or not m.is_ready for m in self._members.values()):
+            self.pump(block=True)
+
+    def begin(self, phase: bytes, n_jobs: int, tables: Sequence[Any]) -> None:
+        """
+        Begin a phase; what is left of the one before is forgotten.
+
+        :param phase: packed
+        :param n_jobs: number of its jobs
+        :param tables: the tables of noise that it needs
+        """
+        self._phase, self._n_jobs = self._phase + 1, n_jobs
+        self._forget_jobs()
+        self.pool.publish(self._phase, phase, tables)
+
+    def answer(self, number: int) -> tuple[Any, int] | None:
+        """
+        Wait for a job.
+
+        :param number: of the job
+        :return: the bodies of an :class:`~sb3_erl.remote.messages.Answer` and the job's place in it; ``None`` if it failed
+        :raises WorkerError: if it raised an exception, or three workers died of it
+        """
+        while number not in self._answers:
+            self.pump(block=True)
+        answer = self._answers.pop(number)
+        if isinstance(answer, str):
+            raise WorkerError(answer)
+        return answer
+
+    def pump(self, block: bool = False) -> None:
+        """
+        Keep workers busy and take what they say.
+
+        :param block: wait until something happens
+        """
+        self._adjust()
+        self._feed()
+        for event in self.pool.wait(self._patience() if block else 0.0):
+            member = self._members.get(event.worker)
+            if member is None:  # ended before
+                continue
+            if event.kind == "ready":
+                self._ready(member, event)
+            elif event.kind == "done":
+                self._done(member, Answer.unpacked(event.body))
+            else:
+                self._died(event.worker, member)
+        self._check_time()
+        self._feed()
+
+    def drop_workers(self) -> None:
+        """End all workers; new ones are started when they are needed."""
+        for worker in self.workers:
+            self._end(worker)
+        self._forget_jobs()
+        self._n_jobs = 0
+
+    # ---------------------------------------------------------------- workers come and go
+
+    def _adjust(self) -> None:
+        while len(self._members) < self.n_workers:
+            self._members[self.pool.start()] = _Member(time.monotonic())
+        surplus = len(self._members) - self.n_workers
+        if surplus > 0:  # whoever is at work goes when that is done
+            idle = [worker for worker, member in self._members.items() if not member.chunks]
+            for worker in idle[-surplus:]:
+                self._end(worker)
+
+    def _end(self, worker: Hashable) -> None:
+        is_idle = not self._members.pop(worker).chunks
+        self.pool.stop(worker, at_once=not is_idle)
+
+    def _ready(self, member: _Member, event: Event) -> None:
+        said = pickle.loads(event.body)
+        if isinstance(said, str):
+            raise WorkerError(f"a worker could not make its environment:\n{said}")
+        member.is_ready, self._deaths_before_ready = True, 0
+        self.greeting = self.greeting or event.body
+
+    def _died(self, worker: Hashable, member: _Member) -> None:
+        self.n_deaths += 1
+        self._end(worker)
+        if not member.is_ready:
+            self._deaths_before_ready += 1
+            if self._deaths_before_ready >= MAX_DEATHS:
+                raise WorkerError(
+                    f"{MAX_DEATHS} workers ended before they were ready; look at what they wrote to the terminal. A script "
+                    "that starts workers needs `if __name__ == '__main__':` around what it does"
+                )
+        for place, chunk in enumerate(member.chunks):
+            if chunk.phase == self._phase:
+                self._rerun(range(chunk.first, chunk.last), is_suspect=place == 0)
+
+    def _rerun(self, jobs: Sequence[int], is_suspect: bool) -> None:
+        """One by one from now on; a job that may be the reason for a loss is not tried for ever."""
+        for number in jobs:
+            self._losses[number] = self._losses.get(number, 0) + is_suspect
+            if self._losses[number] < MAX_DEATHS or len(jobs) > 1:
+                self._again.append(number)
+            else:
+                self._answers[number] = (
+                    f"{MAX_DEATHS} workers died while they ran job {number} of this phase; the environment may crash the "
+                    "process (look at what it wrote to the terminal), or take more memory than there is: use fewer workers"
+                )
+
+    # ---------------------------------------------------------------- jobs come and go
+
+    def _feed(self) -> None:
+        """At most two messages per worker: one that it works on and, far from the end, one that it finds after it."""
+        for depth in (0, 1):
+            for worker, member in self._members.items():
+                if self._n_waiting == 0 or (depth == 1 and self._n_waiting <= 2 * len(self._members)):
+                    return
+                if member.is_ready and len(member.chunks) == depth:
+                    chunk = self._take()
+                    member.since = time.monotonic() if depth == 0 else member.since
+                    member.chunks.append(chunk)
+                    self.pool.submit(worker, chunk.first, chunk.last)
+
+    def _take(self) -> _Chunk:
+        if self._again:
+            number = self._again.popleft()
+            return _Chunk(self._phase, number, number + 1)
+        size = 1
+        if self.seconds_per_job is not None:
+            wanted = int(MESSAGE_SECONDS / max(self.seconds_per_job, 1e-6)) + 1
+            size = max(1, min(wanted, (self._n_jobs - self._next) // (2 * max(1, len(self._members)))))
+        first, self._next = self._next, self._next + size
+        return _Chunk(self._phase, first, self._next)
+
+    def _done(self, member: _Member, answer: Answer) -> None:
+        chunk = member.chunks.popleft()
+        member.since = time.monotonic()
+        if chunk.phase != self._phase:
+            return
+        if answer.n_done == 0 and answer.error is None:  # it looked for the phase too late; it will not again
+            self._rerun(range(chunk.first, chunk.last), is_suspect=False)
+            return
+        for place in range(answer.n_done):
+            self._answers[answer.first + place] = answer.bodies, place
+        if answer.error is not None:
+            failed = answer.first + answer.n_done
+            self._answers[failed] = f"job {failed} of this phase raised an exception in a worker:\n{answer.error}"
+        elif answer.n_done:
+            mean = answer.seconds / answer.n_done
+            self.seconds_per_job = mean if self.seconds_per_job is None else 0.7 * self.seconds_per_job + 0.3 * mean
+
+    # ---------------------------------------------------------------- time
+
+    def _patience(self) -> float:
+        """Seconds until something has to be looked at even if no worker says anything."""
+        now, patience = time.monotonic(), 1.0
+        if self.episode_timeout is not None:
+            for member in self._members.values():
+                if member.chunks:
+                    patience = min(patience, max(0.0, member.since + self.episode_timeout - now))
+        return patience
+
+    def _check_time(self) -> None:
+        now = time.monotonic()
+        for worker, member in list(self._members.items()):
+            is_late = self.episode_timeout is not None and now - member.since > self.episode_timeout
+            if member.chunks and is_late:
+                self._cut_off(worker, member)
+        is_nobody_ready = bool(self._members) and not any(member.is_ready for member in self._members.values())
+        if is_nobody_ready and all(now - member.born > self.start_timeout for member in self._members.values()):
+            raise WorkerError(
+                f"no worker was ready within start_timeout={self.start_timeout:g} seconds; raise it, or look whether the "
+                f"{self.n_workers} workers ask for more than there is (n_workers, num_cpus)"
+            )
+
+    def _cut_off(self, worker: Hashable, member: _Member) -> None:
+        self._end(worker)
+        for place, chunk in enumerate(member.chunks):
+            if chunk.phase != self._phase:
+                continue
+            if place == 0 and chunk.last - chunk.first == 1:
+                self._answers[chunk.first] = None
+            else:
+                self._rerun(range(chunk.first, chunk.last), is_suspect=False)

@@ -1,0 +1,198 @@
+"""How workers make environments like the user's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+
+from sb3_erl.envs.behavior import BehaviorWrapper
+
+MakeEnv = Callable[[], "gym.Env | VecEnv"]
+WAY_OUT = (
+    "Give the evaluator a function that makes one environment with all its wrappers, for example "
+    "evaluator=ProcessEvaluator(make_env=...), or use evaluator='vec'"
+)
+SB3_WRAPPERS: dict[str, dict[str, str]] = {
+    "stable_baselines3.common.monitor:Monitor": {"info_keywords": "info_keywords"},
+    "stable_baselines3.common.atari_wrappers:StickyActionEnv": {"action_repeat_probability": "action_repeat_probability"},
+    "stable_baselines3.common.atari_wrappers:NoopResetEnv": {"noop_max": "noop_max"},
+    "stable_baselines3.common.atari_wrappers:MaxAndSkipEnv": {"skip": "_skip"},
+    "stable_baselines3.common.atari_wrappers:EpisodicLifeEnv": {},
+    "stable_baselines3.common.atari_wrappers:FireResetEnv": {},
+    "stable_baselines3.common.atari_wrappers:WarpFrame": {"width": "width", "height": "height"},
+    "stable_baselines3.common.atari_wrappers:ClipRewardEnv": {},
+}
+"""SB3's wrappers do not record their constructor's arguments; these can be read from them: (argument, attribute)."""
+SHELLS = ("stable_baselines3.common.atari_wrappers:AtariWrapper",)
+"""Wrappers that consist of those inside them."""
+
+Layer = Callable[[VecEnv], VecEnv]
+
+
+@dataclass(frozen=True)
+class _Frames:
+    n_stack: int
+    order: str
+
+    def __call__(self, env: VecEnv) -> VecEnv:
+        return VecFrameStack(env, self.n_stack, self.order)
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    skip: bool
+
+    def __call__(self, env: VecEnv) -> VecEnv:
+        return VecTransposeImage(env, self.skip)
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    key: str
+
+    def __call__(self, env: VecEnv) -> VecEnv:
+        return VecExtractDictObs(env, self.key)
+
+
+@dataclass(frozen=True)
+class _Monitored:
+    keywords: tuple[str, ...]
+
+    def __call__(self, env: VecEnv) -> VecEnv:
+        return VecMonitor(env, info_keywords=self.keywords)
+
+
+@dataclass(frozen=True)
+class _Normalized:
+    pickled: bytes
+
+    def __call__(self, env: VecEnv) -> VecEnv:
+        normalizer: VecNormalize = pickle.loads(self.pickled)
+        normalizer.set_venv(env)
+        return normalizer
+
+
+@dataclass(frozen=True)
+class EnvironmentMaker:
+    """
+    Makes a VecEnv of one environment, or of several alike; can be pickled.
+
+    :param make_env: makes the environment, ``None`` to make it from ``spec``
+    :param spec: gymnasium's description of it and its wrappers
+    :param layers: SB3's vectorized wrappers, innermost first
+    :param is_monitored: put SB3's Monitor around an environment of ``make_env`` that has none
+    :param behavior: put a :class:`~sb3_erl.envs.behavior.BehaviorWrapper` with these arguments around one of ``make_env``
+    """
+
+    make_env: MakeEnv | None
+    spec: EnvSpec | None
+    layers: tuple[Layer, ...]
+    is_monitored: bool
+    behavior: dict[str, Any] | None = None
+
+    def __call__(self, n_envs: int = 1) -> VecEnv:
+        made = [self._make() for _ in range(n_envs)]
+        single = iter([one for one in made if isinstance(one, gym.Env)])
+        env = made[0] if isinstance(made[0], VecEnv) else DummyVecEnv([lambda: next(single)] * n_envs)
+        for layer in self.layers:
+            env = layer(env)
+        return env
+
+    def _make(self) -> gym.Env | VecEnv:
+        made = gym.make(copy.deepcopy(self.spec)) if self.make_env is None else self.make_env()  # type: ignore[arg-type]
+        if isinstance(made, gym.Env) and self.is_monitored and not is_wrapped(made, Monitor):
+            made = Monitor(made)
+        if isinstance(made, gym.Env) and self.behavior is not None:
+            made = BehaviorWrapper(made, **self.behavior)
+        return made
+
+
+def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker:
+    """
+    :param env: the model's own environments
+    :param make_env: the user's factory, whose environment only needs the vectorized wrappers of ``env``; or ``None``
+    :return: makes one such environment
+    :raises ValueError: if there is something in ``env`` that cannot be made again elsewhere
+    """
+    layers: list[Layer] = []
+    inner = env
+    while isinstance(inner, VecEnvWrapper):
+        layer = _layer(inner)
+        layers += [layer] if layer is not None else []
+        inner = inner.venv
+    spec = _complete_spec(env) if make_env is None else None
+    is_monitored = bool(env.env_is_wrapped(Monitor, indices=[0])[0])
+    own = inner.envs[0] if isinstance(inner, DummyVecEnv) else None
+    behavior = own._saved_kwargs if make_env is not None and isinstance(own, BehaviorWrapper) else None
+    return EnvironmentMaker(make_env, spec, tuple(reversed(layers)), is_monitored, behavior)
+
+
+def _layer(wrapper: VecEnvWrapper) -> Layer | None:
+    if isinstance(wrapper, VecFrameStack):
+        stacked = wrapper.stacked_obs
+        return _Frames(stacked.n_stack, "first" if stacked.stack_dimension == 1 else "last")
+    if isinstance(wrapper, VecTransposeImage):
+        return _Transposed(wrapper.skip)
+    if isinstance(wrapper, VecExtractDictObs):
+        return _Extracted(wrapper.key)
+    if isinstance(wrapper, VecMonitor):
+        return _Monitored(tuple(wrapper.info_keywords))
+    if isinstance(wrapper, VecCheckNan):
+        return None
+    if not isinstance(wrapper, VecNormalize):
+        raise ValueError(
+            f"env must have vectorized wrappers of SB3's only for an evaluator with workers; got {type(wrapper).__name__}. "
+            "Do the same in a gymnasium wrapper around each environment, or use evaluator='vec'"
+        )
+    if wrapper.training:
+        raise ValueError(
+            "env must not have a VecNormalize that is still learning for an evaluator with workers, which cannot share its "
+            "statistics; got VecNormalize(training=True). Set training=False, normalize inside the policy where the algorithm "
+            "can (OpenAIES: normalize_obs=True), or use evaluator='vec'"
+        )
+    return _Normalized(pickle.dumps(wrapper))  # without its environments
+
+
+def _complete_spec(env: VecEnv) -> EnvSpec:
+    spec = env.get_attr("spec", indices=[0])[0]
+    if spec is None:
+        raise ValueError(
+            "env must be made by gymnasium.make, or be registered, for an evaluator with workers, which make it again from "
+            f"its spec; got an environment without a spec. {WAY_OUT}"
+        )
+    spec = copy.deepcopy(spec)
+    wrappers: Sequence[WrapperSpec] = [w for w in spec.additional_wrappers if w.entry_point not in SHELLS]
+    spec.additional_wrappers = tuple(_complete(wrapper, env) for wrapper in wrappers)
+    return spec
+
+
+def _complete(wrapper: WrapperSpec, env: VecEnv) -> WrapperSpec:
+    if wrapper.kwargs is not None:
+        return wrapper
+    if wrapper.entry_point not in SB3_WRAPPERS:
+        raise ValueError(
+            "env must have wrappers that record their arguments (gymnasium.utils.RecordConstructorArgs) for an evaluator with "
+            f"workers, which make them again; got {wrapper.entry_point}. {WAY_OUT}"
+        )
+    names = SB3_WRAPPERS[wrapper.entry_point]
+    kwargs: dict[str, Any] = {key: env.get_attr(name, indices=[0])[0] for key, name in names.items()}
+    return WrapperSpec(wrapper.name, wrapper.entry_point, kwargs)

@@ -1,0 +1,156 @@
+"""Actors that travel as recipes: workers get what candidates are made of, and make the one whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout, write_parameters
+from sb3_erl.rollouts.acting import ModuleActor, NumpyActor, alone_or_none, on_cpu, plain_layers
+from sb3_erl.rollouts.jobs import PopulationActor
+from sb3_erl.rollouts.numpy_layers import Layer
+from sb3_erl.rollouts.single_row import ActAlone
+
+
+class CandidateSource(Protocol):
+    """Makes the parameters of candidates; can be pickled, into less than the parameters themselves."""
+
+    @property
+    def noise_tables(self) -> Sequence[NoiseTable]:
+        """What has to be there already, because a pickle has no noise in it."""
+
+    def __call__(self, candidate: int) -> np.ndarray:
+        """
+        :param candidate: number
+        :return: ``(n_params,)`` float32, equal to the last bit to what the main process would make
+        """
+
+
+class ActorFactory(Protocol):
+    """Makes an actor of parameters; can be pickled."""
+
+    def __call__(self, vector: np.ndarray) -> PopulationActor:
+        """
+        :param vector: ``(n_params,)`` float32
+        :return: acts for one candidate, which has number 0
+        """
+
+
+@dataclass(frozen=True)
+class PlainFactory:
+    """
+    Makes a :class:`~sb3_erl.rollouts.acting.NumpyActor`.
+
+    :param layout: of the parameters
+    :param layers: for each layer its function and the names of its parameters, or the tensors that all candidates share
+    """
+
+    layout: ParameterLayout
+    layers: tuple[tuple[Any, tuple[str, ...] | tuple[np.ndarray, ...]], ...]
+
+    def __call__(self, vector: np.ndarray) -> PopulationActor:
+        """See :class:`ActorFactory`."""
+        tensors = self.layout.split(vector[None])
+        layers: list[Layer] = []
+        for function, parts in self.layers:
+            stack = [np.ascontiguousarray(tensors[part]) if isinstance(part, str) else part for part in parts]
+            layers.append((function, tuple(stack)))
+        return NumpyActor.of_layers(layers)
+
+
+@dataclass(frozen=True)
+class NetworkFactory:
+    """
+    Makes a :class:`~sb3_erl.rollouts.acting.ModuleActor`.
+
+    :param network: of one candidate; overwritten with each
+    """
+
+    network: BasePolicy
+
+    def __call__(self, vector: np.ndarray) -> PopulationActor:
+        """See :class:`ActorFactory`."""
+        write_parameters(torch.from_numpy(vector), self.network)
+        return ModuleActor([self.network])
+
+
+def actor_factory(actor: BasePolicy) -> ActorFactory:
+    """
+    :param actor: a network of the candidates' shape
+    :return: acts as all of its shape would in the main process
+    """
+    layers = plain_layers(actor)
+    if layers is None:
+        return NetworkFactory(on_cpu(actor))
+    return PlainFactory(ParameterLayout.of(actor), tuple(layers))
+
+
+class Renumbered:
+    """
+    Acts for candidates whose numbers begin elsewhere than at 0.
+
+    :param actor: acts for candidates from 0 on
+    :param first: number of the first candidate
+    """
+
+    def __init__(self, actor: PopulationActor, first: int):
+        self._actor, self._first = actor, first
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
+        return self._actor(observations, [candidate - self._first for candidate in candidates])
+
+    def alone(self, candidate: int) -> ActAlone | None:
+        """See :meth:`~sb3_erl.rollouts.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+        return alone_or_none(self._actor, candidate - self._first)
+
+
+class RebuiltActor:
+    """
+    Acts for candidates that are made when they are needed; only their source and the factory are sent.
+
+    :param source: of the candidates
+    :param factory: makes their actors
+    :param local: makes an actor for all of them at once, for use in this process
+    """
+
+    def __init__(self, source: CandidateSource, factory: ActorFactory, local: Callable[[], PopulationActor] | None = None):
+        self._source, self._factory, self._local = source, factory, local
+        self._whole: PopulationActor | None = None
+        self._current: tuple[int, PopulationActor] | None = None
+
+    @property
+    def noise_tables(self) -> Sequence[NoiseTable]:
+        """See :class:`CandidateSource`."""
+        return self._source.noise_tables
+
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+        """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
+        if self._local is not None:
+            return self._all(self._local)(observations, candidates)
+        (candidate,) = candidates  # a worker has one environment
+        return self._one(candidate)(observations, (0,))
+
+    def alone(self, candidate: int) -> ActAlone | None:
+        """See :meth:`~sb3_erl.rollouts.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+        if self._local is not None:
+            return alone_or_none(self._all(self._local), candidate)
+        return alone_or_none(self._one(candidate), 0)
+
+    def _all(self, make: Callable[[], PopulationActor]) -> PopulationActor:
+        self._whole = make() if self._whole is None else self._whole
+        return self._whole
+
+    def _one(self, candidate: int) -> PopulationActor:
+        if self._current is None or self._current[0] != candidate:
+            self._current = candidate, self._factory(self._source(candidate))
+        return self._current[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RebuiltActor, (self._source, self._factory)

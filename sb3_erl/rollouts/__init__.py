@@ -1,0 +1,1 @@
+"""Episodes: jobs, who acts, exploration, and the one loop that steps environments."""

@@ -1,0 +1,132 @@
+"""How a learner explores; every explorer draws from the address of its episode only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_erl.core.seeding import ScopedGenerators
+from sb3_erl.rollouts.acting import on_cpu
+
+BLOCK = 64
+"""Steps for which random numbers are drawn at once; the numbers are those of as many single draws."""
+
+
+class UniformExploration:
+    """Uniform random actions, for the warm-up."""
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
+        self._rng = np.random.default_rng(sequence)
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
+
+
+class UnboundedExploration:
+    """
+    Normal noise on outputs that the environment's bounds clip later, in the units of the action space.
+
+    :param std: standard deviation in each dimension
+    """
+
+    def __init__(self, std: float):
+        self._std = std
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
+        rng = np.random.default_rng(sequence)
+        self._draws = _Draws(lambda shape: self._std * rng.standard_normal(shape))
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return (action + self._draws.next(action.shape)).astype(action.dtype)
+
+
+class NoiseExploration:
+    """
+    SB3's action noise on top of the deterministic action, clipped to [-1, 1].
+
+    :param noise: any SB3 action noise (a vectorized one stands for its base noise)
+    """
+
+    def __init__(self, noise: ActionNoise):
+        self._noise = copy.deepcopy(noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise)
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
+        noise = self._noise
+        noise.reset()
+        if type(noise) is NormalActionNoise:
+            rng, shape = np.random.default_rng(sequence), np.broadcast(noise._mu, noise._sigma).shape
+            self._shape = shape
+            self._draws = _Draws(lambda block: rng.normal(noise._mu, noise._sigma, block))
+            return
+        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noises read the global generator
+
+        def draw(block: tuple[int, ...]) -> list[np.ndarray]:
+            with scope:
+                return [noise() for _ in range(block[0])]
+
+        self._draws = _Draws(draw, BLOCK if type(noise) is OrnsteinUhlenbeckActionNoise else 1)
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        noisy = action + self._draws.next(self._shape)
+        return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
+
+
+class _Draws:
+    """
+    The random numbers of one step after the other, out of blocks.
+
+    :param draw: gives an array of this shape, the first axis being the steps
+    :param size: for how many steps they are drawn at once; one where it matters when they are drawn
+    """
+
+    def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray | Sequence[np.ndarray]], size: int = BLOCK):
+        self._draw, self._size, self._next = draw, size, 0
+        self._block: np.ndarray | Sequence[np.ndarray] = ()
+
+    def next(self, shape: tuple[int, ...]) -> np.ndarray:
+        """
+        :param shape: of the numbers of one step, always the same
+        :return: the numbers of this step
+        """
+        if self._next == len(self._block):
+            self._block, self._next = self._draw((self._size, *shape)), 0
+        self._next += 1
+        return self._block[self._next - 1]
+
+
+class PolicyExploration:
+    """
+    Actions sampled from a stochastic policy (SAC and its relatives), with optional noise on top.
+
+    :param actor: SB3 actor with a squashed output
+    :param noise: added to the sampled action
+    """
+
+    def __init__(self, actor: BasePolicy, noise: ActionNoise | None = None):
+        self._actor = actor
+        self._noise = None if noise is None else NoiseExploration(noise)
+
+    def __getstate__(self) -> dict[str, Any]:  # workers act on the CPU
+        return {"_actor": on_cpu(self._actor), "_noise": self._noise}
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
+        first, second = sequence.spawn(2)
+        self._scope = ScopedGenerators(first)
+        if self._noise is not None:
+            self._noise.begin(second)
+
+    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        with self._scope, torch.no_grad():
+            tensor, _ = self._actor.obs_to_tensor(np.asarray(observation))
+            sampled = self._actor._predict(tensor, deterministic=False).cpu().numpy().reshape(-1)
+        return sampled if self._noise is None else self._noise(observation, sampled)

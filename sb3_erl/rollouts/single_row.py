@@ -1,0 +1,108 @@
+"""
+Acting for one candidate: the arithmetic of :class:`~sb3_erl.rollouts.acting.NumpyActor` on one row, to the last bit.
+
+A small network costs what its calls of NumPy cost, so that here there are as few as possible, on vectors, into memory that is
+there already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+ActAlone = Callable[[np.ndarray], np.ndarray]
+"""From one observation to ``(action_dim,)``; the next call overwrites the result."""
+Row = tuple[np.ndarray, ...]
+"""Tensors of one layer of one candidate."""
+
+
+def linear(weight: np.ndarray, bias: np.ndarray) -> ActAlone:
+    """See ``torch.nn.Linear``."""
+    out = np.empty(len(weight), dtype=np.float32)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return np.add(weight.dot(x, out), bias, out)
+
+    return run
+
+
+def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> ActAlone:
+    """See :class:`~sb3_erl.policies.layers.StdNorm`."""
+    out, squares = np.empty_like(scale), np.empty_like(scale)
+    number = np.empty(1, dtype=np.float32)  # NumPy takes longer to convert a scalar than to compute with it
+    n, n_free = np.float32(len(scale)), np.float32(len(scale) - 1)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        number[0] = np.add.reduce(x) / n
+        np.subtract(x, number, out)
+        variance = np.add.reduce(np.multiply(out, out, squares)) / n_free
+        number[0] = np.float32(math.sqrt(variance)) + epsilon  # rounded as a root in float32 is
+        np.divide(out, number, out)
+        np.multiply(out, scale, out)
+        return np.add(out, shift, out)
+
+    return run
+
+
+def standardized(mean: np.ndarray, std: np.ndarray, clip: np.float32) -> ActAlone:
+    """See :class:`~sb3_erl.policies.observation_statistics.ObservationStatistics`."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        x = x - mean
+        np.divide(x, std, x)
+        return np.minimum(np.maximum(x, -clip, out=x), clip, out=x)
+
+    return run
+
+
+def tanh(x: np.ndarray) -> np.ndarray:
+    """Hyperbolic tangent in place."""
+    return np.tanh(x, out=x)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """The positive part, in place."""
+    return np.maximum(x, 0, out=x)
+
+
+def as_it_is(function: Any, row: Row) -> ActAlone:
+    """
+    :param function: what a layer does to a stack of inputs
+    :param row: its tensors
+    :return: does it to one input
+    """
+    stack = tuple(tensor[None] for tensor in row)
+    return lambda x: function(x[None], *stack)[0]
+
+
+def in_sequence(parts: Sequence[ActAlone]) -> ActAlone:
+    """
+    :param parts: layers
+    :return: passes an observation through them
+    """
+
+    def run(observation: np.ndarray) -> np.ndarray:
+        x = observation.astype(np.float32)
+        x = x if x.ndim == 1 else x.reshape(-1)
+        for part in parts:
+            x = part(x)
+        return x
+
+    return run
+
+
+def side_by_side(first: ActAlone, second: ActAlone, rest: ActAlone) -> ActAlone:
+    """
+    :param first: reads the observation
+    :param second: reads it too
+    :param rest: reads both their results
+    :return: all of it
+    """
+
+    def run(observation: np.ndarray) -> np.ndarray:
+        return rest(np.concatenate((first(observation), second(observation))))
+
+    return run

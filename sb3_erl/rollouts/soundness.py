@@ -1,0 +1,259 @@
+"""What an environment must not do: numbers that are not finite, arrays of another shape, processes that are gone."""
+
+from __future__ import annotations
+
+import math
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_erl.rollouts.jobs import Episode
+
+READERS = tuple(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor"))
+"""Where SB3 reads what an environment gives."""
+SECONDS_TO_ANSWER = 5.0
+"""How long environments in other processes may take to finish a step that was interrupted."""
+
+
+class WorkerError(RuntimeError):
+    """An environment, policy or function of the user's failed in another process; the message says how."""
+
+
+class FailedEpisodesError(RuntimeError):
+    """So many episodes failed in a row that nothing can be learned from this environment."""
+
+
+# -------------------------------------------------------------------- numbers
+
+
+def what_is_wrong(observation: np.ndarray, reward: float = 0.0) -> str:
+    """
+    :param observation: one or several
+    :param reward: of the step that led to it
+    :return: what is not finite among them, empty if all is well
+
+    >>> what_is_wrong(np.array([0.0, np.inf]))
+    'observation [ 0. inf]'
+    """
+    if not math.isfinite(reward):
+        return f"reward {reward}"
+    if observation.dtype.kind == "f" and not np.isfinite(observation).all():
+        return f"observation {np.array2string(observation.ravel(), threshold=8)}"
+    return ""
+
+
+def is_sound(observation: np.ndarray, reward: float) -> bool:
+    """
+    Whether :func:`what_is_wrong` with a step would be empty, for numbers of usual size in a fraction of its time.
+
+    :param observation: one
+    :param reward: of the step that led to it
+    """
+    if observation.ndim == 1 and observation.dtype.kind == "f" and math.isfinite(observation.dot(observation)):
+        return math.isfinite(reward)
+    return not what_is_wrong(observation, reward)  # other arrays, and squares that overflow
+
+
+def check_finite(observation: np.ndarray, reward: float = 0.0) -> None:
+    """:raises ValueError: if something is not finite, for algorithms that learn from every step"""
+    wrong = what_is_wrong(observation, reward)
+    if wrong:
+        raise ValueError(
+            f"env must give finite observations and rewards; got {wrong}. The step was not stored. Repair the environment "
+            "(SB3's VecCheckNan says in which call it happens), or end its episode there with a finite reward"
+        )
+
+
+def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """
+    :param name: what it is, for the message
+    :param value: what came
+    :param shape: what it must have
+    :raises ValueError: if it has another one
+    """
+    found = np.shape(value)
+    if found != shape:
+        raise ValueError(
+            f"env must give {name} of shape {shape}; got shape {found}. Make the environment's observation_space and what it "
+            "returns agree (SB3's check_env compares them)"
+        )
+
+
+@contextmanager
+def mismatches_explained() -> Iterator[None]:
+    """Around whatever steps environments: what NumPy says inside SB3's VecEnvs becomes what is wrong with the environment."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if not _raised_by_vec_env(error):
+            raise
+        raise ValueError(
+            "env must give observations of the shape and type that its observation_space says, and single numbers as rewards; "
+            f"a VecEnv could not put together what came: {error}. SB3's check_env compares them"
+        ) from error
+
+
+def _raised_by_vec_env(error: BaseException) -> bool:
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [name for name in names if not name.startswith("numpy")]
+    return own[-1].startswith(READERS)
+
+
+class NormalizerGuard:
+    """
+    Keeps numbers that are not finite out of a VecNormalize that learns.
+
+    :param normalizer: ``None`` for none
+    """
+
+    def __init__(self, normalizer: VecNormalize | None):
+        self.normalizer = normalizer if normalizer is not None and normalizer.training else None
+        self._kept: list[tuple[Any, dict[str, Any]]] = []
+
+    def keep(self) -> None:
+        """Remember the statistics; to be called before a step."""
+        if self.normalizer is not None:
+            self._kept = [(rms, dict(vars(rms))) for rms in _statistics(self.normalizer)]
+
+    def restore(self) -> bool:
+        """Forget a step that was not finite; returns whether there was anything to forget."""
+        normalizer = self.normalizer
+        if normalizer is None:
+            return False
+        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():  # type: ignore[arg-type]
+            return False
+        for rms, numbers in self._kept:
+            vars(rms).update(numbers)
+        normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
+        return True
+
+
+def check_statistics(env: VecEnv) -> None:
+    """:raises ValueError: if a VecNormalize around the environments has taken in something that is not finite"""
+    normalizer = unwrap_vec_normalize(env)
+    known = [] if normalizer is None else _statistics(normalizer)
+    if not all(np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() for rms in known):
+        raise ValueError(
+            "env has a VecNormalize whose statistics are not finite, because an observation or a reward was not; repair the "
+            "environment and make a new VecNormalize, or load the statistics of an earlier one (VecNormalize.load)"
+        )
+
+
+def _statistics(normalizer: VecNormalize) -> list[Any]:
+    return [vars(normalizer)[name] for name in ("obs_rms", "ret_rms") if name in vars(normalizer)]  # one, without norm_obs
+
+
+# -------------------------------------------------------------------- episodes that failed
+
+
+class FailureCount:
+    """
+    Episodes that failed one after the other.
+
+    :param limit: how many are too many: as many as a generation has
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.n_in_a_row = limit, 0
+
+    def look_at(self, episodes: Sequence[Episode]) -> int:
+        """
+        :param episodes: of a phase; a warning says what was wrong with the first one that failed
+        :return: how many of them failed
+        :raises FailedEpisodesError: if there are too many in a row
+        """
+        failed = [episode for episode in episodes if episode.failed]
+        if failed:
+            first = failed[0]
+            warnings.warn(
+                f"{len(failed)} of {len(episodes)} episodes failed, the first one of candidate {first.job.candidate}: "
+                f"{first.failure}. Their fitness is the worst there is and nothing of them is stored",
+                stacklevel=4,
+            )
+        for episode in episodes:
+            self.n_in_a_row = self.n_in_a_row + 1 if episode.failed else 0
+            if self.n_in_a_row >= self.limit:
+                raise FailedEpisodesError(
+                    f"env must give episodes that can be compared; {self.n_in_a_row} of them failed one after the other, as "
+                    f"many as a generation has. The last one: {episode.failure}. Repair the environment, or raise "
+                    "episode_timeout if it is slow; the model is as it was after its last generation"
+                )
+        return len(failed)
+
+
+# -------------------------------------------------------------------- processes
+
+
+@contextmanager
+def environments_watched(env: VecEnv | None) -> Iterator[None]:
+    """
+    Around whatever steps environments: if their processes die, it says so; if it is interrupted, they can go on.
+
+    :param env: environments, ``None`` for none
+    :raises ValueError: if the environments were closed, or VecNormalize around them is spoiled
+    :raises WorkerError: if a process of a SubprocVecEnv died; the others are ended then
+    """
+    processes = None if env is None else env.unwrapped
+    if env is not None:
+        check_statistics(env)
+    if not isinstance(processes, SubprocVecEnv):
+        with mismatches_explained():
+            yield
+        return
+    if processes.closed:
+        raise ValueError("env must be open; its processes have ended. Make it again and call set_env(), or load(..., env=...)")
+    try:
+        with mismatches_explained():
+            yield
+    except BaseException as error:
+        codes = [process.exitcode for process in processes.processes if not _lives(process, error)]
+        if not codes and _in_step(processes):
+            raise
+        _end(processes)
+        if not codes or not isinstance(error, EOFError | OSError):
+            raise
+        raise WorkerError(
+            f"an environment raised an exception or its process died (exit codes {codes}) in a SubprocVecEnv, which cannot go "
+            "on; its traceback is what the process wrote to the terminal. A DummyVecEnv shows the exception itself, and "
+            "evaluator='process' replaces workers that die"
+        ) from error
+
+
+def _lives(process: Any, error: BaseException) -> bool:
+    if isinstance(error, EOFError | OSError):
+        process.join(0.5)
+    return process.is_alive()
+
+
+def _in_step(env: SubprocVecEnv) -> bool:
+    """Take every answer that an interrupted call left behind; returns whether all processes could be heard again."""
+    try:
+        for remote in env.remotes:
+            remote.send(("get_spaces", None))
+        for remote in env.remotes:
+            while True:
+                if not remote.poll(SECONDS_TO_ANSWER):
+                    return False
+                answer = remote.recv()
+                if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], spaces.Space):
+                    break
+    except Exception:  # half a message, or nobody there
+        return False
+    env.waiting = False
+    return True
+
+
+def _end(env: SubprocVecEnv) -> None:
+    for process in env.processes:
+        process.kill()
+        process.join()
+    for remote in env.remotes:
+        with suppress(OSError):
+            remote.close()
+    env.waiting, env.closed = False, True

@@ -1,0 +1,131 @@
+"""Callbacks of this package."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import time
+
+import filelock
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_erl.core.checks import check_range
+from sb3_erl.runs.checkpoints import (
+    BUFFER,
+    ENVIRONMENT,
+    LOGS,
+    MODEL,
+    NORMALIZER,
+    RUN,
+    claim,
+    new_checkpoint,
+    newest_checkpoint,
+    prune,
+    read_manifest,
+    remove_leftovers,
+)
+from sb3_erl.runs.resuming import ResumingMixin
+from sb3_erl.runs.run_state import copy_logs, environment_recipe, read_callbacks, read_generators
+
+
+class GenerationCheckpoint(BaseCallback):
+    """
+    Saves a run between two generations, so that ``resume_from`` continues it bit for bit.
+
+    A checkpoint is a folder with model, replay buffer, ``VecNormalize`` statistics, log files, what SB3's callbacks remember
+    and the global generators. It appears in a single step when all of it is on disk: a kill at any moment leaves the
+    checkpoint before. There is one more at the end of the budget.
+
+    ``TD7`` and ``PopTD7`` have no generations: they are saved when no episode runs. Where there is no such moment within
+    another ``save_freq`` steps, as with several environments, running episodes are cut and stored as truncated.
+
+    :param save_freq: environment steps between two checkpoints; each is written at the first possible moment after them
+    :param save_path: folder of this run's checkpoints; while ``learn`` runs, no other process can use it
+    :param keep: number of checkpoints that are kept, ``None`` for all
+    :param verbose: 2 to say when a checkpoint is written
+    :raises ValueError: if a number is out of range, another run is writing to the folder, or it holds later checkpoints than
+        the model is at
+    """
+
+    def __init__(self, save_freq: int, save_path: str | pathlib.Path, keep: int | None = 3, verbose: int = 0):
+        super().__init__(verbose)
+        check_range("save_freq", save_freq, 1, integer=True)
+        if keep is not None:
+            check_range("keep", keep, 1, integer=True)
+        self.save_freq, self.save_path, self.keep = save_freq, pathlib.Path(save_path), keep
+        self._saved_at = 0
+        self._recipe: bytes | None = None
+        self._root: BaseCallback = self
+        self._lock: filelock.BaseFileLock | None = None
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, ResumingMixin):
+            raise TypeError(
+                f"GenerationCheckpoint needs a model of sb3_erl; got {type(self.model).__name__}. Use SB3's CheckpointCallback"
+            )
+        self.save_path.mkdir(parents=True, exist_ok=True)
+        self._lock = claim(self.save_path)
+        self.model._checkpointers = [*self.model._checkpointers, self]
+        remove_leftovers(self.save_path)
+        self._saved_at = self.model.num_timesteps
+        newest = newest_checkpoint(self.save_path)
+        manifest = None if newest is None else read_manifest(newest)
+        if manifest is not None and manifest["num_timesteps"] > self._saved_at:
+            raise ValueError(
+                "save_path must not hold later checkpoints than the model is at, of another run; got "
+                f"step {manifest['num_timesteps']} in {str(newest)!r} and a model at step {self._saved_at}. Continue that run "
+                f"with {type(self.model).__name__}.resume_from(save_path), or choose an empty folder"
+            )
+        self._recipe = environment_recipe(self.training_env)
+
+    def _on_training_start(self) -> None:
+        self._root = self.locals["callback"]
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps >= self.model._total_timesteps > self._saved_at:
+            self.save()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether ``save_freq`` steps are over."""
+        return self.model.num_timesteps // self.save_freq > self._saved_at // self.save_freq
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether there was no possible moment for as many steps again."""
+        return self.model.num_timesteps // self.save_freq > self._saved_at // self.save_freq + 1
+
+    def save(self) -> None:
+        """Write a checkpoint of the model as it is, and delete those that are too many."""
+        model, normalizer = self.model, self.model.get_vec_normalize_env()
+        about = {
+            "algorithm": type(model).__name__,
+            "total_timesteps": model._total_timesteps,
+            "n_envs": model.n_envs,
+            "saved_at": time.time_ns(),
+        }
+        with new_checkpoint(self.save_path, model.num_timesteps, about) as folder:
+            model.save(folder / MODEL)
+            if getattr(model, "replay_buffer", None) is not None:
+                model.save_replay_buffer(folder / BUFFER)  # type: ignore[attr-defined]
+            if normalizer is not None:
+                normalizer.save(str(folder / NORMALIZER))
+            if self._recipe is not None:
+                (folder / ENVIRONMENT).write_bytes(self._recipe)
+            log, callbacks = copy_logs(model.logger, folder / LOGS), read_callbacks(self._root)
+            run = {"log": log, "callbacks": callbacks, "generators": read_generators()}
+            (folder / RUN).write_bytes(pickle.dumps(run))
+        self._saved_at = model.num_timesteps
+        if self.keep is not None:
+            prune(self.save_path, self.keep)
+        if self.verbose >= 2:
+            print(f"Saving a checkpoint of step {model.num_timesteps} to {self.save_path}")
+
+    def close(self) -> None:
+        """Let other processes use the folder; called at the end of ``learn``."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

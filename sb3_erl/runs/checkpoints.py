@@ -1,0 +1,147 @@
+"""Checkpoints on disk: folders that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import filelock
+
+from sb3_erl.core.atomic_files import hidden_name, umask
+
+MANIFEST = "checkpoint.json"
+MODEL = "model.zip"
+BUFFER = "replay_buffer.pkl"
+"""The name under which the Zoo looks for a buffer beside a model."""
+NORMALIZER = "vecnormalize.pkl"
+RUN = "run.pkl"
+ENVIRONMENT = "env.pkl"
+LOGS = "logs"
+CHECKED_BY_LOAD = (MODEL, BUFFER)
+"""Files with checksums of their own, which may be too large to be read twice."""
+CHECKSUM = "checksum"
+"""Of the other entries of a manifest."""
+PREFIX = "checkpoint_"
+LOCK = ".lock"
+PATIENCE = 10.0
+"""Seconds to wait for a folder: environments of a run that was killed may need a moment to notice it."""
+
+
+def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:
+    """
+    :param path: folder of a :class:`~sb3_erl.runs.callbacks.GenerationCheckpoint`, or one checkpoint in it
+    :return: its newest whole checkpoint, ``None`` if there is none, for example because the run has not begun
+
+    >>> newest_checkpoint("no/such/folder") is None
+    True
+    """
+    path = pathlib.Path(path)
+    candidates = [path] if (path / MANIFEST).exists() else sorted(path.glob(f"{PREFIX}*"), reverse=True)
+    return next((folder for folder in candidates if read_manifest(folder) is not None), None)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+    """:return: what a checkpoint says of itself, ``None`` if it is not whole"""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        own = manifest.pop(CHECKSUM, None)  # the first versions wrote none
+        is_whole = own in (None, _checksum(json.dumps(manifest).encode()))
+        is_whole &= all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+        checksums = manifest.get("checksums", {})
+        is_whole &= all(_checksum((folder / name).read_bytes()) == value for name, value in checksums.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if is_whole else None
+
+
+def _checksum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
+
+
+def claim(path: pathlib.Path) -> filelock.BaseFileLock:
+    """
+    Take a folder for one run; the system frees it when the process ends, in whatever way.
+
+    :param path: folder of checkpoints
+    :return: to be released when the run ends
+    :raises ValueError: if another process has it
+    """
+    lock = filelock.FileLock(path / LOCK, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"save_path must be a folder that no other run is writing to; another process has {str(path)!r}. Give each run a "
+            "folder of its own, or end the other run before this one continues it"
+        ) from error
+    return lock
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+    """Delete what killed runs have left in the middle of writing or deleting a checkpoint."""
+    for folder in path.glob(f".{PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(path: pathlib.Path, keep: int) -> None:
+    """Delete all checkpoints but the newest ``keep`` whole ones, oldest first."""
+    folders = sorted(path.glob(f"{PREFIX}*"))
+    kept = [folder for folder in folders if read_manifest(folder) is not None][-keep:]
+    for folder in folders:
+        if folder not in kept:
+            _delete(folder)
+
+
+@contextmanager
+def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) -> Iterator[pathlib.Path]:
+    """
+    A temporary folder that becomes the checkpoint in a single step when the block has filled it and all is on disk.
+
+    :param path: folder with the checkpoints of a run
+    :param n_timesteps: part of the name, with leading zeros, so that names sort by age
+    :param about: goes into the manifest, beside sizes and checksums of the files
+    """
+    final = path / f"{PREFIX}{n_timesteps:012d}"
+    temporary = hidden_name(final)
+    try:
+        temporary.mkdir(0o700)
+        yield temporary
+        files = {file.relative_to(temporary).as_posix(): file for file in temporary.rglob("*") if file.is_file()}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        checksums = {name: _checksum(file.read_bytes()) for name, file in files.items() if name not in CHECKED_BY_LOAD}
+        manifest = {**about, "num_timesteps": n_timesteps, "files": sizes, "checksums": checksums}
+        manifest[CHECKSUM] = _checksum(json.dumps(manifest).encode())
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for entry in (*temporary.rglob("*"), temporary):
+            _to_disk(entry)
+        os.chmod(temporary, 0o777 & ~umask())
+        if final.exists():  # not whole, or the model would not be at this step
+            _delete(final)
+        os.replace(temporary, final)
+        _to_disk(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _delete(folder: pathlib.Path) -> None:
+    """First the name, in a single step, so that a checkpoint that is there is whole; then the files."""
+    hidden = hidden_name(folder)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot do that for folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,162 @@
+"""What of a run is outside its model: log files, callbacks, global generators, environments."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import pickle
+import random
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat, KVWriter, Logger
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_erl.remote.env_recipe import environment_maker
+
+# ---------------------------------------------------------------- global generators
+
+
+def read_generators() -> dict[str, Any]:
+    """States of the global generators, which training does not read, but callbacks of the user's may."""
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
+
+
+def write_generators(states: dict[str, Any]) -> None:
+    """:param states: from :func:`read_generators`"""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    th.set_rng_state(states["torch"])
+
+
+# ---------------------------------------------------------------- logs
+
+
+def _log_files(logger: Logger) -> Iterator[tuple[str, Any]]:
+    for writer in logger.output_formats:
+        own: KVWriter = writer
+        if isinstance(own, CSVOutputFormat | JSONOutputFormat) or (isinstance(own, HumanOutputFormat) and own.own_file):
+            yield pathlib.Path(own.file.name).name, own
+
+
+def copy_logs(logger: Logger, folder: pathlib.Path) -> dict[str, Any]:
+    """
+    :param logger: of the model
+    :param folder: gets a copy of each file that the logger writes
+    :return: values that wait for the next row, and the columns of tables
+    """
+    columns = {}
+    for name, writer in _log_files(logger):
+        folder.mkdir(exist_ok=True)
+        writer.file.flush()
+        shutil.copyfile(writer.file.name, folder / name)
+        columns[name] = list(getattr(writer, "keys", []))
+    waiting = {name: value for name, value in logger.name_to_value.items() if _is_plain(value)}
+    counts, excluded = dict(logger.name_to_count), dict(logger.name_to_excluded)
+    return {"columns": columns, "values": waiting, "counts": counts, "excluded": excluded}
+
+
+def restore_logs(logger: Logger, folder: pathlib.Path, state: dict[str, Any]) -> None:
+    """
+    Let the log files that are open now continue those that were copied; rows that were written later are gone.
+
+    :param logger: of the model; of its files those of the same names are filled
+    :param folder: see :func:`copy_logs`
+    :param state: from :func:`copy_logs`
+    """
+    for name, writer in _log_files(logger):
+        if name in state["columns"]:
+            writer.file.seek(0)
+            writer.file.truncate()
+            writer.file.write((folder / name).read_bytes().decode())
+            writer.file.flush()
+            if isinstance(writer, CSVOutputFormat):
+                writer.keys = state["columns"][name]
+    logger.name_to_value.update(state["values"])
+    logger.name_to_count.update(state["counts"])
+    logger.name_to_excluded.update(state["excluded"])
+
+
+# ---------------------------------------------------------------- callbacks
+
+LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3")
+"""Whose callbacks are continued with all they know; of others only the number of their calls is known to be safe."""
+
+
+def read_callbacks(root: BaseCallback) -> dict[tuple[str, int], dict[str, Any]]:
+    """
+    :param root: of all callbacks
+    :return: for each (class, how many-th of it) what it remembers, such as the best score of an ``EvalCallback``
+    """
+    return {key: _memory(callback) for key, callback in _numbered(root)}
+
+
+def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, Any]]) -> None:
+    """
+    :param root: callbacks of the continued run; those that were not there before are left as they are
+    :param states: from :func:`read_callbacks`
+    """
+    for key, callback in _numbered(root):
+        for name, value in states.get(key, {}).items():
+            setattr(callback, name, value)
+
+
+def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallback]]:
+    counts: Counter[str] = Counter()
+    waiting, seen = deque([root]), {id(root)}
+    while waiting:
+        callback = waiting.popleft()
+        name = f"{type(callback).__module__}.{type(callback).__qualname__}"
+        yield (name, counts[name]), callback
+        counts[name] += 1
+        for attribute, value in vars(callback).items():
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, BaseCallback) and attribute != "parent" and id(part) not in seen:
+                    waiting.append(part)
+                    seen.add(id(part))
+
+
+def _memory(callback: BaseCallback) -> dict[str, Any]:
+    if type(callback).__module__.split(".")[0] not in LIBRARIES:
+        return {"n_calls": callback.n_calls}
+    given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
+    given |= {"locals", "globals"}
+    return {name: value for name, value in vars(callback).items() if name not in given and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    """Numbers, words and what is made of them; no environments, files or figures."""
+    if isinstance(value, list | tuple | deque):
+        return all(_is_plain(part) for part in value)
+    if isinstance(value, dict):
+        return all(_is_plain(part) for part in value.values())
+    is_array = isinstance(value, np.ndarray) and value.dtype != object
+    return is_array or value is None or isinstance(value, bool | int | float | str | np.generic)
+
+
+# ---------------------------------------------------------------- environments
+
+
+def environment_recipe(env: VecEnv) -> bytes | None:
+    """
+    :param env: the model's own environments
+    :return: how to make them again, without ``VecNormalize`` where it is outermost; ``None`` if nobody can know
+    """
+    try:
+        return cloudpickle.dumps(environment_maker(env.venv if isinstance(env, VecNormalize) else env, None))
+    except (ValueError, TypeError, AttributeError, pickle.PicklingError):
+        return None
+
+
+def make_environments(recipe: bytes, n_envs: int) -> VecEnv:
+    """
+    :param recipe: from :func:`environment_recipe`
+    :param n_envs: how many
+    """
+    return pickle.loads(recipe)(n_envs)
