@@ -1,22 +1,95 @@
-"""Constructors with many arguments hand on to their base class what it knows, without naming each a second time."""
+"""Constructors that name only what they add to those of their base class."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+LAST = ("policy_kwargs", "stats_window_size", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
+"""Arguments that stand at the end of every signature, as in SB3."""
+
+
+def inherits_arguments(*hidden: str, **defaults: Any) -> Callable[[Constructor], Constructor]:
+    """
+    Let a constructor that ends with ``**kwargs`` have the arguments of its base class, too.
+
+    ``help``, ``inspect.signature`` and error messages then show all of them, each under its name and with its default.
+
+    :param hidden: arguments of the base class that this class has not, because it sets them itself
+    :param defaults: other defaults for arguments of the base class
+    :return: decorator of ``__init__``, which hands its ``**kwargs`` to ``super().__init__``
+
+    >>> class Base:
+    ...     def __init__(self, size: int = 1, name: str = "base"):
+    ...         self.size, self.name = size, name
+    >>> class Child(Base):
+    ...     @inherits_arguments(name="child")
+    ...     def __init__(self, size: int = 2, color: str = "red", **kwargs):
+    ...         super().__init__(size, **kwargs)
+    >>> str(inspect.signature(Child)).replace("'", "")
+    "(size: int = 2, color: str = red, name: str = child)"
+    >>> Child().name
+    'child'
+    """
+    return lambda constructor: cast(Constructor, _Inheriting(constructor, hidden, defaults))
+
+
+class _Inheriting:
+    """Stands for ``__init__`` until its class is known, which then gets the finished constructor."""
+
+    def __init__(self, constructor: Callable[..., None], hidden: tuple[str, ...], defaults: dict[str, Any]):
+        self.constructor, self.hidden, self.defaults = constructor, hidden, defaults
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        constructor, defaults = self.constructor, self.defaults
+        own = inspect.signature(constructor)
+        parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        inherited = {key: p for key, p in _arguments_above(owner).items() if key not in (*parameters, *self.hidden)}
+        unknown = sorted(set(defaults) - set(inherited))
+        if unknown:
+            raise TypeError(f"{owner.__name__} gives defaults for {unknown}, which its base class does not have")
+        for key, parameter in inherited.items():
+            parameters[key] = parameter.replace(default=defaults.get(key, parameter.default))
+        last = {key: parameters.pop(key) for key in LAST if key in parameters}
+        signature = own.replace(parameters=[*parameters.values(), *last.values()])
+
+        @functools.wraps(constructor)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if type(self) is owner:
+                for key in kwargs:
+                    if key not in signature.parameters:
+                        close = difflib.get_close_matches(key, signature.parameters, n=1)
+                        hint = f"; did you mean {close[0]!r}?" if close else ""
+                        raise TypeError(f"{owner.__name__} got an unexpected argument {key!r}{hint}")
+            constructor(self, *args, **{**defaults, **kwargs})
+
+        __init__.__signature__ = signature  # type: ignore[attr-defined]
+        setattr(owner, name, __init__)
+
+
+def _arguments_above(owner: type) -> dict[str, inspect.Parameter]:
+    """What the base classes take; a constructor that hands on ``*args, **kwargs`` takes what the next one does."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in owner.__mro__[1:]:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        found |= {key: p for key, p in parameters.items() if p.kind not in variable and key not in found}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
 
 
 def known_to(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Choose what a function has a parameter for.
-
-    >>> def area(width, height): ...
-    >>> known_to(area, {"width": 2, "height": 3, "color": "red"})
-    {'width': 2, 'height': 3}
-
     :param function: for example ``super().__init__``
-    :param arguments: values by name, for example ``locals()`` at the beginning of a constructor
+    :param arguments: values by name
     :return: those of the values that can be handed to ``function`` by name
     """
     return {name: arguments[name] for name in inspect.signature(function).parameters if name in arguments}

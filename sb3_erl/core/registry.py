@@ -1,0 +1,102 @@
+"""Parts by name: operators, evolvers, fitness functions, learners and exchanges, of this package and of others."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+_OPERATORS = "sb3_erl.evolution.operators"
+
+PARTS: dict[str, dict[str, Any]] = {
+    "crossover": {
+        "rows": f"{_OPERATORS}.crossover:RowCrossover",
+        "head_rows": f"{_OPERATORS}.crossover:HeadRowCrossover",
+    },
+    "mutation": {
+        "gaussian": f"{_OPERATORS}.mutation:GaussianMutation",
+        "head_rows": f"{_OPERATORS}.mutation:HeadMutation",
+    },
+    "evolver": {
+        "ga": "sb3_erl.evolution.ga:GA",
+        "cem": "sb3_erl.evolution.cem:CEM",
+        "es": "sb3_erl.evolution.es:MirroredES",
+    },
+    "fitness": {},
+    "learner": {},
+    "exchange": {},
+    "step": {},
+}
+"""For each kind its parts by key: ``"module:Name"``, which is imported when it is wanted, or the part itself."""
+
+
+def register(kind: str, name: str, part: Any) -> None:
+    """
+    Give a part a name, under which every class, the Zoo and YAML files know it from then on.
+
+    :param kind: key of :data:`PARTS`, such as ``"crossover"``
+    :param name: the new name
+    :param part: a class or function, or where it is: ``"package.module:Name"``
+    :raises ValueError: if the kind is unknown, or the name is that of another part
+
+    >>> from sb3_erl.evolution.operators.crossover import RowCrossover
+    >>> register("crossover", "my_rows", RowCrossover)
+    >>> resolve("crossover", "my_rows") is RowCrossover
+    True
+    """
+    if kind not in PARTS:
+        raise ValueError(f"kind must be one of {sorted(PARTS)}; got {kind!r}")
+    known = PARTS[kind].get(name, part)
+    if known is not part and known != part:
+        raise ValueError(f"name must be one that no other {kind} has; {name!r} is {known!r}. Choose another name")
+    PARTS[kind][name] = part
+
+
+def resolve(kind: str, choice: Any, argument: str | None = None) -> Any:
+    """
+    What a user means by the value of an argument that names a part.
+
+    :param kind: key of :data:`PARTS`
+    :param choice: a key, ``"package.module:Name"``, or the part itself (a class, a function or an object)
+    :param argument: name of the argument, for messages; the kind by default
+    :return: the part; whatever is no string is returned as it is
+    :raises ValueError: if there is no such key, module or name
+
+    >>> resolve("crossover", "rows").__name__, resolve("crossover", "collections:OrderedDict").__name__
+    ('RowCrossover', 'OrderedDict')
+    """
+    if not isinstance(choice, str):
+        return choice
+    argument = argument or kind
+    if ":" in choice:
+        return _imported(choice, argument)
+    known = PARTS[kind]
+    if choice not in known:
+        close = difflib.get_close_matches(choice, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"{argument} must be one of {sorted(known)}, 'package.module:Name' or a class; got {choice!r}{hint}. "
+            f"sb3_erl.register({kind!r}, {choice!r}, ...) adds a name"
+        )
+    part = known[choice]
+    return _imported(part, argument) if isinstance(part, str) else part
+
+
+def _imported(path: str, argument: str) -> Any:
+    module_name, _, name = path.partition(":")
+    try:
+        part: Any = import_module(module_name)
+        for attribute in name.split("."):
+            part = getattr(part, attribute)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but something that it imports is not
+        raise ValueError(
+            f"{argument} must name a part as 'package.module:Name'; got {path!r}, but there is no module {error.name!r}. "
+            "Install its package, or add its folder to PYTHONPATH"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{argument} must name a part as 'package.module:Name'; got {path!r}, but {module_name!r} has no {name!r}"
+        ) from error
+    return part
