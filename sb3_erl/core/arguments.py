@@ -96,4 +96,4 @@ def known_to(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
     :param arguments: values by name
     :return: those of the values that can be handed to ``function`` by name
     """
-    return {name: arguments[name] for name in inspect.signature(function).parameters if name in arguments}
+    return {name: arguments[name] for name in inspect.signature(function).parameters if name in arguments and name != "self"}

@@ -1,5 +1,5 @@
 """
-Addresses of random streams.
+Random streams with an address.
 
 Everything random in a run derives from ``(run seed, phase, stream, job, episode)`` through
 ``numpy.random.SeedSequence`` spawn keys. So a result depends neither on the number of environments nor on the order in
@@ -8,6 +8,7 @@ which jobs finish, and a run continued from a save draws what the uninterrupted 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class Stream(IntEnum):
     EXPLORATION = 2
     LEARNING = 3
     FITNESS = 4
+    NAMED = 5
+    """Streams that users name themselves."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Address:
     def sequence(self, stream: Stream, *key: int) -> np.random.SeedSequence:
         """Seed sequence of a stream; ``key`` is for example (job, episode)."""
         return np.random.SeedSequence(self.run_seed, spawn_key=(self.phase, int(stream), *key))
+
+    def named_sequence(self, name: str, *key: int) -> np.random.SeedSequence:
+        """Seed sequence of a stream with a name of the user's own, the same in every process and on every machine."""
+        words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
+        return self.sequence(Stream.NAMED, *(int(word) for word in words[:4]), *key)
 
     def rng(self, stream: Stream, *key: int) -> np.random.Generator:
         """A fresh generator at this address."""

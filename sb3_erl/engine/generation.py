@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_erl.core.checks import check_learn, check_range
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.stopwatch import Stopwatch
+from sb3_erl.engine.old_mixins import AddressedMixin
 from sb3_erl.remote.choice import EvaluatorChoice, check_evaluator, remote_evaluator
 from sb3_erl.rollouts.jobs import (
     Digest,
@@ -22,9 +22,8 @@ from sb3_erl.rollouts.jobs import (
     ToEnvironment,
     Transition,
 )
-from sb3_erl.rollouts.soundness import FailureCount, environments_watched
+from sb3_erl.rollouts.soundness import FailureCount
 from sb3_erl.rollouts.vectorized import VectorizedEvaluator
-from sb3_erl.runs.saving import AddressedMixin
 
 if TYPE_CHECKING:
     from sb3_erl.remote.evaluator import RemoteEvaluator
@@ -76,44 +75,9 @@ class GenerationalMixin(AddressedMixin):
 
     # ---------------------------------------------------------------- the loop
 
-    def learn(
-        self: SelfGenerational,
-        total_timesteps: float,
-        callback: MaybeCallback = None,
-        log_interval: int | None = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfGenerational:
-        """
-        Train for a number of environment steps, counted over population and learner.
-
-        Stops exactly at ``total_timesteps`` with one environment, also inside an episode; the unfinished generation is
-        then dropped: its transitions stay in the replay buffer and its steps count, but nothing is learned from it.
-
-        :param total_timesteps: environment steps; floats such as ``1e6`` are fine
-        :param callback: called at every vector step
-        :param log_interval: generations between two log tables, ``None`` for no automatic log
-        :param tb_log_name: name of the TensorBoard run, the class name by default
-        :param reset_num_timesteps: whether to count from 0 again
-        :param progress_bar: show a progress bar (needs tqdm and rich)
-        :return: the model
-        :raises ValueError: if ``total_timesteps`` is not positive, or the environment is none, closed or gives wrong shapes
-        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
-        :raises FailedEpisodesError: if as many episodes in a row failed as a generation has
-        """
-        check_learn(self, total_timesteps, callback, log_interval)
-        name = type(self).__name__ if tb_log_name is None else tb_log_name
-        with environments_watched(self.env), self._learning():
-            total_timesteps, callback = self._begin_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
-            callback.on_training_start(locals(), globals())
-            self._evaluator = self._make_evaluator()
-            self._stopwatch = Stopwatch()
-            self._run_generations(total_timesteps, callback, log_interval)
-            callback.on_training_end()
-        return self
-
-    def _run_generations(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+    def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        self._evaluator = self._make_evaluator()
+        self._stopwatch = Stopwatch()
         self._failures = FailureCount(self._n_jobs)
         while self.num_timesteps < total_timesteps:
             self._at_boundary()

@@ -23,13 +23,12 @@ from sb3_erl.core.arguments import known_to
 from sb3_erl.core.checks import check_choice, check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import GenerationalMixin
-from sb3_erl.engine.learner_host import LearnerHostMixin
+from sb3_erl.engine.old_mixins import LearnerHostMixin, SafeBufferMixin
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
 from sb3_erl.rollouts.jobs import Digest, EpisodeBatch, Explorer, Job, PopulationActor
-from sb3_erl.runs.saving import SafeBufferMixin
 
 
 class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, GenerationalMixin, OffPolicyAlgorithm):
@@ -113,7 +112,7 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         """Environment steps of the learner's own episodes over the life of the model."""
         self._update_debt = 0.0
         with spaces_checked(self, verbose, policy_kwargs):
-            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True, sde_support=False)
+            super().__init__(**known_to(OffPolicyAlgorithm.__init__, locals()), support_multi_env=True, sde_support=False)
         if _init_setup_model:
             self._setup_model()
 

@@ -1,79 +1,59 @@
-"""``train``, written once for every algorithm that has a learner and a replay buffer."""
+"""Runs a learner's updates on the replay buffer of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, get_args
 
 from sb3_erl.core.checks import check_choice
-from sb3_erl.core.seeding import Stream, scoped_generators
-from sb3_erl.learners.base import Learner, Precision, products_in
-from sb3_erl.runs.saving import AddressedMixin
+from sb3_erl.core.seeding import scoped_generators
+from sb3_erl.learners.base import Precision, products_in
+
+if TYPE_CHECKING:
+    from sb3_erl.engine.off_policy_model import OffPolicyModel
 
 
-class LearnerHostMixin(AddressedMixin):
-    """Runs a learner's updates on the replay buffer; stands before an SB3 off-policy class."""
+class LearnerHost:
+    """
+    Gives a learner everything that it needs for updates, and counts and logs them.
 
-    learner_rule: Learner
-    replay_buffer: Any
-    batch_size: Any  # SB3 says int; None stands for the learner's own
-    precision: Precision = "fp32"
-    compile: bool = False
-    device: torch.device
-    _n_updates: int
+    :param model: has the learner as ``learner_rule``, and the replay buffer
+    """
 
-    def _check_update_options(self) -> None:
-        check_choice("precision", self.precision, get_args(Precision))
-        if not isinstance(self.compile, bool):
-            raise TypeError(f"compile must be True or False; got {self.compile!r}")
+    def __init__(self, model: OffPolicyModel):
+        self._model = model
 
-    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+    def check(self) -> None:
+        """:raises ValueError, TypeError: if the model's ``precision`` or ``compile`` is something else"""
+        check_choice("precision", self._model.precision, get_args(Precision))
+        if not isinstance(self._model.compile, bool):
+            raise TypeError(f"compile must be True or False; got {self._model.compile!r}")
+
+    def train(self, n_updates: int, batch_size: int | None = None) -> None:
         """
-        Gradient updates on the replay buffer, with random numbers of the current address.
-
-        :param gradient_steps: number of updates
+        :param n_updates: number of updates; none are made on an empty replay buffer
         :param batch_size: transitions per update, the model's own by default
         """
-        size = batch_size or self.batch_size or self._default_batch_size
-        if gradient_steps <= 0 or self.replay_buffer.size() == 0:
+        model = self._model
+        size = batch_size or model.batch_size or model._default_batch_size
+        if n_updates <= 0 or model.replay_buffer is None or model.replay_buffer.size() == 0:
             return
-        self.policy.set_training_mode(True)
-        with self._updates(size):
-            metrics = self._update(lambda: self._sample(size), gradient_steps)
-        self.policy.set_training_mode(False)
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        model.policy.set_training_mode(True)
+        with self.updates(size):
+            metrics = model._update(lambda: model._sample(size), n_updates)
+        model.policy.set_training_mode(False)
+        model._n_updates += n_updates
+        model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
+            model.logger.record(f"train/{name}", value)
 
     @contextmanager
-    def _updates(self, batch_size: int) -> Iterator[None]:
-        """Inside, the learner has the algorithm's constants, random numbers, precision and, if wanted, compiled losses."""
-        self.learner_rule.follow(self, batch_size)
-        if self.compile:
-            self.learner_rule.compile()
-        with scoped_generators(self._learning_sequence()), products_in(self.precision, self.device):
+    def updates(self, batch_size: int) -> Iterator[None]:
+        """Inside, the learner has the model's rates, random numbers, precision and, if wanted, compiled losses."""
+        model = self._model
+        model.learner_rule.follow(model, batch_size)
+        if model.compile:
+            model.learner_rule.compile()
+        with scoped_generators(model._learning_sequence()), products_in(model.precision, model.device):
             yield
-
-    @property
-    def _default_batch_size(self) -> int:
-        """Transitions per update where neither the call nor the model says."""
-        return 256
-
-    @property
-    def learner_updates(self) -> int:
-        """Updates that the learner whose turn it is has made."""
-        return self._n_updates
-
-    def _learning_sequence(self) -> np.random.SeedSequence:
-        return self.address.sequence(Stream.LEARNING)
-
-    def _sample(self, batch_size: int) -> Any:
-        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-
-    def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
-        return self.learner_rule.update(sample, n_updates)

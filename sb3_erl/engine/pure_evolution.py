@@ -83,7 +83,7 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         self.evaluator = evaluator
         self._init_generational()
         with spaces_checked(self, verbose, policy_kwargs):
-            super().__init__(**known_to(super().__init__, locals()), support_multi_env=True)
+            super().__init__(**known_to(BaseAlgorithm.__init__, locals()), support_multi_env=True)
         if _init_setup_model:
             self._setup_model()
 

@@ -13,11 +13,11 @@ from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHostMixin
+from sb3_erl.engine.old_mixins import SafeBufferMixin
 from sb3_erl.rollouts.exploration import UniformExploration
 from sb3_erl.rollouts.jobs import Explorer
 from sb3_erl.rollouts.slot_reset import SlotResetter
 from sb3_erl.rollouts.soundness import NormalizerGuard, check_finite, check_shape
-from sb3_erl.runs.saving import SafeBufferMixin
 
 
 class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):

@@ -24,7 +24,7 @@ from sb3_erl.runs.checkpoints import (
     read_manifest,
     remove_leftovers,
 )
-from sb3_erl.runs.resuming import ResumingMixin
+from sb3_erl.runs.run import Run
 from sb3_erl.runs.run_state import copy_logs, environment_recipe, read_callbacks, read_generators
 
 
@@ -59,13 +59,14 @@ class GenerationCheckpoint(BaseCallback):
         self._lock: filelock.BaseFileLock | None = None
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, ResumingMixin):
+        run = getattr(self.model, "run", None)
+        if not isinstance(run, Run):
             raise TypeError(
                 f"GenerationCheckpoint needs a model of sb3_erl; got {type(self.model).__name__}. Use SB3's CheckpointCallback"
             )
         self.save_path.mkdir(parents=True, exist_ok=True)
         self._lock = claim(self.save_path)
-        self.model._checkpointers = [*self.model._checkpointers, self]
+        run.checkpointers.append(self)
         remove_leftovers(self.save_path)
         self._saved_at = self.model.num_timesteps
         newest = newest_checkpoint(self.save_path)

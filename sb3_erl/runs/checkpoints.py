@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import filelock
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl.core.atomic_files import hidden_name, umask
 
@@ -31,6 +34,32 @@ PREFIX = "checkpoint_"
 LOCK = ".lock"
 PATIENCE = 10.0
 """Seconds to wait for a folder: environments of a run that was killed may need a moment to notice it."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """
+    Files of one checkpoint, ours or of SB3's ``CheckpointCallback``.
+
+    :param model: zip file of the model
+    :param buffer: replay buffer, which need not exist
+    :param normalizer: statistics of ``VecNormalize``, which need not exist
+    :param manifest: what one of our checkpoints says about itself, ``None`` for one of SB3's
+    """
+
+    model: pathlib.Path
+    buffer: pathlib.Path
+    normalizer: pathlib.Path
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the files are."""
+        return self.model.parent
+
+    def statistics(self) -> VecNormalize | None:
+        """:return: what ``VecNormalize`` had seen, without environments; ``None`` if there was none"""
+        return pickle.loads(self.normalizer.read_bytes()) if self.normalizer.exists() else None
 
 
 def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:

@@ -1,28 +1,33 @@
-"""What may be wrong with files of models and replay buffers, and parameters of files that cannot be trusted."""
+"""Zip files of models: loaded with errors that say what is wrong, or for their parameters only where they are not trusted."""
 
 from __future__ import annotations
 
 import base64
+import difflib
+import inspect
 import io
 import json
-import os
 import pathlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.runs.moved_modules import old_modules_found
+from sb3_erl.runs.saving import family
 
 VARIABLES = ("pytorch_variables", "tensors")
 """Members of an SB3 zip that hold single tensors, which ``set_parameters`` does not take."""
-MARK = b"sb3_erl crc32 "
-"""Stands at the end of a replay buffer file before eight hexadecimal digits; pickle does not read so far."""
-BLOCK = 1 << 20
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, KeyError)
 """What Python's ``zipfile`` and ``json`` raise on damaged files."""
 
@@ -44,7 +49,7 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
     :raises ValueError: if the file is damaged, no model of SB3's, or holds anything but tensors and plain values
     """
     path = beside_folder(path)
-    with _opened(path, "zip") as file, _archive(file, path) as archive:
+    with opened(path, "zip") as file, _archive(file, path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".pth")]
         wanted = {name: name.removesuffix(".pth") for name in names if name.removesuffix(".pth") not in VARIABLES}
         found: dict[str, dict[str, Any]] = {}
@@ -53,13 +58,44 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
                 found[name] = th.load(io.BytesIO(archive.read(member)), map_location=device, weights_only=True)
             except Exception as error:
                 raise ValueError(
-                    f"{_name(path)} must hold tensors and plain values in {member}; it could not be read without running "
-                    f"code that is in it, which was not done: {_brief(error)}. Load it otherwise only if you trust who made it"
+                    f"{named(path)} must hold tensors and plain values in {member}; it could not be read without running "
+                    f"code that is in it, which was not done: {brief(error)}. Load it otherwise only if you trust who made it"
                 ) from error
     return found
 
 
 # -------------------------------------------------------------------- zip files of models
+
+
+def load_model(
+    cls: Any, sb3_load: Callable[..., Any], path: File, env: GymEnv | str | None, *arguments: Any, **kwargs: Any
+) -> Any:
+    """
+    See :meth:`~sb3_erl.engine.model.EvolvingModel.load`.
+
+    :param cls: class of the model
+    :param sb3_load: ``load`` of its SB3 base class
+    :param path: file name or open file
+    :param env: environment, its id, or ``None``
+    :param arguments: further arguments of ``sb3_load``
+    :param kwargs: attributes to change
+    :return: the model
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
+    :raises TypeError: if there is no such attribute to change
+    """
+    path = beside_folder(path)
+    data = check_model_file(path, family(cls))
+    # SB3's own tests hand the arguments of off-policy classes to every class
+    known = {*data, *(name for owner in (cls, OffPolicyAlgorithm) for name in inspect.signature(owner.__init__).parameters)}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+        raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+    with env_ids_explained():
+        env = None if env is None else maybe_make_env(env, verbose=0)
+    with misfits_explained(path, cls.__name__), old_modules_found():
+        return sb3_load(path, env, *arguments, **kwargs)
 
 
 def beside_folder(path: File) -> File:
@@ -75,7 +111,7 @@ def beside_folder(path: File) -> File:
     file = pathlib.Path(f"{path}.zip")
     if not file.is_file():
         raise ValueError(
-            f"{_name(path)} must be a zip file that save() wrote; it is a folder. Give the name of a file in it, or go on "
+            f"{named(path)} must be a zip file that save() wrote; it is a folder. Give the name of a file in it, or go on "
             "with a folder of checkpoints by resume_from"
         )
     return file
@@ -89,19 +125,19 @@ def check_model_file(path: File, algorithm: str) -> dict[str, Any]:
     :raises FileNotFoundError: if there is no such file
     :raises ValueError: if it is damaged, no model of SB3's, none of this package, or one of another class
     """
-    with _opened(path, "zip") as file, _archive(file, path) as archive:
+    with opened(path, "zip") as file, _archive(file, path) as archive:
         try:
             data = json.loads(archive.read("data").decode())
         except (UnicodeDecodeError, ValueError) as error:
-            raise ValueError(f"{_name(path)} must hold a model of SB3's, but its settings cannot be read: {error}") from error
+            raise ValueError(f"{named(path)} must hold a model of SB3's, but its settings cannot be read: {error}") from error
     if not isinstance(data, dict) or "run_seed" not in data:
         raise ValueError(
-            f"{_name(path)} must hold a model that sb3_erl saved; it is one of another package. Load it with the class that "
+            f"{named(path)} must hold a model that sb3_erl saved; it is one of another package. Load it with the class that "
             "saved it, or take its networks with sb3_erl.load_parameters"
         )
     saved = data.get("algorithm", algorithm)  # not in files of the first versions
     if saved != algorithm:
-        raise ValueError(f"{_name(path)} must hold a saved {algorithm}; it is a saved {saved}. Use {saved}.load")
+        raise ValueError(f"{named(path)} must hold a saved {algorithm}; it is a saved {saved}. Use {saved}.load")
     return data
 
 
@@ -115,7 +151,7 @@ def misfits_explained(path: File, algorithm: str) -> Iterator[None]:
             raise
         cause = error.__context__ if isinstance(error, KeyError) and error.__context__ is not None else error
         raise ValueError(
-            f"{_name(path)} does not fit a {algorithm} of this version: {_brief(cause)}. It may come from another version of "
+            f"{named(path)} does not fit a {algorithm} of this version: {brief(cause)}. It may come from another version of "
             "sb3_erl, SB3 or PyTorch (system_info.txt in the file says which), or have been loaded with arguments that change "
             "its networks; load it where it was saved, or make a new model"
         ) from error
@@ -128,18 +164,18 @@ def _archive(file: IO[bytes], path: File) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(file)
         damaged = archive.testzip()
     except BROKEN as error:
-        raise ValueError(f"{_name(path)} must be a zip file that save() wrote; it is damaged or none: {error}") from error
+        raise ValueError(f"{named(path)} must be a zip file that save() wrote; it is damaged or none: {error}") from error
     if damaged is not None:
-        raise ValueError(f"{_name(path)} is damaged: the checksum of {damaged} is wrong. Use an earlier save or copy it again")
+        raise ValueError(f"{named(path)} is damaged: the checksum of {damaged} is wrong. Use an earlier save or copy it again")
     with archive:
         missing = [name for name in ("data", "policy.pth") if name not in archive.namelist()]
         if missing:
-            raise ValueError(f"{_name(path)} must hold a model that SB3's save() wrote; it has no {' and no '.join(missing)}")
+            raise ValueError(f"{named(path)} must hold a model that SB3's save() wrote; it has no {' and no '.join(missing)}")
         yield archive
 
 
 @contextmanager
-def _opened(path: File, suffix: str) -> Iterator[Any]:
+def opened(path: File, suffix: str) -> Iterator[Any]:
     if not isinstance(path, str | pathlib.Path):
         position = path.tell()
         try:
@@ -151,91 +187,13 @@ def _opened(path: File, suffix: str) -> Iterator[Any]:
         yield file
 
 
-def _name(path: File) -> str:
+def named(path: File) -> str:
     return f"path={str(path)!r}" if isinstance(path, str | pathlib.Path) else f"path={path!r}"
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
-
-
-# -------------------------------------------------------------------- replay buffers
-
-
-def seal(path: pathlib.Path) -> None:
-    """Write a checksum behind a pickle."""
-    with open(path, "r+b") as file:
-        checksum = _checksum(file, os.path.getsize(path))
-        file.seek(0, os.SEEK_END)
-        file.write(MARK + b"%08x" % checksum)
-
-
-def check_seal(path: File) -> None:
-    """:raises ValueError: if a file has a checksum and it is not that of the rest; others may come from SB3 itself"""
-    with _opened(path, "pkl") as file:
-        start, size = file.tell(), file.seek(0, os.SEEK_END)
-        length = len(MARK) + 8
-        if size - start < length:
-            return
-        file.seek(size - length)
-        mark = file.read(length)
-        file.seek(start)
-        if mark.startswith(MARK) and _checksum(file, size - start - length) != int(mark[len(MARK) :], 16):
-            raise ValueError(f"{_name(path)} is damaged: its checksum is wrong. Use an earlier save or copy it again")
-
-
-def _checksum(file: IO[bytes], size: int) -> int:
-    checksum = 0
-    while size > 0:
-        block = file.read(min(size, BLOCK))
-        checksum, size = zlib.crc32(block, checksum), size - len(block)
-        if not block:
-            break
-    return checksum
-
-
-def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None:
-    """
-    :param path: of the file
-    :param found: what was in it
-    :param model: that is to learn from it
-    :param n_envs: columns of the buffer that the model had, ``None`` if it had none
-    :raises ValueError: if it is none, or one for other environments
-    """
-    for name in ("observation_space", "action_space"):
-        ours, theirs = getattr(model, name), getattr(found, name, None)
-        if ours.shape != getattr(theirs, "shape", None):
-            raise ValueError(
-                f"{_name(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
-                "of a model with the same environment"
-            )
-    if n_envs not in (None, found.n_envs):
-        raise ValueError(
-            f"{_name(path)} must hold a replay buffer of {n_envs} environments as the model has it; got one of "
-            f"{found.n_envs}. Use as many environments as when it was saved"
-        )
-    rows = found.buffer_size
-    for name in ("observations", "actions", "rewards", "dones"):
-        array = getattr(found, name, None)
-        if not isinstance(array, np.ndarray) or len(array) != rows:
-            raise ValueError(f"{_name(path)} is damaged: its {name} are not {rows} rows. Use an earlier save")
-
-
-@contextmanager
-def pickle_explained(path: File) -> Iterator[None]:
-    """Around reading a pickle: a damaged one may raise anything."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        if isinstance(error, ValueError) and "path=" in str(error):
-            raise
-        raise ValueError(
-            f"{_name(path)} must be a replay buffer that save_replay_buffer() wrote; it is damaged, of another version or "
-            f"something else: {_brief(error)}. Use an earlier save"
-        ) from error
 
 
 # -------------------------------------------------------------------- arrays as plain values

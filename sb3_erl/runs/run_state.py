@@ -160,3 +160,14 @@ def make_environments(recipe: bytes, n_envs: int) -> VecEnv:
     :param n_envs: how many
     """
     return pickle.loads(recipe)(n_envs)
+
+
+def restore_statistics(normalizer: VecNormalize | None, saved: VecNormalize | None) -> None:
+    """
+    :param normalizer: of the model's environments, which takes the saved statistics of observations and returns
+    :param saved: what a checkpoint holds
+    """
+    if normalizer is not None and saved is not None:
+        for name in ("obs_rms", "ret_rms"):
+            if name in vars(saved):  # there are none of observations where they are not normalized
+                setattr(normalizer, name, getattr(saved, name))

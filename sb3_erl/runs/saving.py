@@ -1,184 +1,101 @@
-"""Addresses of random numbers and files that are whole or not there: what every algorithm of the package shares."""
+"""Zip files of models: written whole or not at all, without what cannot be pickled."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
+import cloudpickle  # type: ignore[import-untyped]
+from stable_baselines3.common.save_util import data_to_json, recursive_getattr, save_to_zip_file
 
 from sb3_erl.core.atomic_files import replacing
-from sb3_erl.core.checks import env_ids_explained
-from sb3_erl.core.seeding import Address, Stream
-from sb3_erl.runs.loading import (
-    beside_folder,
-    check_buffer,
-    check_model_file,
-    check_seal,
-    misfits_explained,
-    pickle_explained,
-    seal,
-)
-from sb3_erl.runs.resuming import ResumingMixin
-
-SelfAddressed = TypeVar("SelfAddressed", bound="AddressedMixin")
 
 
-class AddressedMixin(ResumingMixin):
+def family(cls: type) -> str:
+    """:return: name of the class of this package that a class is, or is derived from"""
+    return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("sb3_erl."))
+
+
+def save_model(
+    model: Any,
+    path: str | pathlib.Path | io.BufferedIOBase,
+    exclude: Iterable[str] | None,
+    include: Iterable[str] | None,
+    plain_state: dict[str, Any],
+) -> None:
     """
-    Randomness that derives from an address, and saves that a crash cannot damage.
+    ``BaseAlgorithm.save``, but a crash leaves the previous file whole, and no attribute of the user's prevents the rest.
 
-    Stands before an SB3 base class in the method resolution order.
+    :param model: of this package
+    :param path: file name (``.zip`` is added) or open file
+    :param exclude: attributes to leave out
+    :param include: attributes to save although they are excluded by default
+    :param plain_state: values of further attributes
     """
+    state_dicts, variables = model._get_torch_save_params()
+    left_out = {*(exclude or ()), *model._excluded_save_params()} - set(include or ())
+    left_out |= {name.split(".")[0] for name in (*state_dicts, *variables)}
+    attributes = {name: value for name, value in vars(model).items() if name not in left_out}
+    contents = {
+        "data": _savable({**attributes, **plain_state}),
+        "params": model.get_parameters(),
+        "pytorch_variables": {name: recursive_getattr(model, name) for name in variables},
+    }
+    if isinstance(path, str | pathlib.Path):
+        with replacing(path, ".zip") as temporary:
+            save_to_zip_file(temporary, **contents)
+    else:
+        save_to_zip_file(path, **contents)
 
-    phase: int
-    """Part of every random address; generational algorithms count begun generations here."""
-    run_seed: int | None
-    algorithm: str
-    """Name of the class of this package that the model is of, saved so that no other class loads it."""
 
-    def _init_addresses(self) -> None:
-        """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
-        self.phase = 0
-        self.algorithm = self._family()
-        self.run_seed = None
+class _Pickled:
+    """Stands for a value that SB3 cannot write as text; unpickled, it is the value itself."""
 
-    def _setup_addresses(self) -> None:
-        """To be called in ``_setup_model``, which also runs in ``load``: keeps what was loaded."""
-        if self.seed is not None:
-            self.run_seed = int(self.seed)
-        elif self.run_seed is None:
-            self.run_seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    __slots__ = ("_pickle",)
 
-    @property
-    def address(self) -> Address:
-        """Root of all random numbers of the current phase."""
-        assert self.run_seed is not None
-        return Address(self.run_seed, self.phase)
+    def __init__(self, pickled: bytes):
+        self._pickle = pickled
 
-    def _rng(self, stream: Stream) -> np.random.Generator:
-        return self.address.rng(stream)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cloudpickle.loads, (self._pickle,)
 
-    # ---------------------------------------------------------------- files
 
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save everything but transitions to an SB3 zip file; a crash while saving leaves the previous file whole.
-
-        :param path: file name (``.zip`` is added) or open file
-        :param exclude: attributes to leave out
-        :param include: attributes to save although they are excluded by default
-        """
-        self._write_state()
+def _savable(attributes: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param attributes: values by name
+    :return: those that can be saved, in a form from which SB3's ``load`` makes them again
+    """
+    savable, errors = {}, {}
+    for name, value in attributes.items():
         try:
-            if isinstance(path, str | pathlib.Path):
-                with replacing(path, ".zip") as temporary:
-                    super().save(temporary, exclude, include)
-            else:
-                super().save(path, exclude, include)
-        finally:
-            self._forget_state()
-
-    def _write_state(self) -> None:
-        """Put what is to be saved as plain values into attributes of its own."""
-
-    def _forget_state(self) -> None:
-        """What :meth:`_write_state` made is needed no more."""
-
-    @classmethod
-    def load(
-        cls: type[SelfAddressed],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | str | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfAddressed:
-        """
-        Load a model, see ``BaseAlgorithm.load``. SB3's format holds pickles: load files of people you trust only, and use
-        :func:`~sb3_erl.runs.loading.load_parameters` for others.
-
-        :param path: file name (``.zip`` may be left out) or open file
-        :param env: environment to go on in or its id, ``None`` to predict only
-        :param device: where the networks shall be
-        :param custom_objects: replace what cannot be unpickled, by name
-        :param print_system_info: also of the system that saved the model
-        :param force_reset: whether ``env`` is reset before the next ``learn``
-        :param kwargs: attributes to change
-        :return: the model
-        :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
-        :raises TypeError: if there is no such attribute to change
-        """
-        path = beside_folder(path)
-        data = check_model_file(path, cls._family())
-        # SB3's own tests hand the arguments of off-policy classes to every class
-        classes = (cls, OffPolicyAlgorithm)
-        known = {*data, *(name for owner in classes for name in inspect.signature(owner.__init__).parameters)}
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-            raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
-        with env_ids_explained():
-            env = None if env is None else maybe_make_env(env, verbose=0)
-        with misfits_explained(path, cls.__name__):
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-
-    @classmethod
-    def _family(cls) -> str:
-        return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("sb3_erl."))
+            savable[name] = value if _is_written_by_sb3(value) else _Pickled(cloudpickle.dumps(value))
+        except Exception as error:  # an object of the user's may raise anything
+            errors[name] = error
+    for name, error in errors.items():
+        warnings.warn(
+            f"attribute {name!r} is not saved with the model, because it cannot be pickled ({type(error).__name__}: {error}); "
+            f"a loaded model will not have it. save(..., exclude=[{name!r}]) leaves it out without a warning",
+            stacklevel=4,
+        )
+    return savable
 
 
-class SafeBufferMixin:
-    """Replay buffer files that are whole or not there, with a checksum; stands before an SB3 off-policy class."""
+def _is_written_by_sb3(value: Any) -> bool:
+    """Whether SB3 writes a value without an error and without turning the keys of dicts into strings."""
+    try:
+        if _has_other_keys(value):
+            return False
+        data_to_json({"value": value})
+    except Exception:
+        return False
+    return True
 
-    replay_buffer: Any
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer; a crash while saving leaves the previous file whole.
-
-        :param path: file name (``.pkl`` is added) or open file
-        """
-        base: Any = super()
-        if isinstance(path, str | pathlib.Path):
-            with replacing(path, ".pkl") as temporary:
-                base.save_replay_buffer(temporary)
-                seal(temporary)
-        else:
-            base.save_replay_buffer(path)
-
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer; if that fails the model keeps its own. The file is a pickle: load those of people you trust only.
-
-        :param path: file name (``.pkl`` may be left out) or open file
-        :param truncate_last_traj: for HER buffers only
-        :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the file is damaged, or of a model with other environments
-        """
-        base: Any = super()
-        kept = self.replay_buffer
-        try:
-            with pickle_explained(path):
-                check_seal(path)
-                base.load_replay_buffer(path, truncate_last_traj)
-                check_buffer(path, self.replay_buffer, self, None if kept is None else kept.n_envs)
-        except BaseException:
-            self.replay_buffer = kept
-            raise
+def _has_other_keys(value: Any) -> bool:
+    """Whether a dict, or one inside it, has keys that are no strings."""
+    if isinstance(value, dict):
+        return any(not isinstance(key, str) or _has_other_keys(part) for key, part in value.items())
+    return isinstance(value, list | tuple) and any(_has_other_keys(part) for part in value)

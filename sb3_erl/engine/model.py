@@ -1,0 +1,212 @@
+"""``EvolvingModel``: what a user calls on every model of this package."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from sb3_erl.core.checks import check_learn
+from sb3_erl.engine.description import describe, env_name
+from sb3_erl.rollouts.soundness import environments_watched
+from sb3_erl.runs.loading import load_model
+from sb3_erl.runs.resuming import resume
+from sb3_erl.runs.run import Run
+from sb3_erl.runs.saving import family, save_model
+
+SelfModel = TypeVar("SelfModel", bound="EvolvingModel")
+
+OWN_INTERVAL = -1
+"""Value of ``log_interval`` that stands for the class's own."""
+
+
+class EvolvingModel(BaseAlgorithm):
+    """A model of this package; stands before an SB3 base class in the method resolution order."""
+
+    own_log_interval: ClassVar[int] = 1
+    """``log_interval`` of :meth:`learn` where the call names none."""
+    run: Run
+    run_seed: int | None
+    phase: int
+    """Part of every random address; generational algorithms count begun generations here."""
+    algorithm: str
+    """Name of the class of this package that the model is of, saved so that no other class loads it."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.run = Run(self)
+        self.run_seed, self.phase, self.algorithm = None, 0, family(type(self))
+        super().__init__(*args, **kwargs)
+
+    # ---------------------------------------------------------------- training
+
+    def learn(
+        self: SelfModel,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int | None = OWN_INTERVAL,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfModel:
+        """
+        Train for a number of environment steps, counted over population and learner.
+
+        Stops exactly at ``total_timesteps`` with one environment, also inside an episode; an unfinished generation is then
+        discarded: its transitions stay in the replay buffer and its steps count, but nothing is learned from it. ``TD7`` with
+        ``offline=True`` takes no environment steps and counts gradient updates instead.
+
+        :param total_timesteps: environment steps (offline: updates); floats such as ``1e6`` are fine
+        :param callback: called at every vector step (offline: after every update)
+        :param log_interval: generations between two log tables, with ``TD7`` and ``PopTD7`` episodes (offline: thousands of
+            updates); ``None`` for no automatic log, -1 for every generation, or every four episodes
+        :param tb_log_name: name of the TensorBoard run, the class name by default
+        :param reset_num_timesteps: whether to count from 0 again
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :return: the model
+        :raises ValueError: if ``total_timesteps`` is not positive, the environment is none, closed, or gives wrong shapes (to
+            ``TD7``: or values that are not finite), or an offline replay buffer is empty
+        :raises WorkerError: if an environment in another process failed, see ``docs/faults.md``
+        :raises FailedEpisodesError: if as many episodes in a row failed as a generation has
+        """
+        log_interval = self.own_log_interval if log_interval == OWN_INTERVAL else log_interval
+        check_learn(self, total_timesteps, callback, log_interval)
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        with environments_watched(self.env), self.run.learning():
+            total_timesteps, callback = self.run.begin(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+            callback.on_training_start(locals(), globals())
+            self._train_loop(total_timesteps, callback, log_interval)
+            callback.on_training_end()
+        return self
+
+    def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        """
+        Train until ``num_timesteps`` has reached ``total_timesteps`` or a callback says stop.
+
+        :param total_timesteps: step at which training ends
+        :param callback: all callbacks, whose training has begun
+        :param log_interval: see :meth:`learn`
+        """
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- random numbers
+
+    def rng(self, name: str) -> np.random.Generator:
+        """
+        A generator of one's own, so that what a callback or a subclass draws is part of the run.
+
+        It depends on the run's seed, the generation and the name only, so a run that is killed and resumed draws the same
+        numbers. Asked for again in the same generation (with ``TD7``: in the same episode) it goes on where it was.
+
+        :param name: any name, different ones for different purposes
+        :return: the generator
+        :raises TypeError: if ``name`` is no string
+        """
+        return self.run.rng(name)
+
+    @property
+    def _phase_key(self) -> tuple[int, ...]:
+        """What besides :attr:`phase` has changed when a stream of random numbers starts anew."""
+        return ()
+
+    # ---------------------------------------------------------------- files
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save everything but transitions to an SB3 zip file; a crash while saving leaves the previous file whole.
+
+        An attribute of your own that cannot be pickled, such as an open file, is left out with a warning.
+
+        :param path: file name (``.zip`` is added) or open file
+        :param exclude: attributes to leave out
+        :param include: attributes to save although they are excluded by default
+        """
+        save_model(self, path, exclude, include, self._plain_state())
+
+    def _plain_state(self) -> dict[str, Any]:
+        """
+        State of parts that are not saved themselves, as plain values (numbers, strings, lists, dicts).
+
+        :return: values by the names of attributes, which a loaded model has before ``_setup_model`` runs
+        """
+        return {}
+
+    @classmethod
+    def load(
+        cls: type[SelfModel],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfModel:
+        """
+        Load a model, see ``BaseAlgorithm.load``. SB3's format holds pickles: load files of people you trust only, and use
+        :func:`~sb3_erl.runs.loading.load_parameters` for others.
+
+        :param path: file name (``.zip`` may be left out) or open file
+        :param env: environment to go on in or its id, ``None`` to predict only
+        :param device: where the networks shall be
+        :param custom_objects: replace what cannot be unpickled, by name
+        :param print_system_info: also of the system that saved the model
+        :param force_reset: whether ``env`` is reset before the next ``learn``
+        :param kwargs: attributes to change
+        :return: the model
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
+        :raises TypeError: if there is no such attribute to change
+        """
+        arguments = (env, device, custom_objects, print_system_info, force_reset)
+        return load_model(cls, super().load, path, *arguments, **kwargs)
+
+    @classmethod
+    def resume_from(
+        cls: type[SelfModel],
+        path: str | pathlib.Path,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfModel:
+        """
+        The model of an interrupted run, with replay buffer and ``VecNormalize`` statistics.
+
+        Its next ``learn`` is the interrupted call: give it the same ``total_timesteps``, of which it makes what is left, and
+        the same callbacks. From a :class:`~sb3_erl.runs.callbacks.GenerationCheckpoint` the run goes on bit for bit (CPU),
+        and the files of its logger go on where they stood then. From the files of SB3's ``CheckpointCallback`` (with
+        ``save_replay_buffer`` and ``save_vecnormalize``) it goes on with the next generation. Checkpoints hold pickles:
+        resume your own runs only.
+
+        :param path: folder of checkpoints, of which the newest whole one is taken; or one checkpoint in it
+        :param env: environment as in the interrupted run, ``None`` to make it again from its id
+        :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+        :param kwargs: attributes of the model to be changed, see ``load``
+        :return: the model
+        :raises ValueError: if there is no whole checkpoint, it is of another class, or ``env`` is needed or does not fit
+        """
+        return resume(cls, pathlib.Path(path), env, device, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "run"]
+
+    # ---------------------------------------------------------------- text
+
+    def __repr__(self) -> str:
+        policy = getattr(self, "policy_class", None)
+        words = [getattr(policy, "__name__", "no policy"), env_name(getattr(self, "env", None))]
+        return f"{type(self).__name__}({', '.join(words)}, num_timesteps={getattr(self, 'num_timesteps', 0)})"
+
+    def __str__(self) -> str:
+        return describe(self)

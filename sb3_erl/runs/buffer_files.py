@@ -1,0 +1,129 @@
+"""Replay buffer files: written whole or not at all, with a checksum, and checked when they are loaded."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+
+from sb3_erl.core.atomic_files import replacing
+from sb3_erl.runs.loading import File, brief, named, opened
+from sb3_erl.runs.moved_modules import old_modules_found
+
+MARK = b"sb3_erl crc32 "
+"""Stands at the end of a replay buffer file before eight hexadecimal digits; pickle does not read so far."""
+BLOCK = 1 << 20
+"""Bytes that are read at once for a checksum."""
+
+
+def save_buffer(sb3_save: Callable[[Any], None], path: File) -> None:
+    """
+    :param sb3_save: ``save_replay_buffer`` of SB3's class
+    :param path: file name (``.pkl`` is added), whose previous file stays whole if saving fails; or open file
+    """
+    if not isinstance(path, str | pathlib.Path):
+        sb3_save(path)
+        return
+    with replacing(path, ".pkl") as temporary:
+        sb3_save(temporary)
+        seal(temporary)
+
+
+def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool) -> None:
+    """
+    :param model: keeps its own replay buffer if the file is of no use
+    :param sb3_load: ``load_replay_buffer`` of SB3's class
+    :param path: file name (``.pkl`` may be left out) or open file
+    :param truncate_last_traj: for HER buffers only
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if the file is damaged, or of a model with other environments
+    """
+    kept = model.replay_buffer
+    try:
+        with pickle_explained(path), old_modules_found():
+            check_seal(path)
+            sb3_load(path, truncate_last_traj)
+            check_buffer(path, model.replay_buffer, model, None if kept is None else kept.n_envs)
+    except BaseException:
+        model.replay_buffer = kept
+        raise
+
+
+def seal(path: pathlib.Path) -> None:
+    """Write a checksum behind a pickle."""
+    with open(path, "r+b") as file:
+        checksum = _checksum(file, os.path.getsize(path))
+        file.seek(0, os.SEEK_END)
+        file.write(MARK + b"%08x" % checksum)
+
+
+def check_seal(path: File) -> None:
+    """:raises ValueError: if a file has a checksum and it is not that of the rest; others may come from SB3 itself"""
+    with opened(path, "pkl") as file:
+        start, size = file.tell(), file.seek(0, os.SEEK_END)
+        length = len(MARK) + 8
+        if size - start < length:
+            return
+        file.seek(size - length)
+        mark = file.read(length)
+        file.seek(start)
+        if mark.startswith(MARK) and _checksum(file, size - start - length) != int(mark[len(MARK) :], 16):
+            raise ValueError(f"{named(path)} is damaged: its checksum is wrong. Use an earlier save or copy it again")
+
+
+def _checksum(file: IO[bytes], size: int) -> int:
+    checksum = 0
+    while size > 0:
+        block = file.read(min(size, BLOCK))
+        checksum, size = zlib.crc32(block, checksum), size - len(block)
+        if not block:
+            break
+    return checksum
+
+
+def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None:
+    """
+    :param path: of the file
+    :param found: what was in it
+    :param model: that is to learn from it
+    :param n_envs: columns of the buffer that the model had, ``None`` if it had none
+    :raises ValueError: if it is none, or one for other environments
+    """
+    for name in ("observation_space", "action_space"):
+        ours, theirs = getattr(model, name), getattr(found, name, None)
+        if ours.shape != getattr(theirs, "shape", None):
+            raise ValueError(
+                f"{named(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
+                "of a model with the same environment"
+            )
+    if n_envs not in (None, found.n_envs):
+        raise ValueError(
+            f"{named(path)} must hold a replay buffer of {n_envs} environments as the model has it; got one of "
+            f"{found.n_envs}. Use as many environments as when it was saved"
+        )
+    rows = found.buffer_size
+    for name in ("observations", "actions", "rewards", "dones"):
+        array = getattr(found, name, None)
+        if not isinstance(array, np.ndarray) or len(array) != rows:
+            raise ValueError(f"{named(path)} is damaged: its {name} are not {rows} rows. Use an earlier save")
+
+
+@contextmanager
+def pickle_explained(path: File) -> Iterator[None]:
+    """Around reading a pickle: a damaged one may raise anything."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and "path=" in str(error):
+            raise
+        raise ValueError(
+            f"{named(path)} must be a replay buffer that save_replay_buffer() wrote; it is damaged, of another version or "
+            f"something else: {brief(error)}. Use an earlier save"
+        ) from error

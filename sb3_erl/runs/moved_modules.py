@@ -1,0 +1,125 @@
+"""Files of versions before the modules moved: classes are found where they are now."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+PACKAGE = "sb3_erl"
+OLD_FOLDERS = ("common", "evaluation", "exchange", "fitness", "operators")
+"""Folders that held modules and are gone."""
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "common.arguments": ("core.arguments",),
+    "common.callbacks": ("runs.callbacks",),
+    "common.cem_policies": ("policies.cem_rl", "policies.erl"),
+    "common.cerl_policies": ("policies.cerl", "policies.erl"),
+    "common.checkpoints": ("runs.checkpoints",),
+    "common.checks": ("core.checks",),
+    "common.es_pixel_policies": ("policies.es_pixels", "policies.es", "policies.actor_only"),
+    "common.es_policies": ("policies.es", "policies.es_pixels", "policies.actor_only"),
+    "common.evolutionary_algorithm": ("policies.actor_only", "engine.pure_evolution"),
+    "common.files": ("core.atomic_files",),
+    "common.genetic_memory": ("buffers.genetic_memory",),
+    "common.interrupts": ("core.interrupts",),
+    "common.lap": ("buffers.lap",),
+    "common.loading": ("runs.loading",),
+    "common.networks": ("policies.layers", "policies.sequential", "policies.fused_mlp", "policies.erl"),
+    "common.observation_statistics": ("policies.observation_statistics",),
+    "common.parameters": ("core.parameters",),
+    "common.perceptron": ("policies.fused_mlp", "policies.sequential", "policies.layers"),
+    "common.policies": ("policies.erl", "policies.actor_only", "policies.sequential", "policies.layers"),
+    "common.run_state": ("runs.run_state",),
+    "common.sale_policies": ("policies.td7", "policies.sequential", "policies.layers"),
+    "common.seeding": ("core.seeding",),
+    "common.sequential": ("policies.sequential",),
+    "common.shared_policies": ("policies.erl_re2", "policies.erl"),
+    "common.shared_sale_policies": ("policies.erl_re2_td7", "policies.erl_re2", "policies.td7"),
+    "common.storing": ("buffers.append",),
+    "common.timing": ("core.stopwatch",),
+    "evaluation.acting": ("rollouts.acting",),
+    "evaluation.base": ("rollouts.jobs",),
+    "evaluation.choice": ("remote.choice",),
+    "evaluation.environments": ("remote.env_recipe",),
+    "evaluation.exploration": ("rollouts.exploration",),
+    "evaluation.process_pool": ("remote.process",),
+    "evaluation.ray_pool": ("remote.ray",),
+    "evaluation.rebuilding": ("remote.recipes",),
+    "evaluation.remote": ("remote.evaluator",),
+    "evaluation.soundness": ("rollouts.soundness",),
+    "evaluation.steps": ("buffers.rollout_steps",),
+    "evolution.cem_planner": ("planning.cem_planner",),
+    "evolution.distilled": ("evolution.distilled_ga",),
+    "evolution.noise_table": ("core.noise_table",),
+    "fitness.assessment": ("engine.assessment",),
+    "fitness.behaviour": ("envs.behavior",),
+    "fitness.novelty": ("evolution.fitness.novelty",),
+    "fitness.returns": ("evolution.fitness.returns",),
+    "fitness.shaping": ("evolution.fitness.shaping",),
+    "fitness.surrogate": ("evolution.fitness.surrogate",),
+    "learners.shared_td3": ("learners.erl_re2",),
+    "learners.shared_td7": ("learners.erl_re2_td7",),
+    "offline": ("buffers.offline",),
+    "operators.crossover": ("evolution.operators.crossover",),
+    "operators.distillation": ("evolution.operators.distillation",),
+    "operators.distilled_epoch": ("evolution.operators.distilled_epoch",),
+    "operators.matching": ("evolution.operators.matching",),
+    "operators.mutation": ("evolution.operators.mutation",),
+    "operators.proximal": ("evolution.operators.proximal",),
+    "operators.selection": ("evolution.operators.selection",),
+}
+"""Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
+
+
+class _OldModule(types.ModuleType):
+    """A module that has moved: its names are those of the modules that took its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            for new in MOVED.get(self.__name__.removeprefix(f"{PACKAGE}."), ()):
+                try:
+                    module = importlib.import_module(f"{PACKAGE}.{new}")
+                except ModuleNotFoundError:
+                    continue
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"{self.__name__}.{name} is not in this version of {PACKAGE}")
+
+
+class _OldModules(MetaPathFinder, Loader):
+    """Finds modules that have moved, after Python has found none of that name."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None) -> Any:
+        short = name.removeprefix(f"{PACKAGE}.")
+        if short == name or short not in (*OLD_FOLDERS, *MOVED):
+            return None
+        return ModuleSpec(name, self, is_package=short in OLD_FOLDERS)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _OldModule(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """There is nothing to run."""
+
+
+@contextmanager
+def old_modules_found() -> Iterator[None]:
+    """Inside, a pickle may name a class by the module that it was in before; afterwards there are no such modules."""
+    finder = _OldModules()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, _OldModule):
+                del sys.modules[name]
+                parent, _, last = name.rpartition(".")
+                if isinstance(vars(sys.modules.get(parent, module)).get(last), _OldModule):
+                    delattr(sys.modules[parent], last)

@@ -1,0 +1,151 @@
+"""The run that a model is in: random numbers by address, checkpoints, and the rest of an interrupted call of ``learn``."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_erl.core.interrupts import torch_modes_kept
+from sb3_erl.core.seeding import Address, Stream
+from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
+from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
+
+
+class Checkpointer(Protocol):
+    """Something that saves a run where it can be continued exactly."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it would save now."""
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has waited so long that episodes may be cut."""
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+
+    def close(self) -> None:
+        """``learn`` has ended, normally or not."""
+
+
+class Run:
+    """
+    What a model needs to run reproducibly and to be continued: held as ``model.run`` and never saved itself.
+
+    The numbers that a file has to keep are plain attributes of the model: ``run_seed``, ``phase`` and ``algorithm``.
+
+    :param model: the model whose run it is
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._generators: dict[Stream | str, np.random.Generator] = {}
+        self._generators_at: tuple[int, ...] = ()
+        self.checkpointers: list[Checkpointer] = []
+        """Those of the current ``learn``; a callback appends itself when it is initialized."""
+        self.resumption: CheckpointFiles | None = None
+        """Files of an interrupted call of ``learn``, which the next call continues."""
+        self.is_resumed = False
+        """Whether the current ``learn`` is the rest of an interrupted one."""
+
+    # ---------------------------------------------------------------- random numbers
+
+    def choose_seed(self) -> None:
+        """Fix the seed of the run: the model's ``seed``, else the one that was loaded, else one by chance."""
+        model = self._model
+        if model.seed is not None:
+            model.run_seed = int(model.seed)
+        elif model.run_seed is None:
+            model.run_seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+
+    @property
+    def address(self) -> Address:
+        """Root of all random numbers of the current phase."""
+        assert self._model.run_seed is not None
+        return Address(self._model.run_seed, self._model.phase)
+
+    def rng(self, stream: Stream | str) -> np.random.Generator:
+        """
+        The generator of a stream; it goes on when it is asked for again in the same phase and starts anew in the next one.
+
+        :param stream: one of the package's streams, or any name for a stream of one's own
+        :return: a generator that depends on the run's seed, the phase and the stream only
+        :raises TypeError: if ``stream`` is neither
+        """
+        if not isinstance(stream, Stream | str):
+            raise TypeError(f"stream must be a name, such as 'reseed', or a Stream; got {stream!r}")
+        key = self._model._phase_key
+        now = (self.address.run_seed, self.address.phase, *key)
+        if now != self._generators_at:
+            self._generators, self._generators_at = {}, now
+        if stream not in self._generators:
+            sequence = self.address.named_sequence if isinstance(stream, str) else self.address.sequence
+            self._generators[stream] = np.random.default_rng(sequence(stream, *key))  # type: ignore[arg-type]
+        return self._generators[stream]
+
+    # ---------------------------------------------------------------- a call of learn
+
+    def begin(
+        self, total_timesteps: float, callback: MaybeCallback, reset_num_timesteps: bool, tb_log_name: str, progress_bar: bool
+    ) -> tuple[int, BaseCallback]:
+        """
+        ``_setup_learn`` of SB3; after ``resume_from``, the same for the rest of the interrupted call.
+
+        :return: step at which training ends, and all callbacks as one
+        """
+        model, files = self._model, self.resumption
+        self.checkpointers = []
+        self.is_resumed = files is not None
+        if files is None:
+            return model._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
+        begun_at, end = model._num_timesteps_at_start, model._num_timesteps_at_start + int(total_timesteps)
+        if end != model._total_timesteps:
+            warnings.warn(
+                f"total_timesteps was {model._total_timesteps - begun_at} in the call of learn() that is continued and is "
+                f"{int(total_timesteps)} now: training ends at step {end} instead of {model._total_timesteps}",
+                stacklevel=3,
+            )
+        began = model.start_time
+        end, prepared = model._setup_learn(end - model.num_timesteps, callback, False, tb_log_name, progress_bar)
+        self.resumption, model._num_timesteps_at_start = None, begun_at
+        restore_statistics(model.get_vec_normalize_env(), files.statistics())  # they have seen the reset of the environments
+        if files.manifest is not None:
+            model.start_time -= max(0, files.manifest["saved_at"] - began)
+            run = pickle.loads((files.folder / RUN).read_bytes())
+            restore_logs(model.logger, files.folder / LOGS, run["log"])
+            write_callbacks(prepared, run["callbacks"])
+            write_generators(run["generators"])
+        return end, prepared
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Around a call of ``learn``: however it ends, torch computes gradients as before and checkpointers are closed."""
+        try:
+            with torch_modes_kept():
+                yield
+        finally:
+            self.close()
+
+    def at_boundary(self) -> None:
+        """Save what is due; to be called where a run can be continued exactly, so between two generations or episodes."""
+        for checkpointer in self.checkpointers:
+            if checkpointer.is_due:
+                checkpointer.save()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a checkpointer has waited so long for a boundary that episodes may be cut to make one."""
+        return any(checkpointer.is_overdue for checkpointer in self.checkpointers)
+
+    def close(self) -> None:
+        """Close all checkpointers."""
+        for checkpointer in self.checkpointers:
+            checkpointer.close()
