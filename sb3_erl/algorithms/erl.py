@@ -5,34 +5,27 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
+from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import Tensor
 
-from sb3_erl.core.arguments import known_to
-from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.parameters import read_parameters
-from sb3_erl.engine.deployment import WholeActorHybrid
-from sb3_erl.engine.replace import ReplaceWeakest
-from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.choice import sb3_class, sb3_policy_class
-from sb3_erl.learners.sb3 import SB3Learner
-from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
-from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy, deploying
-from sb3_erl.policies.td7 import SALEPolicy
-from sb3_erl.remote.choice import EvaluatorChoice
-from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
+from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.core.checks import check_range
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.engine.population import check_ga_arguments, ga_arguments
+from sb3_erl.engine.replace import make_exchange
+from sb3_erl.learners.base import Learner
+from sb3_erl.learners.td_rule import DDPGRule
+from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy
+from sb3_erl.rollouts.exploration import EpsilonGreedyExploration, NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
-RULES: dict[str, type[DDPGLearner | TD3Learner | TD7Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner, "td7": TD7Learner}
 
-
-class ERL(WholeActorHybrid):
+class ERL(HybridAlgorithm):
     """
     Evolutionary reinforcement learning.
 
@@ -51,21 +44,17 @@ class ERL(WholeActorHybrid):
     The authors' later code: ``learner="sac", n_migrants=1, crossover_prob=0.15, elite_fraction=0.2,
     evolver_kwargs={"odd_winners": "last", "mutation_kwargs": {"fraction": 0.05, "reset_prob": 0.02, "reset_std": 0.1}}``.
 
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
+    :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
         and 5e-4, TD3: 1e-3, TD7: 3e-4) or, with an SB3 class, for its default
-    :param learning_starts: stored transitions before the first gradient update
-    :param action_noise: exploration of the learner; ``None`` for the learner's own: Ornstein-Uhlenbeck (theta 0.15, sigma
-        0.06) for DDPG, N(0, 0.1) for TD3, nothing beside the policy's own randomness for SB3 classes
-    :param learner: ``"ddpg"``, ``"td3"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, ...).
-        With TD7 an individual is an actor on the learner's fixed state embedding, which is no part of its genome and
-        changes between generations only; the replay buffer is a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
-    :param learner_kwargs: further arguments of the learner: ``policy_delay``, ``target_policy_noise``,
-        ``target_noise_clip`` for DDPG, TD3 and TD7, see also :class:`~sb3_erl.learners.td7.TD7Settings`; constructor
-        arguments for an SB3 class
+    :param learner: see :class:`~sb3_erl.engine.hybrid.HybridAlgorithm`. With TD7 an individual is an actor on the learner's
+        fixed state embedding, which is no part of its genome and changes between generations only; the replay buffer is a
+        :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`. With ``"dqn"`` individuals are Q-networks, and actions are discrete
     :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
-    :param n_eval_episodes: episodes per individual and generation (xi in the paper)
     :param elite_fraction: share of the population that survives unchanged, at least one (psi)
     :param tournament_size: contestants per tournament, at least 2
     :param mutation_prob: probability of mutating an individual
@@ -74,35 +63,23 @@ class ERL(WholeActorHybrid):
     :param n_migrants: with a positive number, copies of the learner's actor join selection in unselected slots each
         ``sync_period`` generations instead of replacing the weakest after it (the authors' later code)
     :param n_learner_episodes: exploring episodes of the learner per generation
-    :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`, for example ``mutation_kwargs``
+    :param exploration_initial_eps: with discrete actions, share of random actions at the beginning, in [0, 1]
+    :param exploration_final_eps: with discrete actions, share of random actions in the end, in [0, 1]
+    :param exploration_fraction: share of ``total_timesteps`` over which the share of random actions falls, in (0, 1]
     :param deploy: who acts in ``predict``: ``"champion"`` (the learner before the first evaluation) or ``"learner"``
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
 
+    @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule | None = None,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 640,
-        batch_size: int = 128,
-        tau: float = 0.001,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | None = None,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        learner: str | type[OffPolicyAlgorithm] = "ddpg",
-        learner_kwargs: dict[str, Any] | None = None,
+        learner: Any = "ddpg",
         max_grad_norm: float | None = 10.0,
-        pop_size: int = 10,
-        n_eval_episodes: int = 1,
         elite_fraction: float = 0.1,
         tournament_size: int = 3,
         mutation_prob: float = 0.9,
@@ -110,113 +87,77 @@ class ERL(WholeActorHybrid):
         sync_period: int = 10,
         n_migrants: int = 0,
         n_learner_episodes: int = 1,
-        evolver_kwargs: dict[str, Any] | None = None,
+        exploration_initial_eps: float = 1.0,
+        exploration_final_eps: float = 0.05,
+        exploration_fraction: float = 0.1,
         deploy: Literal["champion", "learner"] = "champion",
-        evaluator: EvaluatorChoice = "vec",
-        precision: Precision = "fp32",
-        compile: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
-        self.learner = learner
-        self.learner_kwargs = learner_kwargs
         self.max_grad_norm = max_grad_norm
-        self.n_eval_episodes = n_eval_episodes
-        self.elite_fraction = elite_fraction
-        self.tournament_size = tournament_size
-        self.mutation_prob = mutation_prob
-        self.crossover_prob = crossover_prob
-        self.sync_period = sync_period
-        self.n_migrants = n_migrants
-        self.n_learner_episodes = n_learner_episodes
-        self.evolver_kwargs = evolver_kwargs
-        self.deploy = deploy
-        super().__init__(**known_to(super().__init__, locals()))
+        self.elite_fraction, self.tournament_size = elite_fraction, tournament_size
+        self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
+        self.sync_period, self.n_migrants, self.n_learner_episodes = sync_period, n_migrants, n_learner_episodes
+        self.exploration_initial_eps, self.exploration_final_eps = exploration_initial_eps, exploration_final_eps
+        self.exploration_fraction, self.deploy = exploration_fraction, deploy
+        super().__init__(policy, env, learning_rate, learner=learner, **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
-    @property
-    def learner_class(self) -> type[OffPolicyAlgorithm] | None:
-        """The SB3 class that learns, ``None`` with a learner of this package."""
-        return sb3_class(self.learner, RULES)
-
-    def _aliases(self) -> dict[str, type[BasePolicy]]:
-        learner = self.learner_class
-        if learner is not None:
-            return learner.policy_aliases
-        return {"MlpPolicy": SALEPolicy} if self.learner == "td7" else self.policy_aliases
-
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        learner, known = self.learner_class, self._aliases()
-        check_choice("policy", policy_name, known)
-        return deploying(known[policy_name] if learner is None else sb3_policy_class(learner, policy_name))
-
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        assert self.learner_class is None or isinstance(self.learner_class, type)
+        check_ga_arguments(self)
         check_range("n_learner_episodes", self.n_learner_episodes, 1, integer=True)
         check_range("n_migrants", self.n_migrants, 0, self.pop_size - 1, integer=True)
+        for name in ("exploration_initial_eps", "exploration_final_eps"):
+            check_range(name, getattr(self, name), 0, 1)
+        check_range("exploration_fraction", self.exploration_fraction, 0, 1, open_low=True)
 
     @property
-    def _n_jobs(self) -> int:
+    def n_rollouts(self) -> int:
+        """See :attr:`HybridAlgorithm.n_rollouts`."""
         return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
 
-    def _rule_class(self) -> type[Learner]:
-        return SB3Learner if self.learner_class is not None else RULES[str(self.learner)]
+    def _make_learner(self) -> Learner:
+        rates_and_kwargs: Any = {"learning_rate": self.learning_rate, "policy_kwargs": dict(self.policy_kwargs)}
+        return self._spec.build(self.policy, {"max_grad_norm": self.max_grad_norm}, **rates_and_kwargs)
 
-    def _policy_arguments(self) -> dict[str, Any]:
-        return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}
+    def _evolver_arguments(self) -> dict[str, Any]:
+        return {**ga_arguments(self), **super()._evolver_arguments()}
 
-    def _setup_parts(self) -> None:
-        learner_class, kwargs = self.learner_class, self.learner_kwargs or {}
-        if learner_class is None:
-            rule = RULES[str(self.learner)]
-            settings = rule.settings_class(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
-            self.learner_rule = rule(self.policy, settings)  # type: ignore[arg-type]
-        else:
-            if self.learning_rate is not None:
-                kwargs = {"learning_rate": self.learning_rate, **kwargs}
-            kwargs = {"policy_kwargs": dict(self.policy_kwargs), **kwargs}
-            spaces = (self.observation_space, self.action_space)
-            self.learner_rule = SB3Learner(learner_class, self.policy_class, *spaces, self.device, **kwargs)
-            self.policy = self.learner_rule.policy
-        policy: Any = self.policy
-        self.actor, self.critic, self.encoder = policy.actor, policy.critic, getattr(policy, "encoder", None)
-        self.actor_target = getattr(self.policy, "actor_target", None)
-        self.critic_target = getattr(self.policy, "critic_target", None)
-        self._setup_population()
-        self.exchange = ReplaceWeakest(self.sync_period)
+    def _make_exchange(self) -> Any:
+        if self.n_migrants > 0:
+            return None
+        return make_exchange(self.exchange_class, self.learner, {"sync_period": self.sync_period}, self.exchange_kwargs or {})
 
     # ---------------------------------------------------------------- the parts of a generation
 
+    @property
+    def _is_warm(self) -> bool:
+        assert self.replay_buffer is not None
+        return self.replay_buffer.size() > self.learning_starts
+
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
-        n_actions = get_action_dim(self.action_space)
-        if self.learner_class is not None:
+        if isinstance(self.action_space, spaces.Discrete):
+            done = min((1 - self._current_progress_remaining) / self.exploration_fraction, 1.0)
+            start, end = self.exploration_initial_eps, self.exploration_final_eps
+            return EpsilonGreedyExploration(int(self.action_space.n), start + done * (end - start))
+        n_actions, spec = get_action_dim(self.action_space), self._spec
+        if spec.sb3_class is not None:
             return PolicyExploration(self.actor, noise)
-        if noise is None and self.learner == "ddpg":
+        if noise is None and isinstance(spec.rule, DDPGRule):
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)
         elif noise is None:
             noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1))
         return NoiseExploration(noise)
 
-    def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
+    def _plan_rollouts(self, candidates: Tensor) -> tuple[list[Job], PopulationActor]:
         jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
         for k in range(self.n_learner_episodes):  # episodes side by side must not share an explorer
             jobs.append(Job(self.pop_size, k, explorer=self._explorer(self.action_noise)))
-        vectors = th.cat([candidates, read_parameters(self.actor)[None]])
-        return jobs, self._population_actor(vectors)
+        return jobs, self._act(candidates)
 
-    def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
-        assert fitness is not None
-        migrate = self.n_migrants > 0 and self._is_warm and (self.n_generations + 1) % self.sync_period == 0
-        migrants = read_parameters(self.actor).expand(self.n_migrants, -1) if migrate else None
-        self._ga_tell(candidates, fitness, rng, migrants)
-
-    def _exchange(self, fitness: np.ndarray | None) -> None:
-        if self.n_migrants == 0:
-            self._inject(read_parameters(self.actor), fitness)
+    def _migrants(self, generation: Generation) -> Tensor | None:
+        if self.n_migrants == 0 or not self._is_warm or generation.number % self.sync_period:
+            return None
+        learner = self.population.representation.from_learner()
+        return None if learner is None else learner.expand(self.n_migrants, -1)

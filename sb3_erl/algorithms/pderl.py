@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.buffers.genetic_memory import GeneticMemories
-from sb3_erl.buffers.rollout_steps import Steps, Transition
-from sb3_erl.core.arguments import known_to
+from sb3_erl.buffers.rollout_steps import Steps
+from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.core.registry import resolve
+from sb3_erl.engine import generation as verbs
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.representation import Representation
+from sb3_erl.engine.rollout_phase import ReplayStore
 from sb3_erl.evolution.distilled_ga import DistilledGA
-from sb3_erl.evolution.ga import GA
-from sb3_erl.learners.base import Precision
-from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job
+
+
+class MemoryStore(ReplayStore):
+    """Puts steps into the replay buffer and into the memory of the individual, or of the learner, that took them."""
+
+    def store(self, job: Job, summary: Steps) -> None:
+        """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
+        super().store(job, summary)
+        if len(summary) > 0:
+            seen, done = summary.observations[:-1], summary.actions
+            owner = min(job.candidate, self.model.pop_size)
+            self.model.evolver.memories.append(owner, seen, done.reshape(len(done), -1))
 
 
 class PDERL(ERL):
@@ -51,6 +61,8 @@ class PDERL(ERL):
     :param learner: as in ERL. With TD7 operators and critic read the fixed state embedding, which takes no gradient; of
         SAC's actors the deterministic action counts
     :param crossover_prob: probability of replacing a selected parent by its child with another one
+    :param learning_rate: as in ERL
+    :param evolver: ``"distilled_ga"`` or a subclass of :class:`~sb3_erl.evolution.distilled_ga.DistilledGA`
     :param genetic_memory_size: transitions that each individual remembers; they are saved with the model
     :param crossover: ``"distillation"``, or an operator of ERL, such as ``"rows"``
     :param mutation: ``"proximal"``, or an operator of ERL, such as ``"gaussian"``
@@ -69,36 +81,13 @@ class PDERL(ERL):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    evolver: DistilledGA
-
+    @inherits_arguments("n_migrants", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule | None = None,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 640,
-        batch_size: int = 128,
-        tau: float = 0.001,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | None = None,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        learner: str | type[OffPolicyAlgorithm] = "ddpg",
-        learner_kwargs: dict[str, Any] | None = None,
-        max_grad_norm: float | None = 10.0,
-        pop_size: int = 10,
-        n_eval_episodes: int = 1,
-        elite_fraction: float = 0.1,
-        tournament_size: int = 3,
-        mutation_prob: float = 0.9,
-        crossover_prob: float = 0.0,
-        sync_period: int = 10,
-        n_learner_episodes: int = 1,
+        evolver: Any = "distilled_ga",
         genetic_memory_size: int = 8000,
         crossover: str | type = "distillation",
         mutation: str | type = "proximal",
@@ -111,18 +100,7 @@ class PDERL(ERL):
         mutation_magnitude: float = 0.05,
         mutation_batch_size: int = 256,
         sensitivity_floor: float = 0.01,
-        evolver_kwargs: dict[str, Any] | None = None,
-        deploy: Literal["champion", "learner"] = "champion",
-        evaluator: EvaluatorChoice = "vec",
-        precision: Precision = "fp32",
-        compile: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
         self.genetic_memory_size = genetic_memory_size
         self.crossover, self.mutation = crossover, mutation
@@ -131,7 +109,7 @@ class PDERL(ERL):
         self.distill_lr, self.distill_action_reg = distill_lr, distill_action_reg
         self.mutation_magnitude, self.mutation_batch_size = mutation_magnitude, mutation_batch_size
         self.sensitivity_floor = sensitivity_floor
-        super().__init__(**known_to(super().__init__, locals()))
+        super().__init__(policy, env, learning_rate, evolver=evolver, **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
@@ -146,19 +124,31 @@ class PDERL(ERL):
             check_range(name, getattr(self, name), 0, open_low=True)
         for name in ("distill_action_reg", "mutation_magnitude"):
             check_range(name, getattr(self, name), 0)
+        evolver = resolve("evolver", self.evolver_class)
+        if not (isinstance(evolver, type) and issubclass(evolver, DistilledGA)):
+            raise ValueError(
+                f"evolver must be 'distilled_ga' or a subclass of DistilledGA, which has memories; got {self.evolver_class!r}. "
+                "ERL takes any evolver"
+            )
 
-    def _make_evolver(self, candidates: th.Tensor) -> GA:
-        actor, space = self.learner_rule.greedy_actor(), self.observation_space
-        n_memories = self.pop_size + 1  # the last one is the learner's
-        size, shape = self.genetic_memory_size, space.shape
-        assert shape is not None and space.dtype is not None
-        memories = GeneticMemories(n_memories, size, shape, space.dtype, get_action_dim(self.action_space))
-        parts = (ParameterLayout.of(actor), actor, memories, self._value, self._prepare)
-        return DistilledGA(candidates, *parts, **self._evolver_arguments())
+    def _make_representation(self) -> Representation:
+        representation = super()._make_representation()
+        representation.layout = ParameterLayout.of(self.learner.greedy_actor())  # operators call it by these names
+        return representation
 
     def _evolver_arguments(self) -> dict[str, Any]:
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in ("crossover", "mutation", "parent_matching")}
-        arguments |= super()._evolver_arguments()
+        space = self.observation_space
+        assert space.shape is not None and space.dtype is not None
+        n_memories = self.pop_size + 1  # the last one is the learner's
+        size = (n_memories, self.genetic_memory_size, space.shape, space.dtype, get_action_dim(self.action_space))
+        arguments: dict[str, Any] = {
+            "actor": self.learner.greedy_actor(),
+            "memories": GeneticMemories(*size),
+            "value": self._value,
+            "prepare": self._prepare,
+            **{name: getattr(self, name) for name in ("crossover", "mutation", "parent_matching")},
+            **super()._evolver_arguments(),
+        }
         if arguments["crossover"] == "distillation":
             names = {"epochs": "epochs", "batch_size": "batch_size", "lr": "learning_rate", "action_reg": "action_reg"}
             own = {theirs: getattr(self, f"distill_{mine}") for mine, theirs in names.items()}
@@ -170,7 +160,7 @@ class PDERL(ERL):
         return arguments
 
     def _value(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        return self.learner_rule.value(observations, actions, self.q_filter == "min")
+        return self.learner.value(observations, actions, self.q_filter == "min")
 
     def _prepare(self, observations: np.ndarray) -> th.Tensor:
         if self._vec_normalize_env is not None:
@@ -179,16 +169,13 @@ class PDERL(ERL):
 
     # ---------------------------------------------------------------- the parts of a generation
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; whoever acted remembers it too."""
-        super().store(job, transitions)
-        if isinstance(transitions, Steps) and len(transitions) > 0:
-            seen, done = transitions.observations[:-1], transitions.actions
-            self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done.reshape(len(done), -1))
+    def _step_store(self) -> MemoryStore:
+        return MemoryStore(self)
 
-    def _exchange(self, fitness: np.ndarray | None) -> None:
-        super()._exchange(fitness)
+    def _exchange(self, generation: Generation) -> None:
+        verbs.exchange(self, generation)
         if self._injected_slot is not None:
             sources = np.arange(self.pop_size)
             sources[self._injected_slot] = self.pop_size
-            self.evolver.memories.take(sources)
+            memories: GeneticMemories = self.evolver.memories  # type: ignore[assignment]
+            memories.take(sources)

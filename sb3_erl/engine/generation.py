@@ -1,224 +1,262 @@
-"""``learn`` and the generation line, written once for all algorithms."""
+"""The loop over generations, the line of verbs that makes up one generation, and what each verb does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
-from sb3_erl.core.checks import check_range
-from sb3_erl.core.stopwatch import Stopwatch
-from sb3_erl.engine.old_mixins import AddressedMixin
-from sb3_erl.remote.choice import EvaluatorChoice, check_evaluator, remote_evaluator
-from sb3_erl.rollouts.jobs import (
-    Digest,
-    EpisodeBatch,
-    Evaluator,
-    Job,
-    NothingToStore,
-    PopulationActor,
-    ToEnvironment,
-    Transition,
-)
-from sb3_erl.rollouts.soundness import FailureCount
-from sb3_erl.rollouts.vectorized import VectorizedEvaluator
+from sb3_erl.core.registry import resolve
+from sb3_erl.core.seeding import Stream, scoped_generators
+from sb3_erl.engine.population import outcome_of_injection
+from sb3_erl.evolution.fitness.base import FitnessContext
+from sb3_erl.rollouts.jobs import EpisodeBatch
 
-if TYPE_CHECKING:
-    from sb3_erl.remote.evaluator import RemoteEvaluator
-
-SelfGenerational = TypeVar("SelfGenerational", bound="GenerationalMixin")
+Verb = Literal[
+    "collect_reference", "show_members", "ask", "evaluate", "score", "revalidate", "tell", "learn", "exchange", "deploy", "log"
+]
+"""
+What a generation consists of. Each system says in ``generation_order`` which of them it has and in which order; the method
+``_<verb>`` of its class does it, or the function of that name in this module.
+"""
 
 
-class GenerationalMixin(AddressedMixin):
+@dataclass
+class Generation:
     """
-    What both bases share: the loop over generations and evaluation phases with callbacks.
+    What one generation works on: each verb fills in what later ones read.
 
-    Stands before an SB3 base class in the method resolution order.
+    :param number: of this generation over the life of the model, from 1
+    :param rng: random numbers of evolution
+    :param callback: called at every vector step
+    :param candidates: ``(pop_size, n_params)``, after ``ask``
+    :param episodes: after ``evaluate``
+    :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where nobody was evaluated
     """
 
-    pop_size: int
-    n_eval_episodes: int
-    evaluator: EvaluatorChoice
-    n_generations: int
-    """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
-    _callback: BaseCallback | None
-    _evaluator: Evaluator | None
-    _stopwatch: Stopwatch
-    _failures: FailureCount
-
-    def _init_generational(self) -> None:
-        """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
-        self._init_addresses()
-        self.n_generations = 0
-        self._callback = None
-        self._evaluator = None
-        self._stopwatch = Stopwatch()
-        self._failures = FailureCount(1)
+    number: int
+    rng: np.random.Generator
+    callback: BaseCallback
+    candidates: Tensor | None = None
+    episodes: EpisodeBatch | None = None
+    fitness: np.ndarray | None = None
 
     @property
-    def _n_jobs(self) -> int:
-        """Rollouts in a generation."""
-        return self.pop_size * self.n_eval_episodes
+    def evaluated(self) -> EpisodeBatch:
+        """
+        The episodes of this generation.
 
-    def _check_rollouts(self) -> None:
-        """:raises ValueError: if there are no episodes, or environments that would never have one, or nobody to run them"""
-        check_range("n_eval_episodes", self.n_eval_episodes, 1, integer=True)
-        check_evaluator(self.evaluator)
-        if self.env is not None and self.evaluator == "vec" and self.n_envs > self._n_jobs:
-            raise ValueError(
-                f"env must have at most as many environments as a generation has rollouts: n_envs={self.n_envs}, but "
-                f"{self._n_jobs} rollouts with pop_size={self.pop_size} and n_eval_episodes={self.n_eval_episodes}; "
-                "lower n_envs or raise pop_size"
+        :raises ValueError: before ``evaluate``
+        """
+        if self.episodes is None:
+            raise ValueError("episodes are there after the verb 'evaluate'; got none. Let the step come after it")
+        return self.episodes
+
+    @property
+    def asked(self) -> Tensor:
+        """
+        ``(pop_size, n_params)``, the candidates of this generation.
+
+        :raises ValueError: before ``ask``
+        """
+        if self.candidates is None:
+            raise ValueError("candidates are there after the verb 'ask'; got none. Let the step come after it")
+        return self.candidates
+
+
+class GenerationStep(Protocol):
+    """A step of a user's own in the generation of any system, see :mod:`sb3_erl.engine.steps`."""
+
+    after: Verb
+    """The verb that it follows."""
+
+    def __call__(self, model: Any, generation: Generation) -> None:
+        """
+        :param model: the algorithm, with ``population``, ``learner`` and ``rng(name)``
+        :param generation: what this generation has produced so far
+        """
+
+
+def make_steps(choices: Iterable[Any], order: Sequence[str]) -> list[GenerationStep]:
+    """
+    :param choices: steps, classes of steps, or their names
+    :param order: verbs of the generation that they are for
+    :return: the steps
+    :raises TypeError: if one of them is no step
+    :raises ValueError: if one of them follows a verb that the generation does not have
+    """
+    steps = []
+    for choice in choices:
+        step = resolve("step", choice, "generation_steps")
+        step = step() if isinstance(step, type) else step
+        if not callable(step) or not hasattr(step, "after"):
+            raise TypeError(
+                "generation_steps must be steps: objects with the attribute 'after' that are called with the model and the "
+                f"generation; got {choice!r}. every(n, step, after=...) makes one of any function"
             )
+        if step.after not in order:
+            raise ValueError(f"generation_steps must follow one of the verbs {list(order)}; got after={step.after!r}")
+        steps.append(step)
+    return steps
 
-    # ---------------------------------------------------------------- the loop
 
-    def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
-        self._evaluator = self._make_evaluator()
-        self._stopwatch = Stopwatch()
-        self._failures = FailureCount(self._n_jobs)
-        while self.num_timesteps < total_timesteps:
-            self._at_boundary()
-            self.phase += 1
-            if not self._generation(callback):
-                return
-            self.n_generations += 1
-            if log_interval is not None and self.n_generations % log_interval == 0:
-                for part, share in self._stopwatch.shares(rest="evolution").items():
-                    self.logger.record(f"time/{part}_share", share)
-                self.dump_logs()
+def run_generation(model: Any, callback: BaseCallback) -> bool:
+    """
+    Do the verbs of a generation in their order, and after each of them the steps that follow it.
 
-    def _generation(self, callback: BaseCallback) -> bool:
-        """
-        One generation.
-
-        :param callback: called at every vector step
-        :return: whether training goes on; ``False`` if a callback or the budget stopped it inside this generation
-        """
-        raise NotImplementedError
-
-    def _make_evaluator(self) -> Evaluator:
-        assert self.env is not None, "You must set the environment before calling learn()"
-        shape = self.action_space.shape
-        assert shape is not None
-        to_environment = ToEnvironment(self.action_space, self.policy.squash_output)
-        remote = remote_evaluator(self.evaluator, self._evaluator)
-        if remote is None:
-            return VectorizedEvaluator(self.env, self._vec_normalize_env, to_environment, shape)
-        remote.bind(self.env, to_environment)
-        return remote
-
-    @property
-    def workers(self) -> RemoteEvaluator | None:
-        """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
-        remote: Any = None if isinstance(self._evaluator, VectorizedEvaluator) else self._evaluator
-        return remote
-
-    def _evaluate(
-        self,
-        jobs: Sequence[Job],
-        actor: PopulationActor,
-        callback: BaseCallback,
-        is_first: bool = True,
-        is_last: bool = True,
-    ) -> EpisodeBatch | None:
-        """
-        Run jobs with callbacks, counters and buffer attached.
-
-        :param jobs: with numbers of candidates that no other call of this generation uses
-        :param actor: acts for the candidates
-        :param callback: called at every vector step
-        :param is_first: whether callbacks see the start of a rollout; all calls of a generation are one rollout to them
-        :param is_last: whether callbacks see its end
-        :return: the episodes, ``None`` if a callback or the budget stopped the phase
-        """
-        assert self._evaluator is not None
-        if not self.has_budget:
-            return None
-        self.policy.set_training_mode(False)
-        if is_first:
-            callback.on_rollout_start()
-        self._callback = callback
-        try:
-            with self._stopwatch.measure("evaluation"):
-                episodes = self._evaluator.evaluate(jobs, actor, self.address, self)
-        finally:
-            self._callback = None
-        n_failed = 0 if episodes is None else self._failures.look_at(episodes.episodes)
-        if n_failed > 0:
-            self.logger.record("rollout/failed_episodes", n_failed)
-        if episodes is not None and is_last:
-            callback.on_rollout_end()
-        return episodes
-
-    # ---------------------------------------------------------------- what the evaluator reports
-
-    def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
-        """Count a vector step and ask the callbacks; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
-        assert self._callback is not None
-        self.num_timesteps += int(running.sum())
-        self._last_obs = variables.get("new_obs", self._last_obs)
-        self._callback.update_locals(variables)
-        if not self._callback.on_step():
+    :param model: with ``generation_order`` and ``extra_steps``
+    :param callback: called at every vector step
+    :return: whether training goes on; ``False`` if a callback or the budget stopped it inside this generation
+    """
+    generation = Generation(model.n_generations + 1, model.run.rng(Stream.EVOLUTION), callback)
+    for verb in model.generation_order:
+        own = getattr(model, f"_{verb}", None)
+        goes_on = DEFAULTS[verb](model, generation) if own is None else own(generation)
+        if goes_on is False:
             return False
-        busy = np.flatnonzero(running)
-        infos = [variables["infos"][i] for i in busy]
-        self._update_info_buffer([info if _is_finite(info) else {} for info in infos], variables["dones"][busy])
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self._after_episodes(int(variables["dones"].sum()))
-        return True
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether the current ``learn`` may take further steps."""
-        return self.num_timesteps < self._total_timesteps
-
-    def _after_episodes(self, n_episodes: int) -> None:
-        """Count finished episodes, as SB3's off-policy classes do."""
-        self._episode_num += n_episodes
-
-    @property
-    def n_free_steps(self) -> int:
-        """See :class:`~sb3_erl.rollouts.jobs.Recorder`."""
-        if self._callback is None or not _is_idle(self._callback):
-            return 0
-        return max(0, self._total_timesteps - self.num_timesteps - 1)
-
-    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
-        """Count steps that no callback watches; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
-        assert self._callback is not None
-        self.num_timesteps += n_steps * n_envs
-        self._callback.n_calls += n_steps
-
-    @property
-    def digest(self) -> Digest | None:
-        """What :meth:`store` is given of each job: nothing without a replay buffer."""
-        return NothingToStore()
-
-    def store(self, job: Job, digested: Any) -> None:
-        """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""
-
-    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Nothing of a job that failed is kept."""
-
-    # ---------------------------------------------------------------- logging
-
-    def _log_population(self, fitness: np.ndarray) -> None:
-        finite = fitness[np.isfinite(fitness)]
-        for name in ("max", "mean", "std"):
-            value = getattr(finite, name)() if len(finite) else np.nan
-            self.logger.record(f"population/fitness_{name}", float(value))
+        for step in model.extra_steps:
+            if step.after == verb:
+                step(model, generation)
+    return True
 
 
-def _is_finite(info: dict[str, Any]) -> bool:
-    """Whether the episode that Monitor tells of, if any, has a return that can enter a mean."""
-    return bool(np.isfinite(info.get("episode", {}).get("r", 0.0)))
+def run_generations(model: Any, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+    """
+    Run generations until the budget is spent or a callback says stop.
+
+    :param model: see :func:`run_generation`
+    :param total_timesteps: where ``num_timesteps`` ends
+    :param callback: called at every vector step
+    :param log_interval: generations between two log tables, ``None`` for no automatic log
+    """
+    model.rollouts.begin()
+    while model.num_timesteps < total_timesteps:
+        model.run.at_boundary()
+        model.phase += 1
+        if not run_generation(model, callback):
+            return
+        model.n_generations += 1
+        if log_interval is not None and model.n_generations % log_interval == 0:
+            for part, share in model.rollouts.stopwatch.shares(rest="evolution").items():
+                model.logger.record(f"time/{part}_share", share)
+            model.dump_logs()
 
 
-def _is_idle(callback: BaseCallback) -> bool:
-    """Whether a callback does nothing: the one that SB3 makes of ``None``, or an empty list."""
-    if type(callback) is CallbackList:
-        return not callback.callbacks
-    return type(callback) is ConvertCallback and callback.callback is None
+# -------------------------------------------------------------------- what the verbs do where a system does not say otherwise
+
+
+def ask(model: Any, generation: Generation) -> None:
+    """The evolver proposes candidates."""
+    generation.candidates = model.population.ask(generation.rng)
+
+
+def evaluate(model: Any, generation: Generation) -> bool:
+    """
+    Candidates, and the learner where there is one, act in the environment.
+
+    :return: ``False`` if a callback or the budget stopped it
+    """
+    jobs, actor = model._plan_rollouts(generation.asked)
+    needs = model.fitness.needs | model.episode_needs
+    generation.episodes = model.rollouts.run(jobs, actor, generation.callback, model._step_store(), needs)
+    return generation.episodes is not None
+
+
+def score(model: Any, generation: Generation) -> None:
+    """Episodes of the population become one number per candidate."""
+    generation.fitness = fitness_of(model, generation, generation.evaluated.of(range(len(generation.asked))))
+
+
+def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch) -> np.ndarray:
+    """
+    :param model: has ``fitness`` and ``gamma``
+    :param generation: whose candidates are scored
+    :param episodes: of the candidates, numbered from 0
+    :return: ``(pop_size,)``, higher is better, NaN is worst
+    """
+    candidates, rng = generation.asked, model.run.rng(Stream.FITNESS)
+    return model.fitness(episodes, FitnessContext(len(candidates), candidates, model.gamma, generation.number, rng))
+
+
+def tell(model: Any, generation: Generation) -> None:
+    """The evolver hears the fitness, if there is any, and the champion is kept as it was evaluated."""
+    if generation.fitness is not None:
+        model.population.tell(generation.asked, generation.fitness, generation.rng, model._migrants(generation))
+        _log_champion(model)
+
+
+def learn(model: Any, generation: Generation) -> None:
+    """The learner makes the updates that the steps of this generation pay for."""
+    if model._is_warm:
+        episodes = generation.evaluated
+        model.train(model._updates_for(episodes.n_timesteps, len(episodes.episodes)))
+
+
+def exchange(model: Any, generation: Generation) -> None:
+    """The learner's network goes into the population, if the exchange says so."""
+    if model.exchange is None or not model._is_warm:
+        return
+    fitness = np.zeros(model.pop_size) if generation.fitness is None else generation.fitness
+    with scoped_generators(model.run.address.sequence(Stream.LEARNING, 1)):
+        slot = model.exchange(model.population, fitness, generation.number, model._stored_observations)
+    if slot is not None:
+        model._injected_slot = slot
+
+
+def deploy(model: Any, generation: Generation) -> None:
+    """Write ``policy.deployed``; nothing else does."""
+    champion = model.population.champion
+    if model.deploy != "learner" and champion is not None:
+        model.population.representation.write(champion.vector, model.policy.deployed)
+    elif model.deploy == "learner" or model.population_policy_kwargs is None:
+        model.policy.deploy(model._deployed_learner)
+
+
+def log(model: Any, generation: Generation) -> None:
+    """Fitness, returns of population and learner, and what the evolver says of itself."""
+    record, episodes = model.logger.record, [e for e in generation.evaluated.episodes if not e.failed]
+    record("time/generations", generation.number, exclude="tensorboard")
+    learner = [e.total_reward for e in episodes if not model.is_of_population(e.job)]
+    if learner:
+        record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
+    if generation.fitness is not None:
+        log_fitness(model.logger, generation.fitness)
+        returns = [e.total_reward for e in episodes if model.is_of_population(e.job)]
+        if model.fitness_class != "return" and returns:
+            record("population/return_mean", float(np.mean(returns)))
+            record("population/return_max", float(np.max(returns)))
+    for name, value in model.evolver.metrics().items():
+        record(f"population/{name}", value)
+
+
+DEFAULTS = {verb.__name__: verb for verb in (ask, evaluate, score, tell, learn, exchange, deploy, log)}
+
+
+def log_fitness(logger: Any, fitness: np.ndarray) -> None:
+    """
+    :param logger: of the model
+    :param fitness: ``(pop_size,)``, NaN where nothing was measured
+    """
+    finite = fitness[np.isfinite(fitness)]
+    for name in ("max", "mean", "std"):
+        value = getattr(finite, name)() if len(finite) else np.nan
+        logger.record(f"population/fitness_{name}", float(value))
+
+
+def _log_champion(model: Any) -> None:
+    """The champion, and what became of the individual that was injected last."""
+    population, record = model.population, model.logger.record
+    if model._injected_slot is not None:
+        outcome = outcome_of_injection(model.evolver, model._injected_slot, population.ranking)
+        for name in ("elite", "selected", "discarded") if outcome is not None else ():
+            record(f"population/injected_{name}", float(outcome == name))
+    model._injected_slot = None
+    model.champion_fitness = population.champion.fitness
+    if model._fitness_is_return:
+        model.champion_return = model.champion_fitness
+    if model.champion_return is not None:  # of the last generation that was measured in whole episodes
+        record("population/champion_return", model.champion_return)

@@ -4,166 +4,173 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
+from torch import Tensor
 
-from sb3_erl.buffers.append import store_steps, store_transition
 from sb3_erl.buffers.lap import LAPReplayBuffer
-from sb3_erl.buffers.rollout_steps import Steps, Transition
-from sb3_erl.core.arguments import known_to
-from sb3_erl.core.checks import check_choice, check_common, check_range, resolve_policy_and_env, spaces_checked
-from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.generation import GenerationalMixin
-from sb3_erl.engine.old_mixins import LearnerHostMixin, SafeBufferMixin
+from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
+from sb3_erl.engine.off_policy_model import OffPolicyModel
+from sb3_erl.engine.population import Population, make_evolver
+from sb3_erl.engine.replace import make_exchange
+from sb3_erl.engine.representation import Representation, WholeNetworks, own_networks
+from sb3_erl.engine.rollout_phase import ReplayStore, Rollouts, check_rollouts
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.evolution.fitness.base import Fitness, make_fitness
+from sb3_erl.learners.base import Learner
+from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
-from sb3_erl.rollouts.jobs import Digest, EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
+
+if TYPE_CHECKING:
+    from sb3_erl.remote.evaluator import RemoteEvaluator
 
 
-class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, GenerationalMixin, OffPolicyAlgorithm):
+class HybridAlgorithm(OffPolicyModel):
     """
     Evolution and an off-policy learner that share what they see.
 
-    A generation is a straight line: ask, evaluate, tell, learn, exchange, deploy, log. Population and learner rollouts
-    run in one phase, on one VecEnv, into one replay buffer, in job order; so results do not depend on ``n_envs``.
-    Subclasses say which jobs a generation has, how episodes become fitness and what is exchanged.
+    A system is a population, a learner, an exchange and a generation order. Rollouts of population and learner run in one
+    phase, on one VecEnv, into one replay buffer, in the order of the jobs; so results do not depend on ``n_envs``.
 
-    :param policy: policy alias or class; or, without ``env``, the environment or its id
-    :param env: environment (vectorized or not), its id, or ``None`` for loading
-    :param learning_rate: a float or a schedule of the remaining progress
-    :param buffer_size: transitions in the replay buffer
-    :param learning_starts: steps before the first gradient update, see the subclass for whose steps
-    :param batch_size: transitions per gradient update
-    :param tau: soft update coefficient in [0, 1]
-    :param gamma: discount factor in [0, 1]
-    :param train_freq: with ``gradient_steps``: updates per counted environment step are
-        ``gradient_steps / train_freq``; ``(n, "episode")`` counts episodes. The updates follow each generation's rollouts
-    :param gradient_steps: see ``train_freq``; -1 for as many updates as steps were counted
-    :param action_noise: exploration noise of the learner
-    :param replay_buffer_class: an SB3 replay buffer class, chosen automatically if ``None``
-    :param replay_buffer_kwargs: further arguments of the replay buffer
-    :param optimize_memory_usage: SB3's memory-efficient replay buffer
-    :param n_steps: length of n-step returns, 1 for one-step targets
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+
+    :param learner: ``"td3"``, ``"ddpg"``, ``"td7"``, ``"sac"``, ``"dqn"``, ``"package.module:Name"``, a subclass of
+        :class:`~sb3_erl.learners.td_rule.TDRule` or :class:`~sb3_erl.learners.base.Learner`, or an SB3 off-policy class
+    :param learner_kwargs: further constants of the learner, such as ``n_critics`` or ``policy_delay``
     :param pop_size: number of individuals, at least 2
+    :param n_eval_episodes: episodes per individual and generation
+    :param fitness: what is maximized: ``"return"`` (undiscounted), another key, ``"package.module:Name"``, a function of
+        episodes, or a weighted sum such as ``{"return": 1.0, "energy": 0.1}``; see
+        :func:`~sb3_erl.evolution.fitness.base.make_fitness`. Returns are logged in any case
+    :param evolver: ``"ga"``, ``"cem"``, ``"package.module:Name"`` or a subclass of
+        :class:`~sb3_erl.evolution.base.Evolver`
+    :param evolver_kwargs: further arguments of the evolver
+    :param exchange: what goes from the learner to the population: ``"replace_weakest"``, ``"imitate"``, ``"none"``,
+        ``"package.module:Name"`` or a class, see :mod:`sb3_erl.engine.replace`
+    :param exchange_kwargs: further arguments of the exchange
+    :param population_policy_kwargs: arguments of the policy whose networks the individuals are, where they have another
+        architecture than the learner; ``exchange="replace_weakest"`` then copies nothing, ``"imitate"`` trains an individual
+    :param generation_steps: steps of your own in each generation, such as ``every(3, Reseed(std=0.1))``; see
+        :mod:`sb3_erl.engine.steps`
     :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
         ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.remote.process.ProcessEvaluator` or
         :class:`~sb3_erl.remote.ray.RayEvaluator` with settings. The result is the same
-    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
-    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
-    :param policy_kwargs: arguments of the policy
-    :param stats_window_size: episodes in the logged means
-    :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
-    :param verbose: 0 no output, 1 info, 2 debug
-    :param seed: seed of the run; all random numbers of a run derive from it
-    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
-    default_policy: ClassVar[str] = "MlpPolicy"
-    evolver: Evolver
-    learner_rule: Learner
+    generation_order: ClassVar[tuple[Verb, ...]] = (
+        "ask", "evaluate", "score", "tell", "learn", "exchange", "deploy", "log",
+    )  # fmt: skip
+    deploy_choices: ClassVar[tuple[str | None, ...]] = ("champion", "learner")
+    published_rates: ClassVar[dict[type, tuple[float, float]]] = {}
+    """Learning rates of actor and critic by rule, where this system's differ from those of the rule."""
+    learner_needs: ClassVar[tuple[str, ...]] = ()
+    """Methods that a learner must have."""
+    policy: Any
+    deploy: Any = "champion"
+    champion_fitness: float | None = None
+    """Fitness of the last evaluated champion, ``None`` before the first evaluation."""
+    champion_return: float | None = None
+    """Return of the last champion that was found by whole episodes, ``None`` before."""
+    episode_needs: ClassVar[frozenset[str]] = frozenset({"rewards"})
+    """What episodes carry beside that which the fitness needs."""
+    _injected_slot: int | None = None
 
+    @inherits_arguments()
     def __init__(
         self,
-        policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule | None,
-        buffer_size: int,
-        learning_starts: int,
-        batch_size: int,
-        tau: float,
-        gamma: float,
-        train_freq: int | tuple[int, str],
-        gradient_steps: int,
-        action_noise: ActionNoise | None,
-        replay_buffer_class: type[ReplayBuffer] | None,
-        replay_buffer_kwargs: dict[str, Any] | None,
-        optimize_memory_usage: bool,
-        n_steps: int,
-        pop_size: int,
-        evaluator: EvaluatorChoice,
-        precision: Precision,
-        compile: bool,
-        policy_kwargs: dict[str, Any] | None,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        verbose: int,
-        seed: int | None,
-        device: th.device | str,
-        _init_setup_model: bool = True,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule | None = None,
+        learner: Any = "td3",
+        learner_kwargs: dict[str, Any] | None = None,
+        pop_size: int = 10,
+        n_eval_episodes: int = 1,
+        fitness: Any = "return",
+        evolver: Any = "ga",
+        evolver_kwargs: dict[str, Any] | None = None,
+        exchange: Any = "replace_weakest",
+        exchange_kwargs: dict[str, Any] | None = None,
+        population_policy_kwargs: dict[str, Any] | None = None,
+        generation_steps: Sequence[Any] = (),
+        evaluator: EvaluatorChoice = "vec",
+        **kwargs: Any,
     ):
-        policy, env = resolve_policy_and_env(policy, env, self.default_policy, self._known_policies())
-        self.pop_size = pop_size
-        self.evaluator = evaluator
-        self.precision, self.compile = precision, compile
-        self._init_generational()
+        self.learner_class, self.learner_kwargs = learner, learner_kwargs
+        self.pop_size, self.n_eval_episodes, self.fitness_class = pop_size, n_eval_episodes, fitness
+        self.evolver_class, self.evolver_kwargs = evolver, evolver_kwargs
+        self.exchange_class, self.exchange_kwargs = exchange, exchange_kwargs
+        self.population_policy_kwargs, self.generation_steps = population_policy_kwargs, generation_steps
+        self.evaluator, self.rollouts = evaluator, Rollouts(self)
+        self.n_generations = 0
+        """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
+        self.fitness_state: dict[str, Any] = {}
         self._update_debt = 0.0
-        with spaces_checked(self, verbose, policy_kwargs):
-            super().__init__(**known_to(OffPolicyAlgorithm.__init__, locals()), support_multi_env=True, sde_support=False)
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(policy, env, learning_rate, **kwargs)
 
     # ---------------------------------------------------------------- what follows from the choice of a learner
 
+    @property
+    def _spec(self) -> LearnerSpec:
+        """The learner that was chosen; it knows the published replay buffer and learning rates."""
+        return learner_spec(
+            self.learner_class, self.learner_kwargs, learning_rates=self.published_rates, needs=self.learner_needs
+        )
+
+    @property
+    def takes_discrete_actions(self) -> bool:
+        """Whether the learner is one for discrete actions."""
+        return self._spec.takes_discrete_actions
+
     def _aliases(self) -> dict[str, type[BasePolicy]]:
         """Policy classes by alias for the learner that was chosen."""
-        return self.policy_aliases
-
-    def _known_policies(self) -> list[str]:
-        return list(self._aliases())
+        return self._spec.aliases(self.policy_aliases)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_choice("policy", policy_name, self._aliases())
-        return self._aliases()[policy_name]
-
-    @abstractmethod
-    def _rule_class(self) -> type[Learner]:
-        """The rule that was chosen; it knows the published replay buffer and learning rates."""
+        return self._spec.policy_class(policy_name, self.policy_aliases)
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
             super()._setup_lr_schedule()
         else:
-            self.lr_schedule = ConstantSchedule(self._rule_class().learning_rates[1])
+            self.lr_schedule = ConstantSchedule(self._spec.learning_rates[1])
 
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
-        """:raises ValueError: naming the argument that is out of range"""
-        check_common(self)
-        self._check_update_options()
+        super()._check_arguments()
         check_range("pop_size", self.pop_size, 2, integer=True)
-        check_range("buffer_size", self.buffer_size, 1, integer=True)
-        if self.batch_size is not None:
-            check_range("batch_size", self.batch_size, 1, integer=True)
-        check_range("learning_starts", self.learning_starts, 0)
-        check_range("gradient_steps", self.gradient_steps, -1, integer=True)
-        check_range("n_steps", self.n_steps, 1, integer=True)
-        check_range("tau", self.tau, 0, 1)
-        check_range("gamma", self.gamma, 0, 1)
+        check_choice("deploy", self.deploy, self.deploy_choices)
+        check_rollouts(self)
+
+    @property
+    def n_rollouts(self) -> int:
+        """Rollouts in a generation in which all are evaluated in whole episodes."""
+        return self.pop_size * self.n_eval_episodes + 1
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        self._check_rollouts()
         n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
         buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
         if buffer_class is None and self.n_steps == 1:
-            self.replay_buffer_class = self._rule_class().buffer_class
+            self.replay_buffer_class = self._spec.buffer_class
         if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
             self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
         try:
@@ -171,106 +178,106 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         finally:
             self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
             self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
-        self._setup_addresses()
+        self.run.choose_seed()
         self._setup_parts()
 
-    @property
-    def _n_priorities(self) -> int:
-        """Sets of priorities in a replay buffer that keeps any."""
-        return 1
+    _n_priorities = 1
+    """Sets of priorities in a replay buffer that keeps any."""
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
-        return {}
+        return self._spec.policy_arguments
 
-    @abstractmethod
     def _setup_parts(self) -> None:
-        """Build learner, evolver and exchange; also runs in ``load``, before their tensors are loaded."""
+        """Build learner, population, fitness and exchange; also runs in ``load``, before their tensors are loaded."""
+        self.learner = self._make_learner()
+        self.policy = self.learner.policy
+        self._name_networks()
+        self.population = self._make_population()
+        self.fitness: Fitness = make_fitness(self.fitness_class)
+        self.fitness.load_state_dict(self.fitness_state)
+        self.exchange = self._make_exchange()
+        self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
-    # ---------------------------------------------------------------- the generation line
+    def _name_networks(self) -> None:
+        """Networks under the names by which SB3's classes have them."""
+        for name in ("actor", "critic", "encoder", "actor_target", "critic_target"):
+            setattr(self, name, getattr(self.policy, name, None))
 
-    def _generation(self, callback: BaseCallback) -> bool:
-        """See :meth:`GenerationalMixin._generation`; ask -> evaluate -> tell -> learn -> exchange -> deploy -> log."""
-        rng = self._rng(Stream.EVOLUTION)
-        candidates = self.evolver.ask(rng)  # (pop_size, n_params)
-        jobs, actor = self._plan_rollouts(candidates)
-        episodes = self._evaluate(jobs, actor, callback)
-        if episodes is None:
-            return False
-        fitness = self._fitness(candidates, episodes)  # (pop_size,), None while the population is not evaluated
-        self._tell(candidates, fitness, rng)
-        if self._is_warm:
-            self.train(self._n_gradient_steps(episodes))
-            self._exchange(fitness)
-        self._deploy(candidates, fitness)
-        self._log_generation(fitness, episodes)
-        return True
+    def _make_learner(self) -> Learner:
+        return self._spec.build(self.policy, learning_rate=self.learning_rate, policy_kwargs=dict(self.policy_kwargs))
+
+    def _make_population(self) -> Population:
+        representation = self._make_representation()
+        evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments())
+        return Population(evolver.to(self.device), representation)
+
+    def _make_representation(self) -> Representation:
+        """How individuals act: as the learner's own network does, unless ``population_policy_kwargs`` say otherwise."""
+        if self.population_policy_kwargs is None:
+            return WholeNetworks(self.policy, self.actor)
+        own = own_networks(self, {**self._policy_arguments(), **self.population_policy_kwargs})
+        if self.deploy != "learner":
+            self.policy.deployed = own.agent(own.fresh(1)[0])
+        return own
+
+    def _evolver_arguments(self) -> dict[str, Any]:
+        """Arguments of the evolver beside candidates and layout."""
+        return dict(self.evolver_kwargs or {})
+
+    def _make_exchange(self) -> Any:
+        """What goes from the learner to the population, see :mod:`sb3_erl.engine.replace`; ``None`` for nothing."""
+        return make_exchange(self.exchange_class, self.learner, {}, self.exchange_kwargs or {})
+
+    # ---------------------------------------------------------------- the verbs of a generation
+
+    def _train_loop(self, total_timesteps: int, callback: Any, log_interval: int | None) -> None:
+        run_generations(self, total_timesteps, callback, log_interval)
 
     @abstractmethod
-    def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
+    def _plan_rollouts(self, candidates: Tensor) -> tuple[list[Job], PopulationActor]:
         """
         :param candidates: ``(pop_size, n_params)``
-        :return: the jobs of this generation, candidates from ``pop_size`` on being the learner, and who acts
+        :return: the jobs of this generation, see :meth:`is_of_population`, and who acts
         """
 
-    @abstractmethod
-    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray | None:
-        """:return: ``(pop_size,)``, higher is better, NaN is worst; ``None`` if nobody was evaluated"""
+    def is_of_population(self, job: Job) -> bool:
+        """Whether a rollout is an individual's: individuals have the numbers below ``pop_size``, the learner those above."""
+        return job.candidate < self.pop_size
 
-    @abstractmethod
-    def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
-        """Let the evolver make the next population."""
+    def _step_store(self) -> ReplayStore:
+        """What takes the steps of this generation."""
+        return ReplayStore(self)
 
-    def _exchange(self, fitness: np.ndarray | None) -> None:
-        """Move parameters between learner and population, after learning; nothing by default."""
+    def _migrants(self, generation: Generation) -> Tensor | None:
+        """Individuals from outside that join the selection of this generation, ``(n, n_params)``."""
+        return None
 
-    @abstractmethod
-    def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
-        """Write ``policy.deployed``, the only place that does."""
+    def _stored_observations(self, n: int) -> Any:
+        assert self.replay_buffer is not None
+        return self.replay_buffer.sample(n, env=self._vec_normalize_env).observations
 
-    def _log_generation(self, fitness: np.ndarray | None, episodes: EpisodeBatch) -> None:
-        self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
-        learner = [e.total_reward for e in episodes.episodes if e.job.candidate >= self.pop_size and not e.failed]
-        if learner:
-            self.logger.record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
-        if fitness is not None:
-            self._log_population(fitness)
+    @property
+    def _fitness_is_return(self) -> bool:
+        """Whether this generation's fitness is the return of whole episodes."""
+        return self.fitness_class == "return"
 
     # ---------------------------------------------------------------- rollouts
 
-    @property
-    def digest(self) -> Digest | None:
-        """:meth:`store` is given the steps themselves."""
-        return None
-
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Add one job's transitions to the replay buffer; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
-        buffer = self.replay_buffer
-        assert buffer is not None
-        if job.candidate >= self.pop_size:
-            self.n_learner_steps += len(transitions)
-        if isinstance(transitions, Steps):
-            store_steps(buffer, transitions)
-        else:
-            for transition in transitions:
-                store_transition(buffer, transition)
+    def _act(self, candidates: Tensor) -> PopulationActor:
+        """Acts for the candidates, and for the learner with the number after them."""
+        own = self.population.representation.from_learner()
+        if own is not None:
+            return self.population.act(candidates, [own])
+        actor: Any = self.learner_agent
+        parts = [self.population.act(candidates), numpy_population(actor, tensors_of) or ModuleActor([actor])]
+        return JointActor(parts, [(0, row) for row in range(len(candidates))] + [(1, 0)])
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""
         if self.n_learner_steps < self.learning_starts:
             return UniformExploration()
         return None if noise is None else NoiseExploration(noise)
-
-    # ---------------------------------------------------------------- learning
-
-    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
-        """See :meth:`LearnerHostMixin.train`; counted as learning in the log."""
-        with self._stopwatch.measure("learning"):
-            super().train(gradient_steps, batch_size)
-
-    def _n_gradient_steps(self, episodes: EpisodeBatch) -> int:
-        """Updates for these episodes."""
-        return self._updates_for(episodes.n_timesteps, len(episodes.episodes))
 
     def _updates_for(self, n_timesteps: int, n_episodes: int) -> int:
         """Updates that so much experience pays for; what integer division leaves over is kept for the next call."""
@@ -288,39 +295,47 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
         """Whether the learner learns."""
         return self.n_learner_steps >= self.learning_starts
 
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """See :meth:`OffPolicyModel.train`; counted as learning in the log."""
+        with self.rollouts.stopwatch.measure("learning"):
+            super().train(gradient_steps, batch_size)
+
     # ---------------------------------------------------------------- agents
+
+    @property
+    def evolver(self) -> Evolver:
+        """Proposes the candidates; ``evolver.candidates`` has the parameters of the population."""
+        return self.population.evolver
+
+    @property
+    def workers(self) -> RemoteEvaluator | None:
+        """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
+        return self.rollouts.workers
 
     @property
     def learner_agent(self) -> BasePolicy:
         """The learner's actor; has ``predict``, for ``evaluate_policy``."""
         return self.actor  # type: ignore[return-value]
 
-    @abstractmethod
     def individual(self, index: int) -> BasePolicy:
         """
         :param index: slot in the population, from 0
         :return: a policy of its own with the individual's parameters; has ``predict``
         """
+        return self.population.individual(index)
 
     # ---------------------------------------------------------------- saving
 
+    def _plain_state(self) -> dict[str, Any]:
+        return {**super()._plain_state(), "fitness_state": self.fitness.state_dict()}
+
     def _excluded_save_params(self) -> list[str]:
-        own = [
-            "actor",
-            "critic",
-            "evolver",
-            "learner_rule",
-            "exchange",
-            "_evaluator",
-            "_callback",
-            "_pool",
-            "_stopwatch",
-            "_failures",
-        ]
-        return [*super()._excluded_save_params(), *own]
+        networks = ["actor", "critic", "encoder", "actor_target", "critic_target"]
+        parts = ["population", "learner", "exchange", "fitness", "extra_steps", "rollouts"]
+        return [*super()._excluded_save_params(), *networks, *parts]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = self.learner_rule.save_params
+        state_dicts, variables = self.learner.save_params
         return ["policy", *state_dicts, "evolver"], variables
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:

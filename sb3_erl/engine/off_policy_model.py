@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
@@ -17,16 +23,114 @@ from sb3_erl.runs.buffer_files import load_buffer, save_buffer
 
 
 class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
-    """A model with a gradient learner and a replay buffer."""
+    """
+    A model with a gradient learner and a replay buffer.
 
-    learner_rule: Learner
-    precision: Precision
-    compile: bool
+    :param policy: policy alias or class; or, without ``env``, the environment or its id
+    :param env: environment (vectorized or not), its id, or ``None`` for loading
+    :param learning_rate: a float or a schedule of the remaining progress; ``None`` for the learner's published rates
+    :param buffer_size: transitions in the replay buffer
+    :param learning_starts: steps before the first gradient update, see the subclass for whose steps
+    :param batch_size: transitions per gradient update, ``None`` for the learner's own
+    :param tau: soft update coefficient in [0, 1]
+    :param gamma: discount factor in [0, 1]
+    :param train_freq: with ``gradient_steps``: updates per counted environment step are
+        ``gradient_steps / train_freq``; ``(n, "episode")`` counts episodes. The updates follow each generation's rollouts
+    :param gradient_steps: see ``train_freq``; -1 for as many updates as steps were counted
+    :param action_noise: exploration noise of the learner
+    :param replay_buffer_class: an SB3 replay buffer class, chosen automatically if ``None``
+    :param replay_buffer_kwargs: further arguments of the replay buffer
+    :param optimize_memory_usage: SB3's memory-efficient replay buffer
+    :param n_steps: length of n-step returns, 1 for one-step targets
+    :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
+    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
+    :param policy_kwargs: arguments of the policy
+    :param stats_window_size: episodes in the logged means
+    :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: seed of the run; all random numbers of a run derive from it
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``
+    :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
+    """
 
-    def __init__(self, *args: Any, precision: Precision = "fp32", compile: bool = False, **kwargs: Any):
+    default_policy: ClassVar[str] = "MlpPolicy"
+    learner: Learner
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 10_000,
+        batch_size: int | None = None,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        precision: Precision = "fp32",
+        compile: bool = False,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        policy, env = resolve_policy_and_env(policy, env, self.default_policy, list(self._aliases()))
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)
-        super().__init__(*args, **kwargs)
+        with spaces_checked(self, verbose, policy_kwargs):
+            super().__init__(
+                policy=policy,
+                env=env,
+                learning_rate=learning_rate,
+                buffer_size=buffer_size,
+                learning_starts=learning_starts,
+                batch_size=batch_size,
+                tau=tau,
+                gamma=gamma,
+                train_freq=train_freq,
+                gradient_steps=gradient_steps,
+                action_noise=action_noise,
+                replay_buffer_class=replay_buffer_class,
+                replay_buffer_kwargs=replay_buffer_kwargs,
+                optimize_memory_usage=optimize_memory_usage,
+                n_steps=n_steps,
+                policy_kwargs=policy_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                verbose=verbose,
+                device=device,
+                support_multi_env=True,
+                seed=seed,
+                sde_support=False,
+            )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _aliases(self) -> dict[str, type[BasePolicy]]:
+        """Policy classes by alias for the learner that was chosen."""
+        return self.policy_aliases
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument that is out of range"""
+        check_common(self)
+        self._learner_host.check()
+        check_range("buffer_size", self.buffer_size, 1, integer=True)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, integer=True)
+        check_range("learning_starts", self.learning_starts, 0)
+        check_range("gradient_steps", self.gradient_steps, -1, integer=True)
+        check_range("n_steps", self.n_steps, 1, integer=True)
+        for name in ("tau", "gamma"):
+            check_range(name, getattr(self, name), 0, 1)
 
     # ---------------------------------------------------------------- learning
 

@@ -1,24 +1,27 @@
-"""RL -> EA: the learner's actor takes the place of a weak individual."""
+"""From the learner to the population: its acting network takes the place of a weak individual."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sb3_erl.evolution.base import Evolver
-from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
-from sb3_erl.evolution.operators.selection import Epoch
+from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.core.registry import resolve
+from sb3_erl.engine.population import Population
 
 
 def weakest_slot(
     fitness: np.ndarray, protected: Collection[int], otherwise: Literal["next", "next_weakest"] = "next_weakest"
 ) -> int | None:
     """
-    The slot that the learner takes: that of the least fit individual, unless it holds a protected elite copy.
+    The slot that the learner takes: that of the least fit individual, unless it is protected.
 
     :param fitness: ``(n,)`` of the individuals that were evaluated, NaN is worst
     :param protected: slots that must not be overwritten
@@ -35,51 +38,130 @@ def weakest_slot(
     return next((int(slot) for slot in candidates if slot not in protected), None)
 
 
+class Exchange(Protocol):
+    """What moves from the learner into the population after each generation's updates."""
+
+    def __call__(self, population: Population, fitness: np.ndarray, number: int, observations: Any) -> int | None:
+        """
+        :param population: its evolver gets the individual
+        :param fitness: ``(pop_size,)`` of this generation
+        :param number: of this generation, from 1
+        :param observations: function of a number ``n`` that gives so many stored observations, as the networks read them
+        :return: the slot that got a new individual, ``None`` if none did
+        """
+
+
 @dataclass
 class ReplaceWeakest:
     """
-    Every ``sync_period`` generations a copy of the learner's actor overwrites the weakest individual.
+    Every ``sync_period`` generations a copy of the learner's acting network replaces the weakest individual.
 
     Khadka & Tumer (2018), algorithm 1, line 21. It follows evolution, so the copy is evaluated unmutated. Difference
-    from the authors' code of ERL: slots with protected elite copies are never overwritten.
+    from the authors' code of ERL: slots with protected elite copies are never overwritten. A population of another
+    architecture than the learner's gets nothing.
 
     :param sync_period: generations between two injections, at least 1
     :param otherwise: see :func:`weakest_slot`
+    :raises ValueError: if an argument is out of range or unknown
     """
 
-    sync_period: int
+    sync_period: int = 1
     otherwise: Literal["next", "next_weakest"] = "next_weakest"
 
-    def rl_to_ea(
-        self, learner: Tensor, evolver: Evolver, fitness: np.ndarray, protected: Collection[int], generation: int
-    ) -> int | None:
-        """
-        :param learner: ``(n_params,)``, copied
-        :param evolver: its candidates are overwritten
-        :param fitness: ``(pop_size,)`` of this generation
-        :param protected: slots that stay
-        :param generation: number of this generation, from 1
-        :return: the slot that was overwritten, ``None`` if none
-        """
-        if generation % self.sync_period:
+    def __post_init__(self) -> None:
+        check_range("sync_period", self.sync_period, 1, integer=True)
+        check_choice("otherwise", self.otherwise, ("next", "next_weakest"))
+
+    def __call__(self, population: Population, fitness: np.ndarray, number: int, observations: Any) -> int | None:
+        """See :class:`Exchange`."""
+        if number % self.sync_period:
             return None
-        slot = weakest_slot(fitness, protected, self.otherwise)
-        if slot is not None:
-            evolver.candidates[slot].copy_(learner)
-        return slot
+        learner = population.representation.from_learner()
+        if learner is None:
+            return None
+        return put(learner, population, fitness, self.otherwise)
 
 
-def fate(
-    slot: int, epoch: Epoch | DistilledEpoch, ranking: np.ndarray, n_elites: int
-) -> Literal["elite", "selected", "discarded"]:
+def put(vector: Tensor, population: Population, fitness: np.ndarray, otherwise: Any = "next_weakest") -> int | None:
     """
-    What became of the individual that had been injected into ``slot`` before the epoch.
+    Let an individual take the place of the weakest one.
 
-    :param slot: where it was
-    :param epoch: the decisions of the epoch
-    :param ranking: ``(n,)`` indices, best first, of that epoch
-    :param n_elites: how many of them are elites
+    :param vector: ``(n_params,)``, copied
+    :param population: its evolver gets it
+    :param fitness: ``(pop_size,)`` of this generation
+    :param otherwise: see :func:`weakest_slot`
+    :return: the slot, ``None`` if all are protected
     """
-    if slot in ranking[:n_elites]:
-        return "elite"
-    return "selected" if slot in epoch.winners else "discarded"
+    slot = weakest_slot(fitness, population.evolver.protected, otherwise)
+    if slot is not None:
+        population.evolver.inject(vector[None], [slot])
+    return slot
+
+
+class ImitateLearner:
+    """
+    Every ``sync_period`` generations the best individual, trained to act like the learner, replaces the weakest one.
+
+    For populations of another architecture than the learner's, into which its parameters cannot be copied: the mean squared
+    difference of both networks' actions on stored observations is minimized by Adam. The idea is that of distillation in
+    PDERL (Bodnar et al. 2020, https://arxiv.org/abs/1906.09807, section 3.2) with the learner as the only parent.
+
+    :param teacher: the learner's acting network
+    :param sync_period: generations between two injections, at least 1
+    :param n_steps: gradient steps, at least 1
+    :param batch_size: observations per step, at least 1
+    :param learning_rate: of Adam, above 0
+    :raises ValueError: if an argument is out of range
+    """
+
+    def __init__(
+        self, teacher: Any, sync_period: int = 1, n_steps: int = 100, batch_size: int = 128, learning_rate: float = 1e-3
+    ):
+        for name, value in (("sync_period", sync_period), ("n_steps", n_steps), ("batch_size", batch_size)):
+            check_range(name, value, 1, integer=True)
+        check_range("learning_rate", learning_rate, 0, open_low=True)
+        self.teacher, self.sync_period = teacher, sync_period
+        self.n_steps, self.batch_size, self.learning_rate = n_steps, batch_size, learning_rate
+
+    def __call__(self, population: Population, fitness: np.ndarray, number: int, observations: Any) -> int | None:
+        """See :class:`Exchange`."""
+        if number % self.sync_period or population.champion is None:
+            return None
+        student = population.representation.agent(population.champion.vector)
+        optimizer = torch.optim.Adam(student.parameters(), lr=self.learning_rate)
+        for _ in range(self.n_steps):
+            batch = observations(self.batch_size)
+            with torch.no_grad():
+                wanted = self.teacher(batch)
+            loss = (student(batch) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return put(read_parameters(student).to(population.champion.vector.dtype), population, fitness)
+
+
+class NoExchange:
+    """Nothing goes from the learner to the population."""
+
+    def __call__(self, population: Population, fitness: np.ndarray, number: int, observations: Any) -> int | None:
+        """See :class:`Exchange`."""
+        return None
+
+
+def make_exchange(choice: Any, learner: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Exchange:
+    """
+    :param choice: key, ``"package.module:Name"``, class or object, see :func:`~sb3_erl.core.registry.resolve`
+    :param learner: whose acting network is the teacher of those that imitate it
+    :param own: arguments of the algorithm, handed to a class that has parameters of these names
+    :param kwargs: further arguments of the class
+    :return: the exchange
+    :raises TypeError: if it cannot be called
+    """
+    found = resolve("exchange", choice)
+    if isinstance(found, type):
+        known = inspect.signature(found).parameters
+        given = {"teacher": learner.greedy_actor(), **own}
+        found = found(**{**{name: value for name, value in given.items() if name in known}, **kwargs})
+    if not callable(found):
+        raise TypeError(f"exchange must be the name of one, a class or an object that can be called; got {choice!r}")
+    return found

@@ -14,7 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_erl import ALGOS, CEMRL
 from sb3_erl.core.parameters import read_parameters, write_parameters
-from sb3_erl.engine.gradient_steps import GradientSteps
+from sb3_erl.learners.gradient_steps import GradientSteps
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import SALE_KWARGS, fast, make
 from tests.envs import toy_vec_env

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sb3_erl.engine.gradient_steps import GradientSteps
+from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.base import Learner, products_in
 from tests.parity.cases import Case, discover
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_erl.algorithms.cem_rl import CEMRL, RULES
 from sb3_erl.core.parameters import read_parameters
-from sb3_erl.engine.gradient_steps import GradientSteps
+from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.evolution.cem import CEM, log_rank_weights
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
 from sb3_erl.learners.base import LearnerSettings

@@ -1,0 +1,173 @@
+"""A population beside or without a learner: an evolver, and how its vectors act."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from sb3_erl.core.checks import check_range
+from sb3_erl.core.registry import resolve
+from sb3_erl.engine.representation import Representation
+from sb3_erl.evolution.base import Evolver, Migration, check_capability
+from sb3_erl.evolution.cem import DiagonalCEM
+from sb3_erl.evolution.ga import GA
+from sb3_erl.evolution.operators.selection import rank_best_first
+from sb3_erl.rollouts.jobs import PopulationActor
+
+
+@dataclass(frozen=True)
+class Champion:
+    """
+    The best individual of a generation, as it was evaluated.
+
+    :param vector: ``(n_params,)``, a copy
+    :param fitness: its fitness
+    """
+
+    vector: Tensor
+    fitness: float
+
+
+class Population:
+    """
+    Proposes candidates, lets them act, and learns their fitness.
+
+    :param evolver: proposes and learns
+    :param representation: how candidates act
+    """
+
+    def __init__(self, evolver: Evolver, representation: Representation):
+        self.evolver, self.representation = evolver, representation
+        self.champion: Champion | None = None
+        """The best of the last generation whose fitness was told in this process; ``None`` before the first."""
+        self.ranking: np.ndarray | None = None
+        """``(pop_size,)`` candidates of the last told generation, best first."""
+
+    @property
+    def pop_size(self) -> int:
+        """Number of candidates in a generation."""
+        return self.evolver.pop_size
+
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        """
+        :param rng: random numbers of evolution
+        :return: ``(pop_size, n_params)``, a copy
+        """
+        return self.evolver.ask(rng)
+
+    def act(self, candidates: Tensor, others: Sequence[Tensor] = ()) -> PopulationActor:
+        """
+        :param candidates: ``(n, n_params)``
+        :param others: further individuals of the same shape, ``(n_params,)`` each, which get the numbers after them
+        :return: acts for all of them
+        """
+        vectors = torch.cat([candidates, *(other[None].to(candidates.dtype) for other in others)]) if others else candidates
+        return self.representation.act(vectors)
+
+    def tell(
+        self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None
+    ) -> None:
+        """
+        :param candidates: ``(pop_size, n_params)`` as they were evaluated
+        :param fitness: ``(pop_size,)``, higher is better, NaN is worst
+        :param rng: random numbers of evolution
+        :param migrants: ``(n, n_params)`` individuals from outside that join selection, for evolvers that take some
+        """
+        self.ranking = rank_best_first(fitness)
+        best = int(self.ranking[0])
+        self.champion = Champion(candidates[best].clone(), float(fitness[best]))
+        evolver: Any = self.evolver
+        if migrants is None:
+            evolver.tell(candidates, fitness, rng)
+        else:
+            check_capability(evolver, Migration, "n_migrants")
+            evolver.tell(candidates, fitness, rng, migrants)
+
+    def individual(self, index: int) -> BasePolicy:
+        """
+        :param index: slot in the population, from 0
+        :return: a policy of its own with the individual's parameters; has ``predict``
+        """
+        return self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]])
+
+
+def outcome_of_injection(evolver: Any, slot: int, ranking: np.ndarray) -> Literal["elite", "selected", "discarded"] | None:
+    """
+    What became of the individual that had been injected into a slot before the last ``tell``.
+
+    :param evolver: was told the fitness
+    :param slot: where the individual was
+    :param ranking: ``(pop_size,)`` candidates, best first
+    :return: ``None`` for evolvers without parents that are selected
+    """
+    epoch = getattr(evolver, "epoch", None)
+    if epoch is None:
+        return None
+    if slot in ranking[: evolver.n_elites]:
+        return "elite"
+    return "selected" if slot in epoch.winners else "discarded"
+
+
+def make_evolver(
+    choice: Any, representation: Representation, pop_size: int, kwargs: dict[str, Any], mean: Tensor | None = None
+) -> Evolver:
+    """
+    :param choice: key, ``"package.module:Name"``, class or object, see :func:`~sb3_erl.core.registry.resolve`
+    :param representation: of the individuals
+    :param pop_size: number of individuals
+    :param kwargs: further arguments of the class
+    :param mean: ``(n_params,)``, where distributions begin; ``None`` for a new individual
+    :return: the evolver
+    :raises TypeError: if it is no evolver
+    """
+    found = resolve("evolver", choice)
+    if isinstance(found, Evolver):
+        return copy.deepcopy(found)
+    if not (isinstance(found, type) and issubclass(found, Evolver)):
+        raise TypeError(
+            f"evolver must be the name of one, a subclass of sb3_erl.evolution.base.Evolver or an object of one; got {choice!r}"
+        )
+    cls: Any = found
+    if cls.starts_from == "mean":
+        return cls(representation.fresh(1)[0] if mean is None else mean, pop_size, **kwargs)
+    return cls(representation.fresh(pop_size), representation.layout, **kwargs)
+
+
+# -------------------------------------------------------------------- arguments that systems with a genetic algorithm share
+
+GA_ARGUMENTS = ("elite_fraction", "tournament_size", "mutation_prob", "crossover_prob")
+
+
+def check_ga_arguments(model: Any) -> None:
+    """:raises ValueError: if an argument of the genetic algorithm, or the period of the exchange, is out of range"""
+    check_range("sync_period", model.sync_period, 1, integer=True)
+    for name in GA_ARGUMENTS:
+        if name == "tournament_size" and hasattr(model, name):
+            check_range(name, model.tournament_size, 2, integer=True)
+        elif hasattr(model, name):
+            check_range(name, getattr(model, name), 0, 1)
+
+
+def ga_arguments(model: Any) -> dict[str, Any]:
+    """:return: those of the model's attributes that a genetic algorithm takes; none if the evolver is another one"""
+    found = resolve("evolver", model.evolver_class)
+    is_ga = issubclass(found, GA) if isinstance(found, type) else False
+    return {name: getattr(model, name) for name in GA_ARGUMENTS if is_ga and hasattr(model, name)}
+
+
+CEM_ARGUMENTS = {"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"}
+"""Arguments of systems with a cross-entropy method, and what the evolver calls them: ``sigma_init`` is a variance."""
+
+
+def cem_arguments(model: Any) -> dict[str, Any]:
+    """:return: those of the model's attributes that the cross-entropy method takes; none if the evolver is another one"""
+    found = resolve("evolver", model.evolver_class)
+    is_cem = issubclass(found, DiagonalCEM) if isinstance(found, type) else False
+    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem}
