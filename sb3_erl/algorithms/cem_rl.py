@@ -28,9 +28,9 @@ from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.policies.actor_only import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.cem_rl import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
 from sb3_erl.policies.erl import fused_adam
+from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.td7 import SALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population

@@ -73,7 +73,7 @@ def test_acting_alone_is_the_same_to_the_last_bit(policy_class: type, activation
     vectors = torch.stack([read_parameters(policy.make_actor()) for _ in range(3)])
     actor: Any = numpy_population(policy.actor, candidates_stack(policy.actor, vectors.numpy()))
     observations = np.random.default_rng(0).normal(size=(20, 3, 5))
-    alone, seen = [actor.alone(candidate) for candidate in range(3)], observations.copy()
+    alone, seen = [actor.single_row(candidate) for candidate in range(3)], observations.copy()
     for rows in observations:
         together = actor(rows, range(3))
         for candidate in range(3):
@@ -98,7 +98,7 @@ def test_acting_alone_with_what_a_class_adds(name: str) -> None:
     jobs, here = shown[-1]
     for actor in (here, pickle.loads(pickle.dumps(here))):
         for candidate in {jobs[0].candidate, jobs[-1].candidate}:
-            assert np.array_equal(actor.alone(candidate)(observation), actor(observation[None], [candidate])[0])
+            assert np.array_equal(actor.single_row(candidate)(observation), actor(observation[None], [candidate])[0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
