@@ -1,4 +1,4 @@
-"""Networks of CEM-RL: actors that are sampled, and one critic for all of them."""
+"""Networks of CEM-RL: the actor whose parameters are sampled, and one critic for all samples."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout, write_parameters
 from sb3_erl.rollouts.acting import ModuleActor, NumpyActor, on_cpu, plain_layers, single_row_actor
-from sb3_erl.rollouts.jobs import Observations, PopulationActor
+from sb3_erl.rollouts.jobs import PopulationActor
 from sb3_erl.rollouts.numpy_layers import Layer
 from sb3_erl.rollouts.single_row import SingleRowActor
 
@@ -102,7 +102,7 @@ class Renumbered:
     def __init__(self, actor: PopulationActor, first: int):
         self._actor, self._first = actor, first
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         return self._actor(observations, [candidate - self._first for candidate in candidates])
 
@@ -130,7 +130,7 @@ class RebuiltActor:
         """See :class:`CandidateSource`."""
         return self._source.noise_tables
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         if self._local is not None:
             return self._all(self._local)(observations, candidates)

@@ -20,7 +20,7 @@ from torch import nn
 from sb3_erl.core.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.policies.rollout_layers import RolloutLayers, layers_of
 from sb3_erl.rollouts import single_row
-from sb3_erl.rollouts.jobs import Observations, PopulationActor
+from sb3_erl.rollouts.jobs import PopulationActor
 from sb3_erl.rollouts.numpy_layers import Layer, Stack, function_of, single_row_layer, supported
 from sb3_erl.rollouts.single_row import SingleRowActor
 
@@ -78,7 +78,7 @@ class NumpyActor:
     def __getstate__(self) -> dict[str, Any]:
         return {"_layers": self._layers, "_gathered": [], "_candidates": None}
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         assert not isinstance(observations, dict), "networks with Dict observations act as modules"
         candidates = tuple(candidates)
@@ -111,7 +111,7 @@ class EmbeddingActor:
     def __init__(self, first: NumpyActor, embedding: NumpyActor, rest: NumpyActor):
         self._first, self._embedding, self._rest = first, embedding, rest
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         parts = [part(observations, candidates) for part in (self._first, self._embedding)]
         return self._rest(np.concatenate(parts, axis=1), candidates)
@@ -132,7 +132,7 @@ class JointActor:
     def __init__(self, parts: Sequence[PopulationActor], members: Sequence[tuple[int, int]]):
         self._parts, self._members = parts, members
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         members = [self._members[candidate] for candidate in candidates]
         actions: dict[int, np.ndarray] = {}
@@ -148,7 +148,7 @@ class JointActor:
         return single_row_actor(self._parts[part], number)
 
 
-def rows_of(observations: Observations, rows: Any) -> Any:
+def rows_of(observations: Any, rows: Any) -> Any:
     """
     :param observations: an array, or a dict of arrays, with one row per candidate that acts
     :param rows: an index of the first axis
@@ -192,7 +192,7 @@ class ModuleActor:
         return {"_networks": networks if isinstance(networks, PooledNetworks) else [on_cpu(network) for network in networks]}
 
     @torch.no_grad()
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         actions = []
         if isinstance(self._networks, PooledNetworks):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -14,9 +14,6 @@ from gymnasium import spaces
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.buffers.rollout_steps import Transition as Transition  # part of what back-ends share
 from sb3_erl.core.seeding import Address
-
-Observations: TypeAlias = np.ndarray | dict[str, np.ndarray]
-"""Observations of several candidates, ``(k, *obs_shape)``, or for Dict spaces one such array per key."""
 
 
 class Explorer(Protocol):
@@ -36,13 +33,13 @@ class Explorer(Protocol):
 class PopulationActor(Protocol):
     """Acts for all candidates of a generation."""
 
-    def __call__(self, observations: Observations, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
         """
         Row i does not depend on the other rows, to the last bit.
 
-        :param observations: one row per candidate
-        :param candidates: ``(k,)``, the numbers of the candidates that act, one per row
-        :return: ``(k, action_dim)`` float32, in [-1, 1] for a squashed actor; for discrete actions ``(k, 1)``, their numbers
+        :param observations: ``(k, *obs_shape)``
+        :param candidates: ``(k,)``, who acts on which row
+        :return: ``(k, action_dim)`` in [-1, 1]
         """
 
 

@@ -130,7 +130,7 @@ class Phase:
         """Of observations and actions: those of running jobs."""
         self.candidates = tuple(slot.job.candidate for _, slot in self.busy)
         self.explorers = [(index, slot.job.explorer) for index, slot in self.busy if slot.job.explorer is not None]
-        self.single_row = single_row_actor(self.actor, self.candidates[0]) if len(self.busy) == 1 else None
+        self.act_alone = single_row_actor(self.actor, self.candidates[0]) if len(self.busy) == 1 else None
         self.inner_steps = [] if self.inner is None else [(index, self.inner[index].step) for index in indices]
 
     def _reset(self, index: int, running: Running) -> bool:
@@ -153,9 +153,9 @@ class Phase:
     def _act(self) -> None:
         """Write the actions of all running jobs."""
         obs, actions = self.obs, self.actions
-        if self.single_row is not None:
+        if self.act_alone is not None:
             index = self.busy[0][0]
-            actions[index] = self.single_row(obs[index])
+            actions[index] = self.act_alone(obs[index])
         else:
             actions[self.rows] = self.actor(obs[self.rows], self.candidates)
         for index, explorer in self.explorers:
