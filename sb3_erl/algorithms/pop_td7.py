@@ -184,7 +184,7 @@ class PopTD7(TD7):
 
     def _give_turn(self, place: int) -> None:
         """The individual at this place among those that are kept acts and learns from now on."""
-        member = self.policy.give_turn(place)
+        member = self.policy.activate(place)
         self.turn = place
         self.learner_rule, self.assessment = self.learners[place], self.assessments[place]
         self.encoder, self.actor, self.critic = member.encoder, member.actor, member.critic

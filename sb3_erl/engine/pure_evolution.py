@@ -20,7 +20,7 @@ from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import GenerationalMixin
 from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.evolution.fitness.returns import episode_return
-from sb3_erl.policies.actor_only import ActorOnlyCnnPolicy, ActorOnlyPolicy
+from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor

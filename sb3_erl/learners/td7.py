@@ -13,7 +13,8 @@ from torch.func import functional_call
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
-from sb3_erl.policies.td7 import SALEActor, TD7Policy
+from sb3_erl.policies.sale import SALEActor
+from sb3_erl.policies.td7 import TD7Policy
 
 
 @dataclass

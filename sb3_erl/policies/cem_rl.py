@@ -1,4 +1,4 @@
-"""Networks of CEM-RL: actors that are sampled, and one critic for all of them."""
+"""Networks of CEM-RL: the actor whose parameters are sampled, and one critic for all samples."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.policies.erl import DeployedMixin, ERLActor, fused_adam
-from sb3_erl.policies.erl_re2 import TowerCritic
+from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, fused_adam
 from sb3_erl.policies.layers import PlainNorm
 
 

@@ -1,4 +1,4 @@
-"""Networks of CERL: those of each learner of a portfolio, and the network that acts for the user."""
+"""Networks of CERL: those of each learner of a portfolio, and the network with which ``predict`` acts."""
 
 from __future__ import annotations
 
@@ -127,7 +127,12 @@ class CERLPolicy(BasePolicy):
         self.set_training_mode(False)
 
     def adopt(self, number: int, policy: BasePolicy) -> None:
-        """Let a learner's policy be this one; ``deployed`` gets the shape and the parameters of the first learner's actor."""
+        """
+        Replace the policy of a learner. For the first learner, ``deployed`` becomes a copy of its actor.
+
+        :param number: of the learner
+        :param policy: its policy
+        """
         self.members[number] = policy
         if number == 0:
             self.deployed = self.make_actor()
@@ -176,7 +181,7 @@ class CERLPolicy(BasePolicy):
         copy_module(actor, self.deployed)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Of all learners' networks; ``deployed`` is never trained."""
+        """Set the mode of all learners' networks; ``deployed`` stays in evaluation mode."""
         for member in self.members:
             member.set_training_mode(mode)  # type: ignore[operator]
         self.deployed.set_training_mode(False)

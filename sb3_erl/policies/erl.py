@@ -1,4 +1,4 @@
-"""What all policies of the package share: the network that acts for the user, and ERL's private actors."""
+"""Networks of ERL and PDERL, and what all policies of the package share: the network with which ``predict`` acts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.layers import StackedLinear, StdNorm, scale_parameters
+from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
+from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
@@ -124,6 +125,10 @@ class ERLActor(Actor):
         """The linear layer that gives the action before tanh."""
         return self.mu[-2]  # type: ignore[return-value]
 
+    def rollout_layers(self) -> Layers:
+        """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""
+        return in_order(self.mu) if acts_on_vectors_as(self, ERLActor) else None
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "layer_norm": self.layer_norm}
 
@@ -193,6 +198,56 @@ class ERLCritic(BaseModel):
                 x = self.norms[index](x, n_towers)
             x = self.activation(x)
         return self.out(x, None, n_towers)
+
+
+class TowerCritic(BaseModel):
+    """
+    Critic of CEM-RL, CERL and ERL-Re2: independent towers ``[linear, norm, leaky relu] * 2, linear`` on (observation, action).
+
+    :param n_critics: number of towers
+    :param net_arch: hidden widths of each tower
+    :param norm_class: normalization before each activation, ``None`` for none
+    :param output_scale: factor on the initial output layers
+    :param in_features: size of the input, if a subclass does not hand observation and action to the towers
+    :param kwargs: further arguments of :class:`~sb3_erl.policies.layers.Towers`
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        n_context: int = 0,
+        norm_class: type[StdNorm] | None = StdNorm,
+        output_scale: float = 0.1,
+        in_features: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.n_critics = n_critics
+        in_features = features_dim + get_action_dim(action_space) if in_features is None else in_features
+        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
+
+    def forward(
+        self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None
+    ) -> th.Tensor:
+        """
+        :param obs: batch of observations
+        :param actions: ``(batch, action_dim)`` in [-1, 1]
+        :param n_towers: evaluate only the first towers
+        :param context: ``(towers, 1, n_context)``, inputs that the whole batch has in common
+        :return: ``(towers, batch, 1)``
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        return self.towers(th.cat([features, actions], dim=1), context, n_towers)
 
 
 class ERLPolicy(DeployedMixin, TD3Policy):

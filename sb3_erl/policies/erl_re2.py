@@ -1,4 +1,4 @@
-"""Networks of ERL-Re2: one state encoder for all policies, linear heads, and a critic that reads heads."""
+"""Networks of ERL-Re2: a state encoder that all policies share, linear heads, and a critic that reads heads."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.erl import fused_adam
-from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
+from sb3_erl.policies.erl import TowerCritic, fused_adam
+from sb3_erl.policies.layers import StackedLinear, scale_parameters
+from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
 
 
 class SharedActor(BasePolicy):
     """
-    Actor of ERL-Re2: a nonlinear state encoder shared by everybody and one linear head, ``tanh(W z(s) + b)``.
+    Actor of ERL-Re2: a nonlinear state encoder that all policies share and one linear head, ``tanh(W z(s) + b)``.
 
     Hao et al. (2023), https://arxiv.org/abs/2210.17375, section 3 (two-scale representation).
 
@@ -68,59 +69,13 @@ class SharedActor(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation)
 
+    def rollout_layers(self) -> Layers:
+        """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""
+        return in_order(self.trunk, self.head, nn.Tanh()) if acts_on_vectors_as(self, SharedActor, "encode") else None
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = ("net_arch", "features_dim", "activation_fn", "features_extractor")
         return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in own}}
-
-
-class TowerCritic(BaseModel):
-    """
-    Twin critic of ERL-Re2: independent towers ``[linear, norm, leaky relu] * 2, linear`` on (observation, action).
-
-    :param n_critics: number of towers
-    :param net_arch: hidden widths of each tower
-    :param norm_class: normalization before each activation, ``None`` for none
-    :param output_scale: factor on the initial output layers
-    :param in_features: what the towers read instead, if a subclass gives them something else
-    :param kwargs: further arguments of :class:`~sb3_erl.policies.layers.Towers`
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        normalize_images: bool = True,
-        n_critics: int = 2,
-        n_context: int = 0,
-        norm_class: type[StdNorm] | None = StdNorm,
-        output_scale: float = 0.1,
-        in_features: int | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
-        )
-        self.n_critics = n_critics
-        in_features = features_dim + get_action_dim(action_space) if in_features is None else in_features
-        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
-
-    def forward(
-        self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None
-    ) -> th.Tensor:
-        """
-        :param obs: batch of observations
-        :param actions: ``(batch, action_dim)`` in [-1, 1]
-        :param n_towers: evaluate only the first towers
-        :param context: ``(towers, 1, n_context)``, inputs that the whole batch has in common
-        :return: ``(towers, batch, 1)``
-        """
-        features = self.extract_features(obs, self.features_extractor)
-        return self.towers(th.cat([features, actions], dim=1), context, n_towers)
 
 
 class PolicyEncoder(nn.ModuleList):
@@ -153,7 +108,7 @@ class PolicyEncoder(nn.ModuleList):
         sizes = [width] + [embedding_dim] * 3
         super().__init__(StackedLinear(n_towers, a, b) for a, b in pairwise(sizes))
         self.layout, self.squash = layout, squash
-        self._activation = [activation_fn()]  # in a list: it is no layer
+        self._activation = [activation_fn()]  # in a list, so that it is not registered as a layer
 
     def rows(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         """
@@ -188,7 +143,7 @@ class PolicyEncoder(nn.ModuleList):
 
 class PolicyExtendedCritic(TowerCritic):
     """
-    Policy-extended value function (PeVFA): a critic that also reads the head of the policy it judges.
+    Policy-extended value function (PeVFA): a critic that also reads the head of the policy whose value it estimates.
 
     Hao et al. (2023), section 3; rows are encoded once a batch, not once a sample as in the authors' code.
 
@@ -228,7 +183,7 @@ class PolicyExtendedCritic(TowerCritic):
         features: th.Tensor | None = None,
     ) -> th.Tensor:
         """
-        See :meth:`TowerCritic.forward`.
+        See :meth:`~sb3_erl.policies.erl.TowerCritic.forward`.
 
         :param features: ``(batch, feature_dim)``, state features, read in place of observations and actions by a network
             that ``reads_features``
@@ -332,7 +287,7 @@ class ERLRe2Policy(BasePolicy):
     def make_pevfa(self) -> PolicyExtendedCritic:
         """Fresh PeVFA towers."""
         own = {"feature_dim": self.actor.feature_dim, **self.pevfa_kwargs}
-        # a network that reads features needs no extractor; the one it gets has no parameters
+        # a network that reads features needs no extractor; this one has no parameters
         unused = FlattenExtractor(self.observation_space) if own["pevfa_input"] == "features" else None
         return PolicyExtendedCritic(**self._update_features_extractor(self.critic_kwargs, unused), **own).to(self.device)
 

@@ -1,4 +1,4 @@
-"""Networks of ERL-Re2 on TD7: the trunk of TD7's actor is the shared encoder, its last layer a head among others."""
+"""Networks of ERL-Re2 on TD7: the trunk of TD7's actor is the shared encoder, its last layer the learner's head."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import nn
 
 from sb3_erl.policies.erl_re2 import PolicyEncoder
 from sb3_erl.policies.layers import AvgL1Norm
-from sb3_erl.policies.td7 import SALECritic, SALEPolicy
+from sb3_erl.policies.sale import SALECritic
+from sb3_erl.policies.td7 import SALEPolicy
 
 
 class SALEPolicyExtendedCritic(nn.Module):
     """
-    TD7's critic that also reads an embedding of the head it judges, ``[unit(in([s, a])), zsa, zs, unit(e(W))]``.
+    TD7's critic that also reads an embedding of a policy's head, ``[unit(in([s, a])), zsa, zs, unit(e(W))]``.
 
     :param critic: towers with a context of the embedding's width
     :param policy_encoder: embeds heads, one encoder per tower
@@ -38,7 +39,7 @@ class SALEPolicyExtendedCritic(nn.Module):
         return self.unit(self.policy_encoder(weight, bias))
 
     def forward(self, *inputs: th.Tensor) -> th.Tensor:
-        """See :meth:`~sb3_erl.policies.td7.SALECritic.forward`; the context is a head's embedding."""
+        """See :meth:`~sb3_erl.policies.sale.SALECritic.forward`; the context is a head's embedding."""
         return self.critic(*inputs)
 
 

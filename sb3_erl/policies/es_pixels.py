@@ -53,7 +53,7 @@ class VirtualBatchNorm(nn.Module):
 
     Salimans et al. (2016), https://arxiv.org/abs/1606.03498, in the form of the Atari networks of Salimans et al. (2017);
     code: uber-research/deep-neuroevolution, ``es_distributed/policies.py: ESAtariPolicy``. The moments belong to the
-    parameters of the layers before this one: whoever writes those passes the reference batch through the network again
+    parameters of the layers before this one: after these change, the reference batch must pass through the network again
     while :attr:`measuring` is set. Before the first time the mean is 0 and the variance 1.
 
     :param size: number of features, which are axis 1 of the input
@@ -134,7 +134,7 @@ def _norm(size: int, wanted: bool) -> list[nn.Module]:
 
 class PixelActor(ESActor):
     """
-    :class:`~sb3_erl.policies.es.ESActor` on images, of which it may hold a reference batch.
+    :class:`~sb3_erl.policies.es.ESActor` on images, which may normalize by a reference batch of them.
 
     Weights begin as Glorot's uniform numbers, biases as 0 (the authors' library has these defaults).
 
@@ -160,13 +160,13 @@ class PixelActor(ESActor):
 
     @property
     def norms(self) -> list[VirtualBatchNorm]:
-        """Those that the reference batch is for."""
+        """Layers that normalize by the reference batch, from input to output."""
         extractor = self.features_extractor
         return extractor.norms if isinstance(extractor, PixelExtractor) else []
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it normalizes by a reference batch that it has not got yet."""
+        """Whether the network normalizes by a reference batch that is not set yet."""
         return bool(self.norms) and not bool(self.reference_count)
 
     def set_reference(self, images: Tensor) -> None:
@@ -184,7 +184,7 @@ class PixelActor(ESActor):
 
     @th.no_grad()
     def parameters_changed(self) -> None:
-        """Take the moments of the reference batch anew; whoever writes parameters calls this."""
+        """Compute the moments of the reference batch again; must be called after parameters were written."""
         if not self.norms or self.needs_reference:
             return
         for norm in self.norms:
@@ -207,7 +207,7 @@ class ESPixelPolicy(ESPolicy):
     Salimans et al. (2017), https://arxiv.org/abs/1703.03864; code: uber-research/deep-neuroevolution,
     ``es_distributed/policies.py: ESAtariPolicy``. The reference batch is collected by random actions before the first
     generation and saved with the policy; before that, nothing is normalized. Other features extractors of SB3 can be used
-    as well (``features_extractor_class``); the first two parameters then mean nothing.
+    as well (``features_extractor_class``); the first two parameters then have no effect.
 
     :param network: ``"small"`` as above, or ``"large"``: 32, 64 and 64 filters, 512 units
     :param virtual_batch_norm: normalize after each hidden layer by the moments of the reference batch

@@ -1,8 +1,8 @@
 """
 Perceptrons as one node of autograd's graph, with a gradient written by hand.
 
-What networks compute is unchanged; saved are kernels, copies and gradients that nobody asked for. Where torch has to see
-every operation (function transforms, ``torch.compile``, autocast), :func:`can_fuse` says no and the modules run as they are.
+The result is that of the modules, with fewer kernels and copies, and without gradients that are not needed. Where torch has to
+see every operation (function transforms, ``torch.compile``, autocast), :func:`can_fuse` is false and the modules run instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Activation(NamedTuple):
 
 
 def _elu_(x: Tensor) -> Tensor:
-    negative = x.clamp(max=0).exp_().sub_(1)  # torch's own takes expm1, exact where float32 ends anyway, and twice the time
+    negative = x.clamp(max=0).exp_().sub_(1)  # F.elu_ uses expm1: more digits near 0, in twice the time
     return torch.maximum(x, negative, out=x)
 
 
@@ -64,13 +64,13 @@ def activation_of(function: Any) -> Activation | None:
 
 class Layer(NamedTuple):
     """
-    A linear layer, perhaps a stack of towers, and what follows it: norm, then activation.
+    A linear layer or a stack of towers, with the norm and the activation that follow it.
 
     :param weights: ``(out, in)``, or ``(towers, in, out)`` for a stack; one for all inputs side by side, or one for each
     :param bias: ``(out,)`` or ``(towers, 1, out)``
     :param norm: scale and shift of a :class:`~sb3_erl.policies.layers.StdNorm`, empty without one
     :param unit: whether the output is divided by its mean absolute value
-    :param activation: comes last
+    :param activation: applied last, ``None`` for none
     :param n_more: inputs that the layer reads beside the previous layer's output
     """
 
@@ -120,7 +120,7 @@ class _Perceptron(torch.autograd.Function):
             x, *rest = _forward(layer, (x, *tensors[more : more + layer.n_more]))
             values += (x, *rest)
             more += layer.n_more
-        # the tensors are saved below; what stays here says only which of them is what
+        # the tensors are saved below; this is how many of them belong to each layer
         ctx.layers = [(len(a.weights), len(a.norm), a.unit, a.activation, a.n_more) for a in layers]
         ctx.n_inputs = n_inputs
         ctx.save_for_backward(*tensors, *values)

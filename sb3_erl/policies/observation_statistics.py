@@ -16,7 +16,7 @@ from sb3_erl.core.checks import check_range
 @dataclass(frozen=True)
 class ObservationSums:
     """
-    What an episode adds to the statistics.
+    Sums over the observations of one episode, to be added to the statistics.
 
     :param count: number of observations
     :param total: their sum, float64, the shape of one observation
@@ -31,7 +31,7 @@ class ObservationSums:
     def of(cls, observations: np.ndarray) -> ObservationSums:
         """
         :param observations: ``(T, *shape)``, those that the policy acted on: from the one of the reset to the one before the
-            last step; rows with an entry that is not finite are left out, because they would spoil the sums for ever
+            last step; rows with an entry that is not finite are left out, because they would make the sums NaN or infinite
         """
         rows = np.asarray(observations, dtype=np.float64)
         rows = rows[np.isfinite(rows).reshape(len(rows), -1).all(axis=1)]
@@ -49,7 +49,7 @@ class ObservationStatistics(nn.Module):
     Statistics change in :meth:`merge` only, so they are constant within a generation if it is called once at its end.
 
     :param shape: of one observation
-    :param clip: bound on what comes out, in standard deviations
+    :param clip: bound on the standardized observations, in standard deviations
     :param min_std: smallest standard deviation, in units of the observation
     :param prior_count: weight of the prior (mean 0, standard deviation 1), in observations
     :raises ValueError: if a number is not positive
@@ -75,7 +75,7 @@ class ObservationStatistics(nn.Module):
     @torch.no_grad()
     def merge(self, episodes: Mapping[int, ObservationSums]) -> None:
         """
-        Add what episodes saw, in the order of their numbers, so that the result does not depend on who finished first.
+        Add the sums of episodes in the order of their numbers, so that the result does not depend on which one finished first.
 
         :param episodes: sums by the episode's number in its generation
         :raises ValueError: if sums have the shape of other observations

@@ -21,7 +21,7 @@ class MLP(nn.Sequential):
 
 
 def fuse_sequentials(network: nn.Module) -> None:
-    """Let the plain ``nn.Sequential`` in a network of somebody else's class (SB3's actors and critics) run as :class:`MLP`."""
+    """Let each plain ``nn.Sequential`` in a network of another library (SB3's actors and critics) run as :class:`MLP`."""
     for module in network.modules():
         if type(module) is nn.Sequential:
             module.__class__ = MLP
@@ -31,7 +31,7 @@ def run_sequential(network: nn.Sequential, x: Tensor) -> Tensor:
     """
     :param network: any sequence; as many of its first modules as are known run as a perceptron
     :param x: ``(batch, in_features)``
-    :return: what the network makes of it
+    :return: the output of the network, ``(batch, out_features)``
     """
     layers, others = leading_layers(network) if x.dim() == 2 and can_fuse(x) else ([], tuple(network))
     if layers:

@@ -1,4 +1,4 @@
-"""Actors that travel as recipes: workers get what candidates are made of, and make the one whose turn it is."""
+"""Actors that are sent as recipes: workers get what candidates are made of, and make the parameters of one when it acts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from stable_baselines3.common.policies import BasePolicy
 
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout, write_parameters
-from sb3_erl.rollouts.acting import ModuleActor, NumpyActor, alone_or_none, on_cpu, plain_layers
+from sb3_erl.rollouts.acting import ModuleActor, NumpyActor, on_cpu, plain_layers, single_row_actor
 from sb3_erl.rollouts.jobs import PopulationActor
 from sb3_erl.rollouts.numpy_layers import Layer
-from sb3_erl.rollouts.single_row import ActAlone
+from sb3_erl.rollouts.single_row import SingleRowActor
 
 
 class CandidateSource(Protocol):
-    """Makes the parameters of candidates; can be pickled, into less than the parameters themselves."""
+    """Makes the parameters of candidates; its pickle is smaller than these parameters."""
 
     @property
     def noise_tables(self) -> Sequence[NoiseTable]:
-        """What has to be there already, because a pickle has no noise in it."""
+        """Noise tables that a worker must have before, because they are not in the pickle."""
 
     def __call__(self, candidate: int) -> np.ndarray:
         """
@@ -69,7 +69,7 @@ class NetworkFactory:
     """
     Makes a :class:`~sb3_erl.rollouts.acting.ModuleActor`.
 
-    :param network: of one candidate; overwritten with each
+    :param network: overwritten with the parameters of the candidate that acts
     """
 
     network: BasePolicy
@@ -83,7 +83,7 @@ class NetworkFactory:
 def actor_factory(actor: BasePolicy) -> ActorFactory:
     """
     :param actor: a network of the candidates' shape
-    :return: acts as all of its shape would in the main process
+    :return: makes actors with the same actions as the main process computes
     """
     layers = plain_layers(actor)
     if layers is None:
@@ -93,7 +93,7 @@ def actor_factory(actor: BasePolicy) -> ActorFactory:
 
 class Renumbered:
     """
-    Acts for candidates whose numbers begin elsewhere than at 0.
+    Acts for candidates whose numbers do not begin at 0.
 
     :param actor: acts for candidates from 0 on
     :param first: number of the first candidate
@@ -102,21 +102,21 @@ class Renumbered:
     def __init__(self, actor: PopulationActor, first: int):
         self._actor, self._first = actor, first
 
-    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         return self._actor(observations, [candidate - self._first for candidate in candidates])
 
-    def alone(self, candidate: int) -> ActAlone | None:
-        """See :meth:`~sb3_erl.rollouts.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
-        return alone_or_none(self._actor, candidate - self._first)
+    def single_row(self, candidate: int) -> SingleRowActor | None:
+        """See :meth:`~sb3_erl.rollouts.acting.SingleRowActing.single_row`."""
+        return single_row_actor(self._actor, candidate - self._first)
 
 
 class RebuiltActor:
     """
     Acts for candidates that are made when they are needed; only their source and the factory are sent.
 
-    :param source: of the candidates
-    :param factory: makes their actors
+    :param source: makes parameters of candidates
+    :param factory: makes actors of parameters
     :param local: makes an actor for all of them at once, for use in this process
     """
 
@@ -130,18 +130,18 @@ class RebuiltActor:
         """See :class:`CandidateSource`."""
         return self._source.noise_tables
 
-    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
         if self._local is not None:
             return self._all(self._local)(observations, candidates)
         (candidate,) = candidates  # a worker has one environment
         return self._one(candidate)(observations, (0,))
 
-    def alone(self, candidate: int) -> ActAlone | None:
-        """See :meth:`~sb3_erl.rollouts.acting.NumpyActor.alone`; ``None`` if there is no faster way."""
+    def single_row(self, candidate: int) -> SingleRowActor | None:
+        """See :meth:`~sb3_erl.rollouts.acting.SingleRowActing.single_row`."""
         if self._local is not None:
-            return alone_or_none(self._all(self._local), candidate)
-        return alone_or_none(self._one(candidate), 0)
+            return single_row_actor(self._all(self._local), candidate)
+        return single_row_actor(self._one(candidate), 0)
 
     def _all(self, make: Callable[[], PopulationActor]) -> PopulationActor:
         self._whole = make() if self._whole is None else self._whole

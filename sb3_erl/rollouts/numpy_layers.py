@@ -1,4 +1,4 @@
-"""What layers of networks do, in NumPy, for one row per candidate; every row's arithmetic is its own."""
+"""Layers of networks in NumPy, for stacks with one row per candidate; no row's result depends on the other rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from sb3_erl.policies.layers import NORM_EPSILON, AvgL1Norm, BestAction, BinnedAction, PlainNorm, StdNorm
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.rollouts import single_row
-from sb3_erl.rollouts.single_row import ActAlone
+from sb3_erl.rollouts.single_row import SingleRowActor
 
 Stack = tuple[np.ndarray, ...]
 """Arrays with one row per candidate, or one row shared by all."""
 Layer = tuple[Any, Stack]
-"""What a layer does to its input, and its tensors."""
+"""The function of a layer, see :func:`function_of`, and its tensors."""
 
 
 def _elu(x: np.ndarray) -> np.ndarray:
@@ -109,18 +109,21 @@ class _Binned:
 
 
 def function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
-    """What a layer does to its input, given its tensors; ``None`` if it is of an unknown kind."""
-    if isinstance(module, nn.Linear):
-        return _linear
-    if isinstance(module, ObservationStatistics):
+    """
+    :param module: a layer
+    :return: maps its input, given its tensors, to its output; ``None`` if the layer's class is not known here (a subclass of a
+        known one is not, since it may compute something else)
+    """
+    if type(module) is ObservationStatistics:
         return _Standardized(np.float32(module.clip))
-    if isinstance(module, BinnedAction):
+    if type(module) is BinnedAction:
         return _Binned(module.n_bins)
     return LAYERS.get(type(module))
 
 
 LAYERS: dict[type[nn.Module], Callable[..., np.ndarray]] = {
     **ACTIVATIONS,
+    nn.Linear: _linear,
     StdNorm: _std_norm,
     PlainNorm: _plain_norm,
     BestAction: _best,
@@ -135,8 +138,12 @@ def supported(modules: Sequence[nn.Module]) -> bool:
     return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))
 
 
-def layer_alone(function: Any, row: Stack) -> ActAlone:
-    """The same layer for one candidate."""
+def single_row_layer(function: Any, row: Stack) -> SingleRowActor:
+    """
+    :param function: of a layer, see :func:`function_of`
+    :param row: the tensors of one candidate, without the leading axis
+    :return: the layer for this candidate alone
+    """
     if function is _linear:
         return single_row.linear(*row)
     if function is _std_norm:
@@ -147,4 +154,4 @@ def layer_alone(function: Any, row: Stack) -> ActAlone:
         return single_row.standardized(mean, std, function.clip)
     if function is np.tanh or function is _relu:
         return single_row.tanh if function is np.tanh else single_row.relu
-    return single_row.as_it_is(function, row)
+    return single_row.of_stack(function, row)

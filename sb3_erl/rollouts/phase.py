@@ -12,7 +12,7 @@ from sb3_erl.buffers.rollout_steps import TRUNCATED, StepRecorder, Steps, kept
 from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.envs.behavior import KEY, read_behavior
-from sb3_erl.rollouts.acting import alone_or_none
+from sb3_erl.rollouts.acting import single_row_actor
 from sb3_erl.rollouts.jobs import Digest, Episode, EpisodeBatch, Job, PopulationActor, Recorder
 from sb3_erl.rollouts.soundness import check_shape, is_sound, what_is_wrong
 
@@ -130,7 +130,7 @@ class Phase:
         """Of observations and actions: those of running jobs."""
         self.candidates = tuple(slot.job.candidate for _, slot in self.busy)
         self.explorers = [(index, slot.job.explorer) for index, slot in self.busy if slot.job.explorer is not None]
-        self.act_alone = alone_or_none(self.actor, self.candidates[0]) if len(self.busy) == 1 else None
+        self.act_alone = single_row_actor(self.actor, self.candidates[0]) if len(self.busy) == 1 else None
         self.inner_steps = [] if self.inner is None else [(index, self.inner[index].step) for index in indices]
 
     def _reset(self, index: int, running: Running) -> bool:

@@ -1,8 +1,8 @@
 """
-Acting for one candidate: the arithmetic of :class:`~sb3_erl.rollouts.acting.NumpyActor` on one row, to the last bit.
+Layers that act for one candidate: the arithmetic of :class:`~sb3_erl.rollouts.acting.NumpyActor` on one row, to the last bit.
 
-A small network costs what its calls of NumPy cost, so that here there are as few as possible, on vectors, into memory that is
-there already.
+The time of a small network is the time of its calls of NumPy. There are as few calls as possible here, on vectors, and they
+write into memory that was allocated before.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-ActAlone = Callable[[np.ndarray], np.ndarray]
-"""From one observation to ``(action_dim,)``; the next call overwrites the result."""
+SingleRowActor = Callable[[np.ndarray], np.ndarray]
+"""From one observation to an action ``(action_dim,)``, or within a network from the input of one layer ``(n_inputs,)`` to its
+output ``(n_outputs,)``; the next call overwrites the result."""
 Row = tuple[np.ndarray, ...]
 """Tensors of one layer of one candidate."""
 
 
-def linear(weight: np.ndarray, bias: np.ndarray) -> ActAlone:
+def linear(weight: np.ndarray, bias: np.ndarray) -> SingleRowActor:
     """See ``torch.nn.Linear``."""
     out = np.empty(len(weight), dtype=np.float32)
 
@@ -29,7 +30,7 @@ def linear(weight: np.ndarray, bias: np.ndarray) -> ActAlone:
     return run
 
 
-def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> ActAlone:
+def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> SingleRowActor:
     """See :class:`~sb3_erl.policies.layers.StdNorm`."""
     out, squares = np.empty_like(scale), np.empty_like(scale)
     number = np.empty(1, dtype=np.float32)  # NumPy takes longer to convert a scalar than to compute with it
@@ -47,7 +48,7 @@ def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> ActAl
     return run
 
 
-def standardized(mean: np.ndarray, std: np.ndarray, clip: np.float32) -> ActAlone:
+def standardized(mean: np.ndarray, std: np.ndarray, clip: np.float32) -> SingleRowActor:
     """See :class:`~sb3_erl.policies.observation_statistics.ObservationStatistics`."""
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -68,20 +69,20 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0, out=x)
 
 
-def as_it_is(function: Any, row: Row) -> ActAlone:
+def of_stack(function: Any, row: Row) -> SingleRowActor:
     """
-    :param function: what a layer does to a stack of inputs
-    :param row: its tensors
-    :return: does it to one input
+    :param function: maps a stack of inputs to a stack of outputs, given the layer's tensors as stacks
+    :param row: the tensors of the layer of one candidate
+    :return: applies it to one input
     """
     stack = tuple(tensor[None] for tensor in row)
     return lambda x: function(x[None], *stack)[0]
 
 
-def in_sequence(parts: Sequence[ActAlone]) -> ActAlone:
+def in_sequence(parts: Sequence[SingleRowActor]) -> SingleRowActor:
     """
-    :param parts: layers
-    :return: passes an observation through them
+    :param parts: layers in order
+    :return: from one observation of any shape and type to the output of the last layer
     """
 
     def run(observation: np.ndarray) -> np.ndarray:
@@ -94,15 +95,15 @@ def in_sequence(parts: Sequence[ActAlone]) -> ActAlone:
     return run
 
 
-def side_by_side(first: ActAlone, second: ActAlone, rest: ActAlone) -> ActAlone:
+def with_embedding(first: SingleRowActor, embedding: SingleRowActor, rest: SingleRowActor) -> SingleRowActor:
     """
-    :param first: reads the observation
-    :param second: reads it too
-    :param rest: reads both their results
-    :return: all of it
+    :param first: from the observation to the output of the first layers
+    :param embedding: from the observation to its embedding
+    :param rest: from both outputs, side by side, to the action
+    :return: from the observation to the action
     """
 
     def run(observation: np.ndarray) -> np.ndarray:
-        return rest(np.concatenate((first(observation), second(observation))))
+        return rest(np.concatenate((first(observation), embedding(observation))))
 
     return run

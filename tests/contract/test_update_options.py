@@ -18,8 +18,7 @@ import torch
 
 from sb3_erl import ALGOS
 from sb3_erl.policies import layers as networks
-from sb3_erl.policies import sequential
-from sb3_erl.policies import td7 as sale_policies
+from sb3_erl.policies import sale, sequential
 from tests.contract.helpers import Tables
 from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
 
@@ -48,7 +47,7 @@ def test_perceptrons_compute_what_the_modules_compute(
     name: str, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = losses(name, 3, **extra)
-    for module in (networks, sale_policies, sequential):
+    for module in (networks, sale, sequential):
         monkeypatch.setattr(module, "can_fuse", lambda x: False)
     assert losses(name, 3, **extra) == pytest.approx(fused, rel=1e-3, abs=1e-5)
 

@@ -16,7 +16,8 @@ from sb3_erl import TD7
 from sb3_erl.buffers.lap import LAPReplayBuffer, PriorityTree
 from sb3_erl.learners.assessment import EMPTY, Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
-from sb3_erl.policies.td7 import SALEActor, SALECritic, TD7Policy
+from sb3_erl.policies.sale import SALEActor, SALECritic
+from sb3_erl.policies.td7 import TD7Policy
 from tests.parity.cases import Case, dispatch, snapshot
 
 SYSTEM = "td7"

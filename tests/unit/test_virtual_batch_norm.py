@@ -175,8 +175,8 @@ def test_every_candidate_has_moments_of_its_own_and_no_row_depends_on_others() -
         write_parameters(vector, own)
         own.set_reference(reference)
         alone.append(own.predict(pictures[candidate], deterministic=True)[0])
-        for norm, lent in zip(own.norms, networks[candidate].norms, strict=True):
-            assert th.equal(norm.mean, lent.mean) and th.equal(norm.variance, lent.variance)
+        for norm, pooled in zip(own.norms, networks[candidate].norms, strict=True):
+            assert th.equal(norm.mean, pooled.mean) and th.equal(norm.variance, pooled.variance)
             assert not th.equal(norm.mean, actor.norms[own.norms.index(norm)].mean)
     act = ModuleActor(networks)
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 2], [4], [0, 5]):
@@ -200,12 +200,12 @@ def test_moments_are_taken_once_per_candidate(monkeypatch: pytest.MonkeyPatch) -
     assert len(model._pool.networks) <= 2, "as many networks as environments"
 
 
-def test_a_pool_lends_to_one_phase_at_a_time() -> None:
+def test_networks_of_a_pool_belong_to_the_phase_that_acts() -> None:
     pool = NetworkPool(lambda: small_actor()[0])
     n = len(read_parameters(small_actor()[0]))
     first, second = pool.filled(th.zeros(2, n)), pool.filled(th.ones(2, n))
-    for lent, value in ((first, 0), (second, 1), (first, 0)):
-        assert (read_parameters(lent[1]) == value).all()
+    for networks, value in ((first, 0), (second, 1), (first, 0)):
+        assert (read_parameters(networks[1]) == value).all()
     assert len(pool.networks) == 1
 
 
