@@ -26,25 +26,20 @@ from sb3_erl.evolution.base import Evolver, to_numpy
 from sb3_erl.evolution.cem import CEM as CEMDistribution
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
-from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
+from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.actor_only import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.cem_rl import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
 from sb3_erl.policies.erl import fused_adam
-from sb3_erl.policies.td7 import SALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor, Transition
 
-
-class CommonDDPG(DDPGLearner):
-    """DDPG with the rates of CEM-RL's authors instead of those of ERL's."""
-
-    learning_rates = (1e-3, 1e-3)
-
-
-RULES: dict[str, type[Any]] = {"td3": TD3Learner, "ddpg": CommonDDPG, "td7": TD7Learner}
+LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+"""Those of the authors' code where ERL's differ."""
+CRITIC_METHODS = ("critic_update", "critic_snapshot", "individual_loss")
+"""Methods of a learner whose critic serves many actors."""
 
 
 class CEMRL(EvolutionaryOffPolicyAlgorithm):
@@ -78,8 +73,9 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         of the last generation are ``gradient_steps / train_freq``; ``(n, "episode")`` counts its episodes. They come before
         the rollouts of the next generation
     :param action_noise: noise of the noisy rollouts, ``None`` for N(0, 0.1)
-    :param learner: critic rule: ``"td3"``, ``"ddpg"`` or ``"td7"``
-    :param learner_kwargs: further constants of the critic rule, such as ``target_policy_noise``
+    :param learner: critic rule: ``"td3"``, ``"ddpg"``, ``"td7"``, a :class:`~sb3_erl.learners.td_rule.TDRule` of one's own, or
+        ``"package.module:Name"``
+    :param learner_kwargs: further constants of the critic rule, such as ``n_critics`` or ``target_policy_noise``
     :param max_grad_norm: clip the critic's gradient at this norm, ``None`` for no clipping
     :param n_gradient_actors: how many of the sampled individuals are learned, ``None`` for half of them, 0 for none
     :param n_eval_episodes: episodes per individual
@@ -115,7 +111,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        learner: Literal["td3", "ddpg", "td7"] = "td3",
+        learner: LearnerChoice = "td3",
         learner_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | None = None,
         pop_size: int = 10,
@@ -158,8 +154,8 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
-        check_choice("learner", self.learner, tuple(RULES))
         super()._check_arguments()
+        self._learner_spec.check_action_space(self.action_space)
         check_range("n_noisy_episodes", self.n_noisy_episodes, 0, self.pop_size, integer=True)
         check_range("n_gradient_actors", self._n_learned, 0, self.pop_size, integer=True)
         check_choice("reward_mode", self.reward_mode, ("dense", "episodic"))
@@ -183,23 +179,30 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     def _n_learned(self) -> int:
         return self.pop_size // 2 if self.n_gradient_actors is None else self.n_gradient_actors
 
+    @property
+    def _learner_spec(self) -> LearnerSpec:
+        return learner_spec(self.learner, self.learner_kwargs, learning_rates=LEARNING_RATES, needs=CRITIC_METHODS)
+
     def _aliases(self) -> dict[str, type[BasePolicy]]:
-        return {"MlpPolicy": SALEPolicy} if self.learner == "td7" else self.policy_aliases
+        return self._learner_spec.aliases(self.policy_aliases)
 
     def _rule_class(self) -> type[Learner]:
-        return RULES[self.learner]
+        return self._learner_spec.learner_class
+
+    @property
+    def _published_rates(self) -> tuple[float, float]:
+        return self._learner_spec.learning_rates
 
     @property
     def _default_batch_size(self) -> int:
-        return 256 if self.learner == "td7" else 100
+        return self._learner_spec.batch_size or 100
 
     def _policy_arguments(self) -> dict[str, Any]:
-        return {"n_critics": RULES[self.learner].n_critics}
+        return self._learner_spec.policy_arguments
 
     def _setup_parts(self) -> None:
-        rule, policy = RULES[self.learner], self.policy
-        kwargs = {"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **(self.learner_kwargs or {})}
-        self.learner_rule = rule(policy, rule.settings_class(**kwargs))
+        policy = self.policy
+        self.learner_rule = self._learner_spec.build(policy, {"max_grad_norm": self.max_grad_norm})
         parts: Any = policy
         self.actor, self.critic, self.encoder = parts.actor, parts.critic, getattr(policy, "encoder", None)
         self.actor_target, self.critic_target = parts.actor_target, parts.critic_target  # nobody reads the actor's

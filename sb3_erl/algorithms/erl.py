@@ -8,28 +8,22 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.core.arguments import known_to
-from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.engine.deployment import WholeActorHybrid
 from sb3_erl.engine.replace import ReplaceWeakest
 from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.choice import sb3_class, sb3_policy_class
-from sb3_erl.learners.sb3 import SB3Learner
-from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
-from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
+from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy, deploying
-from sb3_erl.policies.td7 import SALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
-
-RULES: dict[str, type[DDPGLearner | TD3Learner | TD7Learner]] = {"ddpg": DDPGLearner, "td3": TD3Learner, "td7": TD7Learner}
 
 
 class ERL(WholeActorHybrid):
@@ -58,12 +52,14 @@ class ERL(WholeActorHybrid):
     :param learning_starts: stored transitions before the first gradient update
     :param action_noise: exploration of the learner; ``None`` for the learner's own: Ornstein-Uhlenbeck (theta 0.15, sigma
         0.06) for DDPG, N(0, 0.1) for TD3, nothing beside the policy's own randomness for SB3 classes
-    :param learner: ``"ddpg"``, ``"td3"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions (TQC, ...).
-        With TD7 an individual is an actor on the learner's fixed state embedding, which is no part of its genome and
-        changes between generations only; the replay buffer is a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
-    :param learner_kwargs: further arguments of the learner: ``policy_delay``, ``target_policy_noise``,
-        ``target_noise_clip`` for DDPG, TD3 and TD7, see also :class:`~sb3_erl.learners.td7.TD7Settings`; constructor
-        arguments for an SB3 class
+    :param learner: ``"ddpg"``, ``"td3"``, ``"td7"``, ``"sac"``, an SB3 off-policy class for continuous actions (TQC, ...), a
+        rule or learner of one's own (:class:`~sb3_erl.learners.td_rule.TDRule`, :class:`~sb3_erl.learners.base.Learner`), or
+        ``"package.module:Name"``. With TD7 an individual is an actor on the learner's fixed state embedding, which is no part
+        of its genome and changes between generations only; the replay buffer is a
+        :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
+    :param learner_kwargs: further arguments of the learner: ``n_critics``, ``policy_delay``, ``target_policy_noise``,
+        ``target_noise_clip`` for rules and TD7, see also :class:`~sb3_erl.learners.td7.TD7Settings`; constructor arguments
+        for an SB3 class
     :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
     :param n_eval_episodes: episodes per individual and generation (xi in the paper)
     :param elite_fraction: share of the population that survives unchanged, at least one (psi)
@@ -98,7 +94,7 @@ class ERL(WholeActorHybrid):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        learner: str | type[OffPolicyAlgorithm] = "ddpg",
+        learner: LearnerChoice = "ddpg",
         learner_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | None = 10.0,
         pop_size: int = 10,
@@ -141,24 +137,18 @@ class ERL(WholeActorHybrid):
     # ---------------------------------------------------------------- set-up
 
     @property
-    def learner_class(self) -> type[OffPolicyAlgorithm] | None:
-        """The SB3 class that learns, ``None`` with a learner of this package."""
-        return sb3_class(self.learner, RULES)
+    def _learner_spec(self) -> LearnerSpec:
+        return learner_spec(self.learner, self.learner_kwargs)
 
     def _aliases(self) -> dict[str, type[BasePolicy]]:
-        learner = self.learner_class
-        if learner is not None:
-            return learner.policy_aliases
-        return {"MlpPolicy": SALEPolicy} if self.learner == "td7" else self.policy_aliases
+        return self._learner_spec.aliases(self.policy_aliases)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        learner, known = self.learner_class, self._aliases()
-        check_choice("policy", policy_name, known)
-        return deploying(known[policy_name] if learner is None else sb3_policy_class(learner, policy_name))
+        return deploying(self._learner_spec.policy_class(policy_name, self.policy_aliases))
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        assert self.learner_class is None or isinstance(self.learner_class, type)
+        self._learner_spec.check_action_space(self.action_space)
         check_range("n_learner_episodes", self.n_learner_episodes, 1, integer=True)
         check_range("n_migrants", self.n_migrants, 0, self.pop_size - 1, integer=True)
 
@@ -167,24 +157,23 @@ class ERL(WholeActorHybrid):
         return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
 
     def _rule_class(self) -> type[Learner]:
-        return SB3Learner if self.learner_class is not None else RULES[str(self.learner)]
+        return self._learner_spec.learner_class
+
+    @property
+    def _published_rates(self) -> tuple[float, float]:
+        return self._learner_spec.learning_rates
 
     def _policy_arguments(self) -> dict[str, Any]:
-        return {} if self.learner_class is not None else {"n_critics": RULES[str(self.learner)].n_critics}
+        return self._learner_spec.policy_arguments
 
     def _setup_parts(self) -> None:
-        learner_class, kwargs = self.learner_class, self.learner_kwargs or {}
-        if learner_class is None:
-            rule = RULES[str(self.learner)]
-            settings = rule.settings_class(**{"max_grad_norm": self.max_grad_norm, **rule.settings_defaults, **kwargs})
-            self.learner_rule = rule(self.policy, settings)  # type: ignore[arg-type]
-        else:
-            if self.learning_rate is not None:
-                kwargs = {"learning_rate": self.learning_rate, **kwargs}
-            kwargs = {"policy_kwargs": dict(self.policy_kwargs), **kwargs}
-            spaces = (self.observation_space, self.action_space)
-            self.learner_rule = SB3Learner(learner_class, self.policy_class, *spaces, self.device, **kwargs)
-            self.policy = self.learner_rule.policy
+        self.learner_rule = self._learner_spec.build(
+            self.policy,
+            {"max_grad_norm": self.max_grad_norm},
+            learning_rate=self.learning_rate,
+            policy_kwargs=self.policy_kwargs,
+        )
+        self.policy = self.learner_rule.policy
         policy: Any = self.policy
         self.actor, self.critic, self.encoder = policy.actor, policy.critic, getattr(policy, "encoder", None)
         self.actor_target = getattr(self.policy, "actor_target", None)
@@ -196,9 +185,9 @@ class ERL(WholeActorHybrid):
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         n_actions = get_action_dim(self.action_space)
-        if self.learner_class is not None:
+        if self._learner_spec.sb3_class is not None:
             return PolicyExploration(self.actor, noise)
-        if noise is None and self.learner == "ddpg":
+        if noise is None and isinstance(self._learner_spec.rule, DDPGRule):
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)
         elif noise is None:
             noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1))

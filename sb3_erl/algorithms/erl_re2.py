@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,20 +25,22 @@ from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first
 from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.erl_re2 import EncoderStep, Heads, SharedSettings, SharedTD3Learner
-from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner, SharedTD7Settings
+from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
+from sb3_erl.learners.erl_re2 import EncoderStep, Heads, SharedTD3Learner
+from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner
+from sb3_erl.learners.td3 import TD3Learner
+from sb3_erl.learners.td7 import TD7Learner
+from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
 from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, numpy_population, tensors_of
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
-LEARNERS: dict[str, dict[str, Any]] = {
-    "td3": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2, "batch_size": 128, "deploy": "learner"},
-    "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "batch_size": 128, "deploy": "learner"},
-    "td7": {"n_critics": 2, "policy_delay": 2, "target_policy_noise": 0.2, "batch_size": 256, "deploy": "checkpoint"},
-}
-"""What ``None`` means for each learner; the DDPG form is that of the paper's section 10 with TD3's learning rates."""
+FORMS: dict[type[Learner], type[Learner]] = {TD3Learner: SharedTD3Learner, TD7Learner: SharedTD7Learner}
+"""Learners on a shared encoder."""
+LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+"""The DDPG form is that of the paper's section 10 with TD3's learning rates."""
 
 
 class ERLRe2(GeneticHybrid):
@@ -64,7 +67,8 @@ class ERLRe2(GeneticHybrid):
     :param learning_starts: random steps of the learner before anything is evaluated or learned
     :param action_noise: exploration of the learner, ``None`` for N(0, 0.1) in each dimension
     :param batch_size: transitions per update, ``None`` for the learner's own (128, TD7: 256)
-    :param learner: ``"td3"``, ``"ddpg"`` or ``"td7"`` (TD7's actor without its last layer is the shared encoder, see
+    :param learner: ``"td3"``, ``"ddpg"``, a :class:`~sb3_erl.learners.td_rule.TDRule` of one's own, ``"package.module:Name"``,
+        or ``"td7"`` (TD7's actor without its last layer is the shared encoder, see
         :class:`~sb3_erl.learners.erl_re2_td7.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
     :param policy_delay: iterations per policy step; ``None`` for the learner's own (2 for TD3, 1 for DDPG)
     :param target_policy_noise: std of target smoothing; ``None`` for the learner's own (0.2 for TD3, 0 for DDPG)
@@ -123,7 +127,7 @@ class ERLRe2(GeneticHybrid):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        learner: Literal["td3", "ddpg", "td7"] = "td3",
+        learner: LearnerChoice = "td3",
         policy_delay: int | None = None,
         target_policy_noise: float | None = None,
         target_noise_clip: float = 0.5,
@@ -193,9 +197,8 @@ class ERLRe2(GeneticHybrid):
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
-        check_choice("learner", self.learner, tuple(LEARNERS))
         super()._check_arguments()
-        if self.deploy == "checkpoint" and self.learner != "td7":
+        if self.deploy == "checkpoint" and not self._is_td7:
             raise ValueError(f"deploy must be 'learner' or 'champion' with learner={self.learner!r}; got 'checkpoint'")
         check_choice("encoder_step", self.encoder_step, ("recompute", "joint", "torch11"))
         check_choice("pevfa_layout", self.pevfa_layout, PolicyEncoder.layouts)
@@ -210,7 +213,7 @@ class ERLRe2(GeneticHybrid):
         check_range("n_shared_heads", self.n_shared_heads, 1, self.pop_size + 1, integer=True)
         if self.pevfa_heads_per_step != "all":
             check_range("pevfa_heads_per_step", self.pevfa_heads_per_step, 1, self.pop_size + 1, integer=True)
-        if self.pevfa_input == "features" and self.learner == "td7":
+        if self.pevfa_input == "features" and self._is_td7:
             raise ValueError("pevfa_input must be 'obs_action' with learner='td7'; got 'features'")
         if self.pevfa_input == "features" and self.mc_fitness_prob < 1:
             raise ValueError(
@@ -218,39 +221,47 @@ class ERLRe2(GeneticHybrid):
                 f"got {self.mc_fitness_prob}. Set mc_fitness_prob=1, or pevfa_input='obs_action'"
             )
 
+    @property
+    def _learner_spec(self) -> LearnerSpec:
+        return learner_spec(self.learner, learning_rates=LEARNING_RATES, forms=FORMS)
+
+    @property
+    def _is_td7(self) -> bool:
+        return issubclass(self._learner_spec.learner_class, TD7Learner)
+
     def _or_learners(self, name: str) -> Any:
         value = getattr(self, name)
-        return LEARNERS[self.learner].get(name) if value is None else value
+        return self._learner_spec.defaults.get(name) if value is None else value
 
     @property
     def _default_batch_size(self) -> int:
-        return LEARNERS[self.learner]["batch_size"]
+        return self._learner_spec.batch_size or 128
 
     def _aliases(self) -> dict[str, type[BasePolicy]]:
-        return {"MlpPolicy": SharedSALEPolicy} if self.learner == "td7" else self.policy_aliases
+        return self._learner_spec.aliases(self.policy_aliases)
 
     def _rule_class(self) -> type[Learner]:
-        return SharedTD7Learner if self.learner == "td7" else SharedTD3Learner
+        return self._learner_spec.learner_class
+
+    @property
+    def _published_rates(self) -> tuple[float, float]:
+        return self._learner_spec.learning_rates
 
     def _policy_arguments(self) -> dict[str, Any]:
-        names = ("policy_embedding_dim", "pevfa_layout") + (("pevfa_input",) if self.learner != "td7" else ())
-        return {"n_critics": LEARNERS[self.learner]["n_critics"], **{name: getattr(self, name) for name in names}}
+        names = ("policy_embedding_dim", "pevfa_layout") + (() if self._is_td7 else ("pevfa_input",))
+        return {**self._learner_spec.policy_arguments, **{name: getattr(self, name) for name in names}}
 
-    def _make_learner(self) -> SharedTD3Learner | SharedTD7Learner:
+    def _make_learner(self) -> Learner:
         own = ("n_shared_heads", "pevfa_heads_per_step", "rl_loss_weight", "pevfa_loss_weight", "target_noise_clip")
-        values = {name: getattr(self, name) for name in own}
-        values |= {name: self._or_learners(name) for name in ("policy_delay", "target_policy_noise")}
-        if self.learner == "td7":
-            settings = SharedTD7Settings(pevfa_max_grad_norm=self.max_grad_norm, **values)
-            return SharedTD7Learner(self.policy, settings)  # type: ignore[arg-type]
-        return SharedTD3Learner(
-            self.policy,  # type: ignore[arg-type]
-            SharedSettings(max_grad_norm=self.max_grad_norm, encoder_step=self.encoder_step, **values),
-        )
+        values = {name: getattr(self, name) for name in (*own, "max_grad_norm", "encoder_step")}
+        given = {name: getattr(self, name) for name in ("policy_delay", "target_policy_noise")}
+        kwargs = {name: value for name, value in given.items() if value is not None}
+        values["pevfa_max_grad_norm"] = self.max_grad_norm
+        return replace(self._learner_spec, kwargs=kwargs).build(self.policy, values)
 
     def _setup_parts(self) -> None:
         policy: Any = self.policy
-        self.learner_rule = self._make_learner()
+        self.learner_rule = self._make_learner()  # type: ignore[assignment]
         self.actor, self.critic, self.pevfa = policy.actor, policy.critic, policy.pevfa
         self.actor_target, self.critic_target = policy.actor_target, policy.critic_target
         self.encoder = getattr(policy, "encoder", None)
@@ -350,7 +361,7 @@ class ERLRe2(GeneticHybrid):
 
     @property
     def _deploys_checkpoint(self) -> bool:
-        return self._or_learners("deploy") == "checkpoint"
+        return self.deploy == "checkpoint" or (self.deploy is None and self._is_td7)
 
     def _assess(self, head: th.Tensor, episodes: EpisodeBatch) -> None:
         """Keep this head, with the encoders it acted with, if its worst return beats that of the checkpoint."""

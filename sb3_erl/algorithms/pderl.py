@@ -9,7 +9,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -23,6 +22,7 @@ from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.distilled_ga import DistilledGA
 from sb3_erl.evolution.ga import GA
 from sb3_erl.learners.base import Precision
+from sb3_erl.learners.choice import LearnerChoice
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job
 
@@ -88,7 +88,7 @@ class PDERL(ERL):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        learner: str | type[OffPolicyAlgorithm] = "ddpg",
+        learner: LearnerChoice = "ddpg",
         learner_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float | None = 10.0,
         pop_size: int = 10,

@@ -134,11 +134,15 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     def _rule_class(self) -> type[Learner]:
         """The rule that was chosen; it knows the published replay buffer and learning rates."""
 
+    @property
+    def _published_rates(self) -> tuple[float, float]:
+        return self._rule_class().learning_rates
+
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
             super()._setup_lr_schedule()
         else:
-            self.lr_schedule = ConstantSchedule(self._rule_class().learning_rates[1])
+            self.lr_schedule = ConstantSchedule(self._published_rates[1])
 
     # ---------------------------------------------------------------- set-up
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_erl.core.checks import check_choice
 from sb3_erl.core.seeding import Stream, scoped_generators
-from sb3_erl.learners.base import Learner, Precision, products_in
+from sb3_erl.learners.base import Learner, Precision, Rates, products_in
 from sb3_erl.runs.saving import AddressedMixin
 
 
@@ -53,7 +54,10 @@ class LearnerHostMixin(AddressedMixin):
     @contextmanager
     def _updates(self, batch_size: int) -> Iterator[None]:
         """Inside, the learner has the algorithm's constants, random numbers, precision and, if wanted, compiled losses."""
-        self.learner_rule.follow(self, batch_size)
+        rates = rates_of(self, batch_size)
+        self.learner_rule.begin(rates, self.replay_buffer)
+        if rates.learning_rate is not None:
+            self.logger.record("train/learning_rate", rates.learning_rate)
         if self.compile:
             self.learner_rule.compile()
         with scoped_generators(self._learning_sequence()), products_in(self.precision, self.device):
@@ -66,8 +70,13 @@ class LearnerHostMixin(AddressedMixin):
 
     @property
     def learner_updates(self) -> int:
-        """Updates that the learner whose turn it is has made."""
+        """Updates that :attr:`learner_rule` has made."""
         return self._n_updates
+
+    @property
+    def optimizer_rates(self) -> Mapping[str, float]:
+        """Learning rates of single optimizers, by name, in place of the common one."""
+        return {}
 
     def _learning_sequence(self) -> np.random.SeedSequence:
         return self.address.sequence(Stream.LEARNING)
@@ -77,3 +86,30 @@ class LearnerHostMixin(AddressedMixin):
 
     def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
         return self.learner_rule.update(sample, n_updates)
+
+
+def rates_of(model: Any, batch_size: int) -> Rates:
+    """
+    What a model tells its learner before updates.
+
+    :param model: an algorithm with :class:`LearnerHostMixin`
+    :param batch_size: transitions in the batches to come
+    :return: its constants and learning rates at this point of the run
+    """
+    progress = model._current_progress_remaining
+    return Rates(
+        gamma=model.gamma,
+        tau=model.tau,
+        learning_rate=None if model.learning_rate is None else model.lr_schedule(progress),
+        progress_remaining=progress,
+        n_updates=model.learner_updates,
+        batch_size=batch_size,
+        by_optimizer=model.optimizer_rates,
+        steps_per_update=_steps_per_update(model.train_freq, model.gradient_steps),
+    )
+
+
+def _steps_per_update(train_freq: Any, gradient_steps: int) -> float:
+    """Environment steps for each update; 1 where updates are counted by episodes, whose length is not known here."""
+    by_step = isinstance(train_freq, TrainFreq) and train_freq.unit == TrainFrequencyUnit.STEP
+    return train_freq.frequency / gradient_steps if by_step and gradient_steps > 0 else 1.0
