@@ -10,40 +10,29 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.core.arguments import known_to
-from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.deployment import WholeActorHybrid
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.base import Learner, Precision
-from sb3_erl.learners.choice import sb3_class, sb3_policy_class
+from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
 from sb3_erl.learners.portfolio import Portfolio
 from sb3_erl.learners.sb3 import SB3Learner
-from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
-from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy, MemberSpec
-from sb3_erl.policies.td7 import SALEPolicy
+from sb3_erl.learners.td_rule import DDPGRule, TDRule
+from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
 
-LearnerChoice = str | type[OffPolicyAlgorithm]
-
-
-class PortfolioDDPG(DDPGLearner):
-    """DDPG with the learning rates of the portfolio's TD3."""
-
-    learning_rates = (1e-3, 1e-3)
-
-
-RULES: dict[str, type[Any]] = {"ddpg": PortfolioDDPG, "td3": TD3Learner, "td7": TD7Learner}
+LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+"""Those of the portfolio's TD3 where ERL's differ."""
 
 # core/neuroevolution.py of the authors' code; the paper's table has the stronger values of ERL
 VARIATION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -202,7 +191,13 @@ class CERL(WholeActorHybrid):
 
     @property
     def _learners(self) -> list[LearnerChoice]:
-        return self._per_learner("learner", (str, type))
+        return self._per_learner("learner", (str, type, TDRule))
+
+    @property
+    def _learner_specs(self) -> list[LearnerSpec]:
+        kwargs = self._per_learner("learner_kwargs", dict)
+        pairs = zip(self._learners, kwargs, strict=True)
+        return [learner_spec(learner, own, learning_rates=LEARNING_RATES) for learner, own in pairs]
 
     def _check_arguments(self) -> None:
         if not isinstance(self.gammas, list | tuple) or not self.gammas:
@@ -210,9 +205,8 @@ class CERL(WholeActorHybrid):
         for gamma in self.gammas:
             check_range("gammas", gamma, 0, 1)
         super()._check_arguments()
-        for learner in self._learners:
-            sb3_class(learner, RULES)
-        self._per_learner("learner_kwargs", dict)
+        for spec in self._learner_specs:
+            spec.check_action_space(self.action_space)
         check_range("rollout_size", self.rollout_size, 1, integer=True)
         check_range("min_elites", self.min_elites, 1, integer=True)
         check_range("ucb_coefficient", self.ucb_coefficient, 0)
@@ -228,32 +222,28 @@ class CERL(WholeActorHybrid):
         return self.pop_size * self.n_eval_episodes + self.rollout_size
 
     def _rule_class(self) -> type[Learner]:
-        rules = [SB3Learner if sb3_class(learner, RULES) else RULES[str(learner)] for learner in self._learners]
+        rules = [spec.learner_class for spec in self._learner_specs]
         return next((rule for rule in rules if rule.buffer_class is not None), rules[0])
 
     @property
+    def _published_rates(self) -> tuple[float, float]:
+        specs = self._learner_specs
+        return next((spec for spec in specs if spec.buffer_class is not None), specs[0]).learning_rates
+
+    @property
     def _n_priorities(self) -> int:
-        return max(1, self._learners.count("td7"))
+        return max(1, sum(spec.buffer_class is not None for spec in self._learner_specs))
 
     def _policy_arguments(self) -> dict[str, Any]:
-        return {"members": [self._member_spec(learner) for learner in self._learners]}
-
-    def _member_spec(self, learner: LearnerChoice) -> MemberSpec:
         alias, networks = self.policy_class.alias, self.policy_class.networks_class  # type: ignore[attr-defined]
-        learner_class = sb3_class(learner, RULES)
-        if learner_class is not None:
-            return sb3_policy_class(learner_class, alias), {}
-        if learner == "td7":
-            check_choice("policy", alias, ("MlpPolicy",))
-            networks = SALEPolicy
-        return networks, {"n_critics": RULES[str(learner)].n_critics}
+        own = {alias: networks}
+        return {"members": [(spec.policy_class(alias, own), spec.policy_arguments) for spec in self._learner_specs]}
 
     def _setup_parts(self) -> None:
-        members: list[Learner] = []
-        kwargs = self._per_learner("learner_kwargs", dict)
-        for number, learner in enumerate(self._learners):
-            owner = self._learners[:number].count("td7")
-            members.append(self._make_learner(number, learner, kwargs[number] or {}, owner))
+        specs, members = self._learner_specs, []
+        for number, spec in enumerate(specs):
+            first = sum(each.buffer_class is not None for each in specs[:number])
+            members.append(self._make_learner(number, spec, first))
         self.learner_rule = Portfolio(self.policy, members, self.gammas)
         policy: Any = self.policy
         self.actor, self.critic = policy.actor, policy.critic
@@ -264,20 +254,19 @@ class CERL(WholeActorHybrid):
         if self.resources is not None:
             self.manager.restore(self.resources)
 
-    def _make_learner(self, number: int, learner: LearnerChoice, kwargs: dict[str, Any], owner: int) -> Learner:
-        learner_class, policy = sb3_class(learner, RULES), self.policy.members[number]
-        if learner_class is None:
-            rule = RULES[str(learner)]
-            settings = rule.settings_class(**{**rule.settings_defaults, "delay_critic_target": False, **kwargs})
-            return rule(policy, settings, owner) if rule is TD7Learner else rule(policy, settings)
+    def _make_learner(self, number: int, spec: LearnerSpec, priority_set: int) -> Learner:
         common = {key: value for key, value in self.policy_kwargs.items() if key != "by_learner"}
         own = (self.policy_kwargs.get("by_learner") or [{}] * self._n_learners)[number]
-        rate = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
-        kwargs = {**rate, "policy_kwargs": {**common, **own}, **kwargs}
-        spaces = (self.observation_space, self.action_space)
-        wrapped = SB3Learner(learner_class, type(policy), *spaces, self.device, **kwargs)  # type: ignore[arg-type]
-        self.policy.adopt(number, wrapped.policy)
-        return wrapped
+        learner = spec.build(
+            self.policy.members[number],  # type: ignore[arg-type]
+            {"delay_critic_target": False},
+            priority_set=priority_set,
+            learning_rate=self.learning_rate,
+            policy_kwargs={**common, **own},
+        )
+        if spec.sb3_class is not None:
+            self.policy.adopt(number, learner.policy)
+        return learner
 
     def _evolver_arguments(self) -> dict[str, Any]:
         arguments = {"min_elites": self.min_elites, "odd_winners": "last", **super()._evolver_arguments()}

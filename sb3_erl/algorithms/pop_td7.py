@@ -176,9 +176,9 @@ class PopTD7(TD7):
         self.individuals = self.policy.individuals
         self.learners, self.assessments = [], []
         for place, state in enumerate(self.assessment_states):
-            owner = place if self.priorities == "individual" else 0
+            priority_set = place if self.priorities == "individual" else 0
             member: Any = self.individuals[place]
-            self.learners.append(TD7Learner(member, self._learner_settings(), owner))
+            self.learners.append(TD7Learner(member, self._learner_settings(), priority_set))
             self.assessments.append(Assessment(state, settings, self.n_envs))
         self._give_turn(self.turn)
 

@@ -13,7 +13,6 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.arguments import known_to
@@ -393,15 +392,14 @@ class TD7(StepwiseOffPolicyAlgorithm):
     def _sample(self, batch_size: int) -> Any:
         buffer = self.replay_buffer
         if isinstance(buffer, LAPReplayBuffer):
-            return buffer.sample(batch_size, self._vec_normalize_env, self.learner_rule.owner)
+            return buffer.sample(batch_size, self._vec_normalize_env, self.learner_rule.priority_set)
         return super()._sample(batch_size)
 
-    def _update_learning_rate(self, optimizers: Any) -> None:
-        super()._update_learning_rate(optimizers)
-        for name, optimizer in self.learner_rule.optimizers.items():
-            rate = getattr(self, name.replace(".optimizer", "_lr"))
-            if rate is not None:
-                update_learning_rate(optimizer, rate)
+    @property
+    def optimizer_rates(self) -> dict[str, float]:
+        """Learning rates of encoder, critic and actor that were given; see :attr:`LearnerHostMixin.optimizer_rates`."""
+        rates = {f"{name}.optimizer": getattr(self, f"{name}_lr") for name in ("encoder", "critic", "actor")}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     @property
     def learner_agent(self) -> BasePolicy:

@@ -23,7 +23,13 @@ PARTS: dict[str, dict[str, Any]] = {
         "es": "sb3_erl.evolution.es:MirroredES",
     },
     "fitness": {},
-    "learner": {},
+    "learner": {
+        "ddpg": "sb3_erl.learners.td_rule:DDPGRule",
+        "td3": "sb3_erl.learners.td_rule:TD3Rule",
+        "td7": "sb3_erl.learners.td7:TD7Learner",
+        "sac": "stable_baselines3:SAC",
+        "dqn": "sb3_erl.learners.dqn:DQNLearner",
+    },
     "exchange": {},
     "step": {},
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_erl.core.checks import check_choice
 from sb3_erl.core.seeding import scoped_generators
-from sb3_erl.learners.base import Precision, products_in
+from sb3_erl.learners.base import Precision, Rates, products_in
 
 if TYPE_CHECKING:
     from sb3_erl.engine.off_policy_model import OffPolicyModel
@@ -18,7 +20,7 @@ class LearnerHost:
     """
     Gives a learner everything that it needs for updates, and counts and logs them.
 
-    :param model: has the learner as ``learner_rule``, and the replay buffer
+    :param model: has the learner and the replay buffer
     """
 
     def __init__(self, model: OffPolicyModel):
@@ -51,9 +53,38 @@ class LearnerHost:
     @contextmanager
     def updates(self, batch_size: int) -> Iterator[None]:
         """Inside, the learner has the model's rates, random numbers, precision and, if wanted, compiled losses."""
-        model = self._model
-        model.learner_rule.follow(model, batch_size)
+        model, rates = self._model, rates_of(self._model, batch_size)
+        model.learner.begin(rates, model.replay_buffer)
+        if rates.learning_rate is not None:
+            model.logger.record("train/learning_rate", rates.learning_rate)
         if model.compile:
-            model.learner_rule.compile()
+            model.learner.compile()
         with scoped_generators(model._learning_sequence()), products_in(model.precision, model.device):
             yield
+
+
+def rates_of(model: Any, batch_size: int) -> Rates:
+    """
+    What a model tells its learner before updates.
+
+    :param model: with a learner and a replay buffer
+    :param batch_size: transitions in the batches to come
+    :return: its constants and learning rates at this point of the run
+    """
+    progress = model._current_progress_remaining
+    return Rates(
+        gamma=model.gamma,
+        tau=model.tau,
+        learning_rate=None if model.learning_rate is None else model.lr_schedule(progress),
+        progress_remaining=progress,
+        n_updates=model._learner_updates,
+        batch_size=batch_size,
+        by_optimizer=model._optimizer_rates,
+        steps_per_update=_steps_per_update(model.train_freq, model.gradient_steps),
+    )
+
+
+def _steps_per_update(train_freq: Any, gradient_steps: int) -> float:
+    """Environment steps for each update; 1 where updates are counted by episodes, whose length is not known here."""
+    by_step = isinstance(train_freq, TrainFreq) and train_freq.unit == TrainFrequencyUnit.STEP
+    return train_freq.frequency / gradient_steps if by_step and gradient_steps > 0 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -152,6 +153,11 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _learner_updates(self) -> int:
         """Updates that the learner which is trained has made."""
         return self._n_updates
+
+    @property
+    def _optimizer_rates(self) -> Mapping[str, float]:
+        """Learning rates of single optimizers, by name, in place of the common one."""
+        return {}
 
     def _learning_sequence(self) -> np.random.SeedSequence:
         """Seed of the random numbers of the next updates."""

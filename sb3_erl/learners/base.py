@@ -1,15 +1,16 @@
-"""What a gradient learner is: a policy's networks, batches in, metrics out."""
+"""Base of all gradient learners, the settings and rates they are given, and helpers of their updates."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -39,7 +40,7 @@ def products_in(precision: Precision, device: torch.device) -> torch.autocast:
 @dataclass
 class LearnerSettings:
     """
-    What every update rule needs to know; the algorithm keeps it equal to its own attributes.
+    Constants of an update; ``gamma`` and ``tau`` are those of the last :class:`Rates`.
 
     :param gamma: discount factor in [0, 1]
     :param tau: soft update coefficient in [0, 1]
@@ -59,9 +60,36 @@ class LearnerSettings:
     delay_critic_target: bool = True
 
 
+@dataclass(frozen=True)
+class Rates:
+    """
+    What an algorithm tells its learner before a number of updates.
+
+    :param gamma: discount factor in [0, 1]
+    :param tau: soft update coefficient in [0, 1]
+    :param learning_rate: of all optimizers; ``None`` for the learner's published rates
+    :param progress_remaining: share of the run that is left, in [0, 1], for schedules that a learner has of its own
+    :param n_updates: updates that this learner has made before
+    :param batch_size: transitions in the batches to come
+    :param by_optimizer: learning rates by the optimizer's name, for those that differ from ``learning_rate``
+    :param steps_per_update: environment steps for each update, for classes of SB3 that do something at every step
+    """
+
+    gamma: float
+    tau: float
+    learning_rate: float | None = None
+    progress_remaining: float = 1.0
+    n_updates: int = 0
+    batch_size: int = 256
+    by_optimizer: Mapping[str, float] = field(default_factory=dict)
+    steps_per_update: float = 1.0
+
+
 class Learner:
     """
-    A gradient rule. It reads batches and writes the networks of the policy it was given, nothing else.
+    Base of all gradient learners: it reads batches and writes the networks of the policy it was given, nothing else.
+
+    A class of one's own can be named in the argument ``learner`` of the hybrids; it is built as ``cls(policy, settings)``.
 
     :param policy: holds networks and optimizers
     :param settings: constants of the rule
@@ -72,12 +100,22 @@ class Learner:
     """What ``None`` in an algorithm's constructor means for this learner."""
     buffer_class: ClassVar[type[ReplayBuffer] | None] = None
     """Replay buffer that the published learner samples from; ``None`` for SB3's own choice."""
-    learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-3)
+    learning_rates: tuple[float, float] = (1e-3, 1e-3)
     """Published learning rates of actor and critic, used where the user gives none."""
+    n_critics: ClassVar[int | None] = None
+    """Critics that its policy is built with, where ``learner_kwargs`` says nothing; ``None`` for a policy without a choice."""
+    batch_size: ClassVar[int | None] = None
+    """Published batch size; ``None`` for that of the algorithm."""
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = None
+    """Policy classes it needs, by alias; ``None`` for those of the algorithm."""
+    action_space_class: ClassVar[type[spaces.Space]] = spaces.Box
+    """Actions it can learn."""
     pure_methods: ClassVar[tuple[str, ...]] = ()
     """Methods from tensors to tensors, which hold nearly all arithmetic of an update; see :meth:`compile`."""
     use_graphs = False
     """Whether updates on a GPU become CUDA graphs; may be switched off for a learner."""
+    priority_set: int | None = None
+    """Number of the priorities in a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` that it draws by and writes, if any."""
 
     def __init__(self, policy: BasePolicy, settings: LearnerSettings):
         self.policy = policy
@@ -94,30 +132,28 @@ class Learner:
 
     @property
     def save_params(self) -> tuple[list[str], list[str]]:
-        """Attribute names, seen from the algorithm, of state dicts and of tensors to be saved beside the policy."""
+        """Names of state dicts and of tensors to be saved beside the policy, as attributes of the algorithm."""
         return list(self.optimizers), []
 
-    def follow(self, host: Any, batch_size: int) -> None:
+    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
         """
-        Take over the current constants and learning rates of the algorithm.
+        Take over constants and learning rates before a number of updates.
 
-        :param host: an algorithm with :class:`~sb3_erl.engine.learner_host.LearnerHostMixin`
-        :param batch_size: transitions in the batches to come
+        :param rates: of the updates to come
+        :param buffer: what batches are drawn from, for learners that write priorities
         """
         if not self.use_graphs:
             self.graphs = None
-        elif self.graphs is None and host.device.type == "cuda":
+        elif self.graphs is None and self.policy.device.type == "cuda":
             self.graphs = UpdateGraphs(self._state, lambda: list(self.optimizers.values()))
         if self.graphs is not None:
             self.graphs.refresh()
-        self.settings.tau = host.tau
-        self.discount_by(host.gamma)
-        self.n_updates = host.learner_updates
-        if host.learning_rate is None:
-            for name, optimizer in self.optimizers.items():
-                update_learning_rate(optimizer, self.learning_rates[0 if name.startswith("actor") else 1])
-        else:
-            host._update_learning_rate(list(self.optimizers.values()))
+        self.settings.gamma, self.settings.tau = rates.gamma, rates.tau
+        self.n_updates = rates.n_updates
+        for name, optimizer in self.optimizers.items():
+            rate = rates.by_optimizer.get(name, rates.learning_rate)
+            published = self.learning_rates[0 if name.startswith("actor") else 1]
+            update_learning_rate(optimizer, published if rate is None else rate)
 
     def compile(self) -> None:
         """
@@ -151,10 +187,6 @@ class Learner:
         key = (function.__name__, *choices.items(), *astuple(self.settings), *rates, is_coarse)
         return self.graphs.run(key, partial(function, **choices), inputs)
 
-    def discount_by(self, gamma: float) -> None:
-        """Use this discount factor until the next :meth:`follow`."""
-        self.settings.gamma = gamma
-
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """
         :param sample: draws one batch
@@ -173,7 +205,7 @@ class Learner:
 
     def value(self, observations: Any, actions: torch.Tensor, pessimistic: bool = True) -> torch.Tensor:
         """
-        What the critic thinks of actions.
+        Values of actions by the critic.
 
         :param observations: batch of observations
         :param actions: ``(batch, action_dim)`` in [-1, 1]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, apply_gradients, frozen, step_optimizer
-from sb3_erl.learners.td3 import td_loss, td_targets
+from sb3_erl.learners.td3 import td_targets
+from sb3_erl.learners.td_rule import TD3Rule, TDRule
 from sb3_erl.policies.erl_re2 import ERLRe2Policy
 
 EncoderStep = Literal["recompute", "joint", "torch11"]
@@ -90,15 +91,18 @@ class SharedTD3Learner(Learner):
 
     :param policy: networks and optimizers
     :param settings: constants
+    :param rule: targets and losses of critic, PeVFA and policies, TD3's if ``None``
     """
 
     policy: ERLRe2Policy
     settings: SharedSettings
+    settings_class = SharedSettings
     pure_methods = ("_pevfa_targets", "_pevfa_loss", "_critic_targets", "_critic_loss", "_rl_loss", "_pevfa_term")
-    use_graphs = True
 
-    def __init__(self, policy: ERLRe2Policy, settings: SharedSettings):
+    def __init__(self, policy: ERLRe2Policy, settings: SharedSettings, rule: TDRule | None = None):
         super().__init__(policy, settings)
+        self.rule = TD3Rule() if rule is None else rule
+        self.learning_rates, self.use_graphs = self.rule.learning_rates, self.rule.use_graphs
         self._encoder = policy.actor.encoder_parameters()
         self._head = list(policy.actor.head.parameters())
         self._critic = list(policy.critic.parameters())
@@ -216,14 +220,14 @@ class SharedTD3Learner(Learner):
         target = self.policy.pevfa_target
         embedding = target.embed(weight, bias)
         next_values = target(batch.next_observations, next_actions, context=embedding, features=next_features)
-        return td_targets(batch, next_values, self.settings.gamma)
+        return td_targets(batch, self.rule.target(next_values), self.settings.gamma)
 
     def _pevfa_loss(
         self, batch: ReplayBufferSamples, features: Tensor | None, targets: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
         pevfa = self.policy.pevfa
         values = pevfa(batch.observations, batch.actions, context=pevfa.embed(weight, bias), features=features)
-        return td_loss(values, targets)
+        return self.rule.critic_loss(values, targets)
 
     def _critic_step(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         loss = self._critic_loss(batch, self._critic_targets(batch, noise))
@@ -235,14 +239,15 @@ class SharedTD3Learner(Learner):
         policy, clip = self.policy, self.settings.target_noise_clip
         next_actions = (policy.actor_target(batch.next_observations) + noise.clamp(-clip, clip)).clamp(-1, 1)
         next_values = policy.critic_target(batch.next_observations, next_actions)
-        return td_targets(batch, next_values, self.settings.gamma)
+        return td_targets(batch, self.rule.target(next_values), self.settings.gamma)
 
     def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
         values = self.policy.critic(batch.observations, batch.actions)
-        return td_loss(values, targets)
+        return self.rule.critic_loss(values, targets)
 
     def _rl_loss(self, batch: ReplayBufferSamples, actions: Tensor) -> Tensor:
-        return -self.policy.critic(batch.observations, actions, n_towers=1).mean()
+        values = self.policy.critic(batch.observations, actions, n_towers=self.rule.actor_towers)
+        return -self.rule.actor_value(values).mean()
 
     def _policy_step(self, batch: ReplayBufferSamples, population: Heads | None, shared_heads: Tensor) -> dict[str, Tensor]:
         settings, actor, order = self.settings, self.policy.actor, self.settings.encoder_step
@@ -278,10 +283,11 @@ class SharedTD3Learner(Learner):
         return total
 
     def _pevfa_term(self, batch: ReplayBufferSamples, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        pevfa = self.policy.pevfa
+        pevfa, n_towers = self.policy.pevfa, self.rule.actor_towers
         actions = torch.tanh(torch.addmm(bias, features, weight.t()))
-        embedding = pevfa.embed(weight, bias, n_towers=1)
-        return -pevfa(batch.observations, actions, n_towers=1, context=embedding, features=features).mean()
+        embedding = pevfa.embed(weight, bias, n_towers=n_towers)
+        values = pevfa(batch.observations, actions, n_towers=n_towers, context=embedding, features=features)
+        return -self.rule.actor_value(values).mean()
 
     @torch.no_grad()
     def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -291,8 +297,8 @@ class SharedTD3Learner(Learner):
         :param observation: ``(n, *obs_shape)``
         :param weight: ``(action_dim, feature_dim)``
         :param bias: ``(action_dim,)``
-        :return: ``(n,)``: the smaller of the online PeVFA's towers
+        :return: ``(n,)``: the rule's target of the online PeVFA's towers
         """
         actions = torch.tanh(torch.addmm(bias, self.policy.actor.encode(observation), weight.t()))
         embedding = self.policy.pevfa.embed(weight, bias)
-        return self.policy.pevfa(observation, actions, context=embedding).amin(dim=0)[:, 0]
+        return self.rule.target(self.policy.pevfa(observation, actions, context=embedding))[:, 0]

@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, draw_heads, with_learner
-from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings, lap_huber
+from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
 from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
 
 
@@ -54,12 +55,13 @@ class SharedTD7Learner(TD7Learner):
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
     pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss")
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SharedSALEPolicy}
     use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
         super().__init__(policy, settings)
         self._pevfa = list(policy.pevfa.parameters())
-        self._judges = [*self._critic, *self._pevfa]
+        self._value_parameters = [*self._critic, *self._pevfa]
         self._population: Heads | None = None
         self._td_heads: Sequence[int] | np.ndarray = []
         self._shared_heads: Sequence[int] | np.ndarray = []
@@ -99,7 +101,7 @@ class SharedTD7Learner(TD7Learner):
         self, population: Heads | None, td_heads: Sequence[int] | np.ndarray, shared_heads: Sequence[int] | np.ndarray
     ) -> None:
         """
-        Say which heads the next :meth:`iterate` uses; the number of individuals stands for the learner.
+        Set which heads the next :meth:`iterate` uses; the number of individuals stands for the learner.
 
         :param population: heads of the population, constants; ``None`` without evolution
         :param td_heads: heads of the PeVFA step
@@ -123,7 +125,7 @@ class SharedTD7Learner(TD7Learner):
                 next_values = self._next_values(policy.pevfa_target, batch, next_actions, embedding)
                 targets = self._targets(batch, next_values, policy.pevfa_value_range, policy.pevfa_seen_range)
             values = policy.pevfa(batch.features, batch.actions, zsa, batch.zs, policy.pevfa.embed(weight, bias))
-            loss = loss + lap_huber(values - targets)
+            loss = loss + self.rule.critic_loss(values, targets)
         step_optimizer(policy.pevfa.optimizer, loss, self._pevfa, self.settings.pevfa_max_grad_norm)
         return {"pevfa_loss": loss}
 
@@ -137,7 +139,8 @@ class SharedTD7Learner(TD7Learner):
             actions = torch.tanh(torch.addmm(bias, trunk, weight.t()))
             with torch.no_grad():
                 embedding = policy.pevfa.embed(weight, bias)
-            loss = loss - settings.pevfa_loss_weight * self._values(policy.pevfa, batch, actions, embedding).mean()
+            values = self._values(policy.pevfa, batch, actions, embedding)
+            loss = loss - settings.pevfa_loss_weight * self._mean_value(values)
         return loss
 
     def hard_update(self) -> None:
@@ -153,4 +156,4 @@ class SharedTD7Learner(TD7Learner):
         zs = policy.actor.encoder(features)
         actions = torch.tanh(torch.addmm(bias, policy.actor.trunk(features, zs), weight.t()))
         zsa = policy.fixed_action_encoder(torch.cat([zs, actions], dim=1))
-        return policy.pevfa(features, actions, zsa, zs, policy.pevfa.embed(weight, bias)).amin(dim=0)[:, 0]
+        return self.rule.target(policy.pevfa(features, actions, zsa, zs, policy.pevfa.embed(weight, bias)))[:, 0]

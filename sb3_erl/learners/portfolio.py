@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.learners.base import Learner, LearnerSettings, Sampler
+from sb3_erl.learners.base import Learner, LearnerSettings, Rates, Sampler
 
 
 class Portfolio(Learner):
@@ -32,7 +33,7 @@ class Portfolio(Learner):
     def __init__(self, policy: BasePolicy, members: Sequence[Learner], gammas: Sequence[float]):
         super().__init__(policy, LearnerSettings())
         self.members, self.gammas = list(members), list(gammas)
-        self.turn = 0
+        self.active = 0
         """Number of the learner that is updated now."""
         for number, member in enumerate(members):
             setattr(self, f"learner_{number}", member)
@@ -60,7 +61,7 @@ class Portfolio(Learner):
         found: dict[str, torch.optim.Optimizer] = {}
         for number, member in enumerate(self.members):
             if type(member).optimizers is not Learner.optimizers:
-                found |= {_home(number, name): optimizer for name, optimizer in member.optimizers.items()}
+                found |= {_saved_name(number, name): optimizer for name, optimizer in member.optimizers.items()}
         return found
 
     @property
@@ -69,7 +70,7 @@ class Portfolio(Learner):
         names: tuple[list[str], list[str]] = ([], [])
         for number, member in enumerate(self.members):
             for all_names, own in zip(names, member.save_params, strict=True):
-                all_names += [_home(number, name) for name in own]
+                all_names += [_saved_name(number, name) for name in own]
         return names
 
     def compile(self) -> None:
@@ -77,24 +78,23 @@ class Portfolio(Learner):
         for member in self.members:
             member.compile()
 
-    def follow(self, host: Any, batch_size: int) -> None:
-        """See :meth:`Learner.follow`; discount factors are the portfolio's."""
-        self.n_updates = host.learner_updates
+    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
+        """See :meth:`Learner.begin`; discount factors are the portfolio's."""
+        self.n_updates = rates.n_updates
         for member, gamma in zip(self.members, self.gammas, strict=True):
-            member.follow(host, batch_size)
-            member.discount_by(gamma)
+            member.begin(replace(rates, gamma=gamma), buffer)
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """
         See :meth:`Learner.update`.
 
-        :param sample: draws one batch for the learner whose :attr:`turn` it is, see :meth:`sample`
+        :param sample: draws one batch for the learner with the number :attr:`active`, see :meth:`sample`
         :param n_updates: of every learner
         :return: means by learner, ``learner_<i>/<name>``
         """
         metrics: dict[str, float] = {}
         for number, member in enumerate(self.members):
-            self.turn = number
+            self.active = number
             own = member.update(sample, n_updates)
             metrics |= {f"learner_{number}/{name}": value for name, value in own.items()}
         self.n_updates += n_updates
@@ -102,7 +102,7 @@ class Portfolio(Learner):
 
     def sample(self, buffer: ReplayBuffer, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
-        A batch for the learner whose turn it is: TD7 by its own priorities, the others uniformly.
+        A batch for the learner with the number :attr:`active`: TD7's by its own priorities, the others' uniformly.
 
         :param buffer: common to all learners; n-step returns are discounted by the learner's factor
         :param batch_size: number of transitions
@@ -110,14 +110,14 @@ class Portfolio(Learner):
         :return: the batch
         """
         if isinstance(buffer, LAPReplayBuffer):
-            return buffer.sample(batch_size, env, getattr(self.members[self.turn], "owner", None))
+            return buffer.sample(batch_size, env, self.members[self.active].priority_set)
         if isinstance(buffer, NStepReplayBuffer):
-            buffer.gamma = self.gammas[self.turn]
+            buffer.gamma = self.gammas[self.active]
         return buffer.sample(batch_size, env=env)
 
 
-def _home(number: int, name: str) -> str:
-    """Where a learner's attribute is found from the algorithm's point of view."""
+def _saved_name(number: int, name: str) -> str:
+    """Name of a learner's attribute as one of the algorithm."""
     own = name.removeprefix("learner_rule.")
     return f"learner_rule.learner_{number}.{own if own != name else 'policy.' + name}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -14,11 +16,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
-from sb3_erl.learners.base import Learner, LearnerSettings, Sampler
+from sb3_erl.learners.base import Learner, LearnerSettings, Rates, Sampler
 
 
 class _Batches:
-    """Stands for the replay buffer in the wrapped model's ``train``."""
+    """What the wrapped model's ``train`` uses as replay buffer."""
 
     def __init__(self, sample: Sampler):
         self._sample = sample
@@ -47,7 +49,12 @@ class SB3Learner(Learner):
     """
     Wraps an SB3 model without an environment: its policy acts, its ``train`` learns from the common replay buffer.
 
-    :param learner_class: an off-policy class for continuous actions, such as SAC, TQC or CrossQ
+    A class that does something at every environment step, in ``_on_step`` (DQN and QR-DQN move their targets there), is called
+    once for each step that the updates stand for, see :attr:`~sb3_erl.learners.base.Rates.steps_per_update`. ``num_timesteps``
+    counts these steps, over ``save`` and ``load`` too; other counters of such a class start anew in a loaded model, except
+    DQN's.
+
+    :param learner_class: an off-policy class, such as SAC, TQC or CrossQ
     :param policy_class: the policy it is built with
     :param observation_space: of the environment
     :param action_space: of the environment
@@ -72,6 +79,7 @@ class SB3Learner(Learner):
         model._setup_model()
         model.env = None
         self.model = model
+        self._acts_on_steps = learner_class._on_step is not OffPolicyAlgorithm._on_step
         super().__init__(model.policy, LearnerSettings())
 
     def greedy_actor(self) -> nn.Module:
@@ -92,26 +100,42 @@ class SB3Learner(Learner):
         own = [name for name in state_dicts if name != "policy"]
         return [f"learner_rule.model.{name}" for name in own], [f"learner_rule.model.{name}" for name in variables]
 
-    def follow(self, host: Any, batch_size: int) -> None:
-        """See :meth:`Learner.follow`; the model keeps its own learning rate schedule."""
+    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
+        """See :meth:`Learner.begin`; the model keeps its own learning rate schedule."""
         model = self.model
-        model.tau = host.tau
-        self.discount_by(host.gamma)
-        model._n_updates = host.learner_updates
-        model._current_progress_remaining = host._current_progress_remaining
-        self._batch_size = batch_size
+        model.tau, model.gamma = rates.tau, rates.gamma
+        model._n_updates = self.n_updates = rates.n_updates
+        model._current_progress_remaining = rates.progress_remaining
+        self._batch_size, self._steps_per_update = rates.batch_size, rates.steps_per_update
+        model.num_timesteps = self._n_steps(rates.n_updates)
+        if hasattr(model, "_n_calls"):
+            model._n_calls = model.num_timesteps
 
-    def discount_by(self, gamma: float) -> None:
-        """See :meth:`Learner.discount_by`."""
-        self.model.gamma = gamma
+    def _n_steps(self, n_updates: int) -> int:
+        """Environment steps that come before so many updates."""
+        return math.ceil(n_updates * self._steps_per_update - 1e-6)
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
-        """See :meth:`Learner.update`; what the model logs."""
-        notes = Logger(folder=None, output_formats=[])
-        self.model.set_logger(notes)
+        """See :meth:`Learner.update`; what the model logs, on average over the calls of its ``train``."""
         buffer, self.model.replay_buffer = self.model.replay_buffer, _Batches(sample)  # type: ignore[assignment]
+        logged: dict[str, list[Any]] = {}
         try:
-            self.model.train(gradient_steps=n_updates, batch_size=self._batch_size)
+            for n_at_once in [1] * n_updates if self._acts_on_steps else [n_updates]:
+                for name, value in self._train(n_at_once).items():
+                    logged.setdefault(name, []).append(value)
         finally:
             self.model.replay_buffer = buffer
-        return {key.removeprefix("train/"): value for key, value in notes.name_to_value.items() if key != "train/n_updates"}
+        return {name: values[0] if len(values) == 1 else float(np.mean(values)) for name, values in logged.items()}
+
+    def _train(self, n_updates: int) -> dict[str, Any]:
+        """The steps before these updates, the updates, and what the model logs of them."""
+        notes = Logger(folder=None, output_formats=[])
+        self.model.set_logger(notes)
+        if self._acts_on_steps:
+            while self.model.num_timesteps < self._n_steps(self.n_updates + n_updates):
+                self.model.num_timesteps += 1
+                self.model._on_step()
+        self.model.train(gradient_steps=n_updates, batch_size=self._batch_size)
+        self.n_updates += n_updates
+        logged = {key.removeprefix("train/"): value for key, value in notes.name_to_value.items()}
+        return {key: value for key, value in logged.items() if key != "n_updates" and not key.startswith("rollout/")}

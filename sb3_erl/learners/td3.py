@@ -1,8 +1,8 @@
-"""TD3 and DDPG on SB3's TD3 policy or one shaped like it."""
+"""TD3, DDPG and rules like them on SB3's TD3 policy or one shaped like it."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -12,28 +12,29 @@ from torch.func import functional_call
 
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.td_rule import TD3Rule, TDRule
 from sb3_erl.policies.sequential import fuse_sequentials
 
 
 class TD3Learner(Learner):
     """
-    Twin delayed DDPG: critic step, and every ``policy_delay``-th update actor step and soft updates.
+    One temporal-difference rule: critic step, and every ``policy_delay``-th update actor step and soft updates.
 
-    Fujimoto et al. (2018), https://arxiv.org/abs/1802.09477. Equal to SB3's ``TD3.train`` on the same batches and torch
-    seed, with optional gradient clipping; no gradient is computed that nobody uses.
+    Fujimoto et al. (2018), https://arxiv.org/abs/1802.09477. With TD3's and DDPG's rules equal to SB3's ``train`` on the same
+    batches and torch seed, with optional gradient clipping; no gradient is computed that nobody uses.
 
     :param policy: SB3's ``TD3Policy`` or a policy of the same structure
     :param settings: constants
+    :param rule: targets and losses, TD3's if ``None``
     """
 
     policy: TD3Policy
-    settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 2, "target_policy_noise": 0.2}
-    n_critics: ClassVar[int] = 2
     pure_methods = ("_targets", "_critic_loss", "_actor_loss")
-    use_graphs = True
 
-    def __init__(self, policy: TD3Policy, settings: LearnerSettings):
+    def __init__(self, policy: TD3Policy, settings: LearnerSettings, rule: TDRule | None = None):
         super().__init__(policy, settings)
+        self.rule = TD3Rule() if rule is None else rule
+        self.learning_rates, self.use_graphs = self.rule.learning_rates, self.rule.use_graphs
         for network in (policy.actor, policy.critic, policy.actor_target, policy.critic_target):
             fuse_sequentials(network)
         self._actor = list(policy.actor.parameters())
@@ -92,16 +93,16 @@ class TD3Learner(Learner):
     def _targets(self, batch: ReplayBufferSamples, noise: Tensor, target_actor: nn.Module) -> Tensor:
         next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
         next_values = _towers(self.policy.critic_target(batch.next_observations, next_actions))
-        return td_targets(batch, next_values, self.settings.gamma)
+        return td_targets(batch, self.rule.target(next_values), self.settings.gamma)
 
     def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
         values = _towers(self.policy.critic(batch.observations, batch.actions))
-        return td_loss(values, targets)
+        return self.rule.critic_loss(values, targets)
 
     def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
         """
         :param batch: transitions
-        :return: loss: minus the first critic's value of the actor's actions
+        :return: loss: minus the mean value of the actor's actions
         """
         with frozen(self._critic):
             loss = self._actor_loss(batch)
@@ -109,13 +110,17 @@ class TD3Learner(Learner):
         return loss
 
     def _actor_loss(self, batch: ReplayBufferSamples) -> Tensor:
-        return -self._first_value(batch.observations, self.policy.actor(batch.observations)).mean()
+        values = self._values(batch.observations, self.policy.actor(batch.observations), self.rule.actor_towers)
+        return -self.rule.actor_value(values).mean()
 
-    def _first_value(self, observations: Any, actions: Tensor) -> Tensor:
+    def _values(self, observations: Any, actions: Tensor, n_towers: int | None) -> Tensor:
+        """``(towers, batch, 1)``, of the first critics only if wanted."""
         critic = self.policy.critic
-        if hasattr(critic, "q1_forward"):
-            return critic.q1_forward(observations, actions)
-        return critic(observations, actions, n_towers=1)[0]
+        if not hasattr(critic, "q1_forward"):
+            return critic(observations, actions, n_towers=n_towers)
+        if n_towers == 1:
+            return critic.q1_forward(observations, actions)[None]
+        return _towers(critic(observations, actions))[:n_towers]
 
     def all_values(self, observations: Any, actions: Tensor) -> Tensor:
         """See :meth:`Learner.all_values`."""
@@ -148,10 +153,12 @@ class TD3Learner(Learner):
         :param parameters: an actor's tensors by name, running statistics included
         :param snapshot: the critic's, see :meth:`critic_snapshot`
         :param observations: batch of observations
-        :return: minus the first critic's mean value of the actor's actions
+        :return: minus the mean value of the actor's actions
         """
         actions = functional_call(self.policy.actor, parameters, (observations,))
-        return -functional_call(self.policy.critic, snapshot, (observations, actions), {"n_towers": 1}).mean()
+        towers = {"n_towers": self.rule.actor_towers}
+        values = functional_call(self.policy.critic, snapshot, (observations, actions), towers)
+        return -self.rule.actor_value(values).mean()
 
     def target_step(self) -> None:
         """Soft updates of the targets; running statistics are copied, as SB3 does."""
@@ -162,38 +169,17 @@ class TD3Learner(Learner):
             place.copy_(value)
 
 
-class DDPGLearner(TD3Learner):
-    """
-    Deep deterministic policy gradient: TD3 with one critic, no delay and no smoothing.
-
-    Lillicrap et al. (2015), https://arxiv.org/abs/1509.02971, with the constants of the authors' code of ERL.
-    """
-
-    settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 1, "target_policy_noise": 0.0}
-    learning_rates = (5e-5, 5e-4)
-    n_critics = 1
-
-
 def td_targets(batch: ReplayBufferSamples, next_values: Tensor, gamma: float) -> Tensor:
     """
-    Clipped double Q-learning, Fujimoto et al. (2018), eq. 10.
+    One-step or n-step targets.
 
     :param batch: transitions
-    :param next_values: of the target critics, ``(towers, batch, 1)``
+    :param next_values: what is bootstrapped from, ``(batch, 1)``
     :param gamma: discount factor, where the batch has none of its own
     :return: ``(batch, 1)``
     """
     discounts = gamma if batch.discounts is None else batch.discounts
-    return batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=0)
-
-
-def td_loss(values: Tensor, targets: Tensor) -> Tensor:
-    """
-    :param values: ``(towers, batch, 1)``
-    :param targets: ``(batch, 1)``
-    :return: mean squared error, summed over towers
-    """
-    return (values - targets).square().mean(dim=(1, 2)).sum()
+    return batch.rewards + (1 - batch.dones) * discounts * next_values
 
 
 def _towers(values: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 from torch.func import functional_call
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Rates, Sampler, frozen, step_optimizer
+from sb3_erl.learners.td_rule import TD7Rule, TDRule
+from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
-from sb3_erl.policies.td7 import TD7Policy
+from sb3_erl.policies.td7 import SALEPolicy, TD7Policy
 
 
 @dataclass
@@ -86,26 +90,33 @@ class TD7Learner(Learner):
 
     :param policy: networks and optimizers
     :param settings: constants
-    :param owner: whose priorities in the replay buffer are read and written
+    :param priority_set: number of the priorities in the replay buffer that it draws by and writes
     """
 
     policy: TD7Policy
     settings: TD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = TD7Settings
-    settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
+    rule_class: ClassVar[type[TDRule]] = TD7Rule
+    """Target and losses; TD7's clipping of the bootstrapped value comes on top."""
+    settings_defaults: ClassVar[dict[str, Any]] = TD7Rule.settings_defaults
     buffer_class = LAPReplayBuffer
-    learning_rates = (3e-4, 3e-4)
+    learning_rates = TD7Rule.learning_rates
+    n_critics = TD7Rule.n_critics
+    batch_size = 256
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy}
     pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
     use_graphs = True
-    n_critics: ClassVar[int] = 2
+    priority_set: int
 
-    def __init__(self, policy: TD7Policy, settings: TD7Settings, owner: int = 0):
+    def __init__(self, policy: TD7Policy, settings: TD7Settings, priority_set: int = 0):
         super().__init__(policy, settings)
-        self.owner = owner
+        self.rule = self.rule_class()
+        self.use_graphs = type(self).use_graphs and self.rule.use_graphs
+        self.priority_set = priority_set
         self.buffer: LAPReplayBuffer | None = None
         self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
-        self._judges = self._critic
+        self._value_parameters = self._critic
         """What the actor's loss goes through without training it."""
 
     @property
@@ -114,9 +125,9 @@ class TD7Learner(Learner):
         networks: dict[str, Any] = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
         return {f"{name}.optimizer": network.optimizer for name, network in networks.items()}
 
-    def follow(self, host: Any, batch_size: int) -> None:
-        super().follow(host, batch_size)
-        buffer = host.replay_buffer
+    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
+        """See :meth:`Learner.begin`; priorities go to a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`."""
+        super().begin(rates, buffer)
         self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) else None
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
@@ -128,7 +139,7 @@ class TD7Learner(Learner):
 
     def _report(self) -> dict[str, float]:
         low, high = self.policy.value_range.tolist()
-        priority = {} if self.buffer is None else {"max_priority": self.buffer.trees[self.owner].max_priority}
+        priority = {} if self.buffer is None else {"max_priority": self.buffer.trees[self.priority_set].max_priority}
         return {"value_min": low, "value_max": high, **priority}
 
     def iterate(self, samples: ReplayBufferSamples, noise: Tensor) -> Update:
@@ -163,7 +174,7 @@ class TD7Learner(Learner):
     def _after_critic_step(self, priorities: Tensor) -> None:
         """Priorities go to the replay buffer; the hard update when it is time."""
         if self.buffer is not None:
-            self.buffer.update_priorities(priorities, self.owner)
+            self.buffer.update_priorities(priorities, self.priority_set)
         if self.n_updates % self.settings.target_update_interval == 0:
             self.hard_update()
 
@@ -213,19 +224,18 @@ class TD7Learner(Learner):
 
     def _critic_loss(self, batch: Batch, zsa: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         values = self.policy.critic(batch.features, batch.actions, zsa, batch.zs)
-        return lap_huber(values - targets), values.detach()
+        return self.rule.critic_loss(values, targets), values.detach()
 
     def _next_values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:
         """Values ``(towers, batch, 1)`` of actions in the next states, with the targets' encoder."""
         zsa = self.policy.target_action_encoder(torch.cat([batch.next_zs, actions], dim=1))
         return critic(batch.next_features, actions, zsa, batch.next_zs, context)
 
-    @staticmethod
     @torch.no_grad()
-    def _targets(batch: Batch, next_values: Tensor, value_range: Tensor, seen_range: Tensor) -> Tensor:
+    def _targets(self, batch: Batch, next_values: Tensor, value_range: Tensor, seen_range: Tensor) -> Tensor:
         """Targets ``(batch, 1)`` with clipped bootstrap; widens the range of targets seen."""
-        smallest = next_values.amin(dim=0).clamp(value_range[0], value_range[1])
-        targets = batch.rewards + batch.discounts * smallest
+        bootstrap = self.rule.target(next_values).clamp(value_range[0], value_range[1])
+        targets = batch.rewards + batch.discounts * bootstrap
         low, high = torch.aminmax(targets)
         torch.minimum(seen_range[0], low, out=seen_range[0])
         torch.maximum(seen_range[1], high, out=seen_range[1])
@@ -236,7 +246,7 @@ class TD7Learner(Learner):
         return {}
 
     def _actor_step(self, batch: Batch) -> Tensor:
-        with frozen(self._judges):
+        with frozen(self._value_parameters):
             loss = self._actor_loss(batch)
         step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
         return loss
@@ -245,9 +255,9 @@ class TD7Learner(Learner):
         return self._learner_loss(batch, self.policy.actor.act(batch.features, batch.zs))
 
     def _learner_loss(self, batch: Batch, actions: Tensor) -> Tensor:
-        """Minus the mean value over both critics, offline with the behavior-cloning term."""
+        """Minus the mean value, offline with the behavior-cloning term."""
         values = self._values(self.policy.critic, batch, actions)
-        loss = -values.mean()
+        loss = -self._mean_value(values)
         if self.settings.bc_coef > 0:
             weight = self.settings.bc_coef * values.detach().abs().mean()
             loss = loss + weight * torch.nn.functional.mse_loss(actions, batch.actions)
@@ -257,6 +267,9 @@ class TD7Learner(Learner):
         """Values ``(towers, batch, 1)`` of actions in the batch's states; the gradient also goes through ``zsa``."""
         zsa = self.policy.fixed_action_encoder(torch.cat([batch.zs, actions], dim=1))
         return critic(batch.features, actions, zsa, batch.zs, context)
+
+    def _mean_value(self, values: Tensor) -> Tensor:
+        return self.rule.actor_value(first_towers(values, self.rule.actor_towers)).mean()
 
     def all_values(self, observations: Any, actions: Tensor) -> Tensor:
         """See :meth:`Learner.all_values`; with the fixed encoder, which the actors act with."""
@@ -287,9 +300,9 @@ class TD7Learner(Learner):
         return {}
 
     def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
-        """See :meth:`~sb3_erl.learners.td3.TD3Learner.individual_loss`; the mean over both critics."""
+        """See :meth:`~sb3_erl.learners.td3.TD3Learner.individual_loss`; without a snapshot."""
         actions = functional_call(self.policy.actor, parameters, (observations,))
-        return -self.all_values(observations, actions).mean()
+        return -self._mean_value(self.all_values(observations, actions))
 
     def hard_update(self) -> None:
         """Targets become copies, the targets' encoder before the fixed one; value range and highest priority follow."""
@@ -299,15 +312,4 @@ class TD7Learner(Learner):
         policy.fix_encoder()
         policy.value_range.copy_(policy.seen_range)
         if self.buffer is not None:
-            self.buffer.reset_max_priority(self.owner)
-
-
-def lap_huber(errors: Tensor) -> Tensor:
-    """
-    LAP's loss: ``d^2 / 2`` below 1, else ``d`` (without the offset of Huber's), summed over towers, mean over the batch.
-
-    :param errors: temporal-difference errors ``(towers, batch, 1)``
-    :return: scalar
-    """
-    distance = errors.abs()
-    return torch.where(distance < 1, 0.5 * distance.square(), distance).mean(dim=(1, 2)).sum()
+            self.buffer.reset_max_priority(self.priority_set)

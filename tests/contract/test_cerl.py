@@ -16,6 +16,7 @@ from torch import nn
 from sb3_erl import CERL
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.parameters import read_parameters
+from sb3_erl.engine.learner_host import rates_of
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.policies.cerl import CERLActor, CERLNetworks
 from tests.contract.helpers import Tables, Witness, differences, snapshot
@@ -54,7 +55,7 @@ def test_targets_differ_by_the_discount_factor() -> None:
         following = first.critic_target(batch.next_observations, action).amin(dim=0)
         values = first.critic(batch.observations, batch.actions)
     expected = [float((values - (batch.rewards + g * following)).square().mean(dim=(1, 2)).sum()) for g in (0.0, 0.5)]
-    model.learner_rule.follow(model, n)
+    model.learner_rule.begin(rates_of(model, n), model.replay_buffer)
     metrics = model.learner_rule.update(lambda: batch, 1)
     assert [metrics[f"learner_{i}/critic_loss"] for i in (0, 1)] == pytest.approx(expected, rel=1e-5)
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
@@ -70,7 +71,7 @@ def test_critic_target_moves_at_every_update_and_the_actors_at_every_second() ->
     model = make_cerl(learning_starts=0, gradient_steps=1, train_freq=1000).learn(40)
     member = model.policy.members[0]
     before = [read_parameters(network) for network in (member.critic_target, member.actor_target)]
-    model.learner_rule.follow(model, 16)
+    model.learner_rule.begin(rates_of(model, 16), model.replay_buffer)
     for member_rule in model.learner_rule.members:
         member_rule.n_updates = 0
     model.learner_rule.update(lambda: model._sample(16), 1)
@@ -110,7 +111,7 @@ def test_n_step_returns_are_discounted_by_each_learner() -> None:
     model = make_cerl(gammas=(0.5, 0.9), n_steps=3).learn(60)
     buffer = model.replay_buffer
     assert isinstance(buffer, NStepReplayBuffer) and model._n_updates > 0
-    for model.learner_rule.turn, gamma in enumerate((0.5, 0.9)):
+    for model.learner_rule.active, gamma in enumerate((0.5, 0.9)):
         discounts = model._sample(64).discounts
         assert np.isclose(discounts.numpy(), gamma ** np.arange(1, 4)).any(axis=1).all() and discounts.min() < gamma**2
 
@@ -265,7 +266,7 @@ def test_priorities_for_each_td7_and_uniform_draws_for_the_others() -> None:
     for tree in buffer.trees:
         tree.write(np.arange(90), np.r_[1.0, np.zeros(89)])
     rows = []
-    for model.learner_rule.turn in range(3):
+    for model.learner_rule.active in range(3):
         rows.append(len(np.unique(model._sample(64).rewards.numpy())))
     assert rows[0] == rows[2] == 1 and rows[1] > 20
     assert model.replay_buffer_kwargs == {}

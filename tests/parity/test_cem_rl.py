@@ -12,12 +12,14 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn
 
-from sb3_erl.algorithms.cem_rl import CEMRL, RULES
+from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.evolution.cem import CEM, log_rank_weights
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
 from sb3_erl.learners.base import LearnerSettings
+from sb3_erl.learners.td3 import TD3Learner
+from sb3_erl.learners.td_rule import DDPGRule, TD3Rule
 from sb3_erl.policies.cem_rl import CEMRLPolicy
 from sb3_erl.policies.layers import PlainNorm, StackedLinear
 from tests.parity.cases import Case, dispatch
@@ -148,7 +150,8 @@ def load(places: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> No
 
 def check_update(case: Case) -> None:
     c = case["config"]
-    rule, n_towers = RULES["td3" if c["td3"] else "ddpg"], 2 if c["td3"] else 1
+    rule = TD3Rule() if c["td3"] else DDPGRule()
+    n_towers = rule.n_critics
     policy = CEMRLPolicy(
         spaces.Box(-np.inf, np.inf, (c["obs_dim"],), np.float32),
         spaces.Box(-c["max_action"], c["max_action"], (c["act_dim"],), np.float32),
@@ -161,7 +164,7 @@ def check_update(case: Case) -> None:
     for net in ("critic", "critic_target"):
         load(tensors_of(policy, net, n_towers), case.under("critic0."))
     settings = LearnerSettings(c["gamma"], c["tau"], target_policy_noise=c["policy_noise"], target_noise_clip=c["noise_clip"])
-    learner = rule(policy, settings)
+    learner = TD3Learner(policy, settings, rule)
     rows, n_critic = case.array("batch_index"), len(case.array("critic_loss"))
     noise = case.tensor("target_noise_clipped") if c["td3"] else torch.zeros(n_critic, 1, c["act_dim"])
     n_actor = len(rows) - n_critic

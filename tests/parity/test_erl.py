@@ -17,7 +17,8 @@ from sb3_erl.evolution.operators.crossover import RowCrossover, RowEvents
 from sb3_erl.evolution.operators.mutation import GaussianMutation, WeightEvents
 from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from sb3_erl.learners.base import LearnerSettings
-from sb3_erl.learners.td3 import DDPGLearner
+from sb3_erl.learners.td3 import TD3Learner
+from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.erl import ERLActor, ERLCritic, ERLPolicy
 from tests.parity.cases import Case
 from tests.parity.replay import RecordedDraws
@@ -199,7 +200,7 @@ def policy_names(policy: ERLPolicy) -> dict[str, dict[str, Tensor]]:
     }
 
 
-class UnclippedActor(DDPGLearner):
+class UnclippedActor(TD3Learner):
     """The authors' slip: their second clip names the critic, so the actor's gradient is as it comes."""
 
     def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
@@ -227,7 +228,7 @@ def check_ddpg_update(case: Case) -> None:
                 tensor.copy_(case.tensor(f"{network}0.{name}"))
     settings = LearnerSettings(gamma=config["gamma"], tau=config["tau"], max_grad_norm=config["clip"])
     official = "second_clip_applies_to" in config and "critic" in config["second_clip_applies_to"]
-    learner = (UnclippedActor if official else DDPGLearner)(policy, settings)
+    learner = (UnclippedActor if official else TD3Learner)(policy, settings, DDPGRule())
     batches = iter(batches_of(case))
     step = 0
     while f"actor{step + 1}.w_l1.weight" in case.arrays:

@@ -11,12 +11,13 @@ from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl.learners.base import LearnerSettings
-from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
+from sb3_erl.learners.td3 import TD3Learner
+from sb3_erl.learners.td_rule import DDPGRule, TD3Rule, TDRule
 from tests.parity.cases import assert_moved_alike
 
-CASES: list[tuple[type[OffPolicyAlgorithm], type[TD3Learner], dict[str, Any]]] = [
-    (TD3, TD3Learner, {"policy_delay": 2, "target_policy_noise": 0.2}),
-    (DDPG, DDPGLearner, {"policy_delay": 1, "target_policy_noise": 0.0}),
+CASES: list[tuple[type[OffPolicyAlgorithm], type[TDRule], dict[str, Any]]] = [
+    (TD3, TD3Rule, {"policy_delay": 2, "target_policy_noise": 0.2}),
+    (DDPG, DDPGRule, {"policy_delay": 1, "target_policy_noise": 0.0}),
 ]
 
 
@@ -27,10 +28,10 @@ def filled(model_class: type[OffPolicyAlgorithm], n_steps: int) -> OffPolicyAlgo
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
-@pytest.mark.parametrize(("model_class", "learner_class", "settings"), CASES, ids=["td3", "ddpg"])
+@pytest.mark.parametrize(("model_class", "rule_class", "settings"), CASES, ids=["td3", "ddpg"])
 def test_rule_equals_sb3(
     model_class: type[OffPolicyAlgorithm],
-    learner_class: type[TD3Learner],
+    rule_class: type[TDRule],
     settings: dict[str, Any],
     n_steps: int,
     pytestconfig: pytest.Config,
@@ -41,7 +42,7 @@ def test_rule_equals_sb3(
     theirs.train(gradient_steps=7, batch_size=32)
     np.random.seed(5)
     torch.manual_seed(5)
-    learner = learner_class(ours.policy, LearnerSettings(**settings))  # type: ignore[arg-type]
+    learner = TD3Learner(ours.policy, LearnerSettings(**settings), rule_class())  # type: ignore[arg-type]
     learner.update(lambda: ours.replay_buffer.sample(32), 7)  # type: ignore[union-attr]
     fresh = filled(model_class, n_steps)
     actual, expected, start = (model.policy.state_dict() for model in (ours, theirs, fresh))
