@@ -23,7 +23,7 @@ from sb3_erl.engine.hybrid import EvolutionaryOffPolicyAlgorithm
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.evolution.base import Evolver, to_numpy
-from sb3_erl.evolution.cem import CEM as CEMDistribution
+from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.td3 import DDPGLearner, TD3Learner
@@ -84,10 +84,10 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     :param n_gradient_actors: how many of the sampled individuals are learned, ``None`` for half of them, 0 for none
     :param n_eval_episodes: episodes per individual
     :param n_noisy_episodes: additional exploring episodes per generation, by the first individuals
-    :param n_parents: see :class:`~sb3_erl.evolution.cem.CEM`
-    :param sigma_init: see :class:`~sb3_erl.evolution.cem.CEM` (a variance)
-    :param antithetic: see :class:`~sb3_erl.evolution.cem.CEM`
-    :param elitism: see :class:`~sb3_erl.evolution.cem.CEM`
+    :param n_parents: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
+    :param sigma_init: initial variance of every parameter (the authors' name)
+    :param antithetic: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
+    :param elitism: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
     :param importance_mixing: reuse individuals of the last generation that still look like draws of the new Gaussian
     :param reward_mode: ``"dense"``; ``"episodic"`` stores zeros but for each episode's last step, which gets its return
     :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
@@ -96,7 +96,7 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
-    evolver: CEMDistribution
+    evolver: DiagonalCEM
 
     def __init__(
         self,
@@ -203,9 +203,10 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         parts: Any = policy
         self.actor, self.critic, self.encoder = parts.actor, parts.critic, getattr(policy, "encoder", None)
         self.actor_target, self.critic_target = parts.actor_target, parts.critic_target  # nobody reads the actor's
-        own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
+        own = {name: getattr(self, name) for name in ("n_parents", "antithetic", "elitism")}
+        own["variance_init"] = self.sigma_init
         mean = read_parameters(self.actor)
-        self.evolver = CEMDistribution(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
+        self.evolver = DiagonalCEM(mean, self.pop_size, **{**own, **(self.evolver_kwargs or {})}).to(self.device)
         self.exchange = GradientSteps(self.actor, self._actor_optimizer)
         self.learned = LearnedRows(max(self._n_learned, 1), mean.numel()).to(self.device)
         n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 1
@@ -372,12 +373,12 @@ class CEM(EvolutionaryAlgorithm):
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
-    :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
+    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay buffer,
     no gradients. The network is CEM-RL's actor.
 
     :param learning_rate: SB3's third argument; not used, because the distribution is refitted in closed form
     :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
-    :param sigma_init: initial variance of every parameter
+    :param sigma_init: initial variance of every parameter (the authors' name)
     :param antithetic: mirrored sampling, ``None`` for yes if ``pop_size`` is even
     :param elitism: the last candidate is the best of the last generation
     :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
@@ -417,8 +418,9 @@ class CEM(EvolutionaryAlgorithm):
         super()._setup_model()
 
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
-        own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
-        return CEMDistribution(
+        own = {name: getattr(self, name) for name in ("n_parents", "antithetic", "elitism")}
+        own["variance_init"] = self.sigma_init
+        return DiagonalCEM(
             read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})}
         )
 
