@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.seed_ga import SeedGA
@@ -38,9 +38,9 @@ def evolvers(pop_size: int) -> dict[str, Callable[[], Any]]:
     return {
         "GA, ERL-Re2's heads": genetic(HEAD, "heads"),
         "GA, ERL's actors": genetic(ACTOR, "actors"),
-        "CEM, ERL's actors": lambda: CEM(population(ACTOR)[0], pop_size),
+        "CEM, ERL's actors": lambda: DiagonalCEM(population(ACTOR)[0], pop_size),
         "Deep GA, ERL's actors": lambda: SeedGA(ACTOR, pop_size, truncation=pop_size // 5, n_finalists=pop_size // 5),
-        "ES, ERL's actors": lambda: MirroredES(population(ACTOR)[0], pop_size // 2, 0.02),
+        "ES, ERL's actors": lambda: MirroredES(population(ACTOR)[0], pop_size, 0.02),
     }
 
 

@@ -213,7 +213,7 @@ class OpenAIES(ReferenceBatchMixin):
     def _make_es(self, network: BasePolicy, table: NoiseTable) -> MirroredES:
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
-        return MirroredES(read_parameters(network), self.n_pairs, self._now(self.sigma), table=table, **own)
+        return MirroredES(read_parameters(network), 2 * self.n_pairs, self._now(self.sigma), table=table, **own)
 
     def _now(self, value: float | Schedule) -> float:
         """The value of a schedule at this moment."""

@@ -7,28 +7,37 @@ from importlib import import_module
 from typing import Any
 
 _OPERATORS = "sb3_erl.evolution.operators"
+_FITNESS = "sb3_erl.evolution.fitness.parts"
 
 PARTS: dict[str, dict[str, Any]] = {
     "crossover": {
         "rows": f"{_OPERATORS}.crossover:RowCrossover",
         "head_rows": f"{_OPERATORS}.crossover:HeadRowCrossover",
+        "distillation": f"{_OPERATORS}.distillation:DistillationCrossover",
     },
     "mutation": {
         "gaussian": f"{_OPERATORS}.mutation:GaussianMutation",
         "head_rows": f"{_OPERATORS}.mutation:HeadMutation",
+        "proximal": f"{_OPERATORS}.proximal:ProximalMutation",
     },
     "evolver": {
         "ga": "sb3_erl.evolution.ga:GA",
-        "cem": "sb3_erl.evolution.cem:CEM",
+        "cem": "sb3_erl.evolution.cem:DiagonalCEM",
         "es": "sb3_erl.evolution.es:MirroredES",
     },
-    "fitness": {},
     "learner": {
         "ddpg": "sb3_erl.learners.td_rule:DDPGRule",
         "td3": "sb3_erl.learners.td_rule:TD3Rule",
         "td7": "sb3_erl.learners.td7:TD7Learner",
         "sac": "stable_baselines3:SAC",
         "dqn": "sb3_erl.learners.dqn:DQNLearner",
+    },
+    "fitness": {
+        "return": f"{_FITNESS}:Return",
+        "discounted_return": f"{_FITNESS}:DiscountedReturn",
+        "sign_sum": f"{_FITNESS}:SignSum",
+        "energy": f"{_FITNESS}:Energy",
+        "novelty": f"{_FITNESS}:Novelty",
     },
     "exchange": {},
     "step": {},

@@ -1,8 +1,9 @@
-"""What an evolver is: it proposes candidates and learns what they were worth."""
+"""The protocol of evolvers: ask for candidates, tell their fitness."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,13 +20,25 @@ class Evolver(nn.Module):
 
     Its state is made of float buffers, so it moves with the device and is saved like a network. Fitness is maximized
     everywhere and NaN is worst. Random numbers come from the generator that is handed in.
+
+    A subclass that keeps a population is constructed as ``cls(candidates, layout, **kwargs)``; it proposes
+    :attr:`candidates` in :meth:`ask` and calls :meth:`keep_best` in :meth:`tell`. Search distributions extend
+    :class:`Distribution`.
+
+    :param candidates: ``(pop_size, n_params)``, the initial population; ``None`` for evolvers that store something smaller
+        and define :attr:`candidates` themselves
     """
 
+    starts_from: ClassVar[Literal["population", "mean"]] = "population"
+    """Whether the first argument of the constructor is a whole population or one vector, the mean."""
     candidates: Tensor
+    champion: Tensor | None
 
-    def __init__(self, candidates: Tensor):
+    def __init__(self, candidates: Tensor | None = None):
         super().__init__()
-        self.register_buffer("candidates", candidates.detach().clone())
+        if candidates is not None:
+            self.register_buffer("candidates", candidates.detach().clone())
+        self.register_buffer("champion", None, persistent=False)
 
     @property
     def pop_size(self) -> int:
@@ -47,6 +60,46 @@ class Evolver(nn.Module):
         """
         raise NotImplementedError
 
+    def best(self) -> Tensor | None:
+        """
+        :return: ``(n_params,)``, a copy of the best candidate of the last :meth:`tell`, which later changes of the
+            population do not reach; ``None`` before the first one. It is not saved: ``None`` after loading, too
+        """
+        return None if self.champion is None else self.champion.clone()
+
+    def keep_best(self, candidate: Tensor) -> None:
+        """
+        Take the snapshot that :meth:`best` returns; for subclasses, in :meth:`tell`.
+
+        :param candidate: ``(n_params,)``, copied
+        """
+        self.champion = candidate.detach().clone()
+
+    def center(self) -> Tensor | None:
+        """:return: ``(n_params,)``, a copy of the mean of a search distribution; ``None`` for a population"""
+        return None
+
+    def inject(self, vectors: Tensor, slots: Sequence[int]) -> None:
+        """
+        Put individuals from outside into the next generation.
+
+        :param vectors: ``(k, n_params)``, copied
+        :param slots: ``(k,)`` different rows of the next :meth:`ask` that hold them; those in :attr:`protected` are valid
+            too, so the caller decides whether to overwrite what they hold
+        :raises ValueError: if shapes do not fit or a slot does not exist
+        """
+        check_injected(vectors, slots, self.candidates)
+        self.candidates[list(slots)] = vectors.detach().to(self.candidates)
+
+    @property
+    def protected(self) -> list[int]:
+        """Slots that should not be overwritten, because they hold unchanged elites; best first."""
+        return []
+
+    def metrics(self) -> dict[str, float]:
+        """:return: what is worth logging, by name; an algorithm logs it under ``population/``"""
+        return {}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "candidates")
         if saved is not None and saved.shape != self.candidates.shape:
@@ -56,6 +109,87 @@ class Evolver(nn.Module):
                 "load without changing pop_size, or start a new model"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.champion = None
+
+
+class Distribution(Evolver):
+    """
+    Base of evolvers that sample a search distribution: :meth:`propose`, :meth:`refit` and :meth:`center` are theirs to write.
+
+    A subclass is constructed as ``cls(mean, pop_size, **kwargs)``. Injected rows are part of what is asked for until the
+    next :meth:`tell`, so a generation that was interrupted can be asked for again; they are saved.
+
+    :param mean: ``(n_params,)``, where the search starts
+    :param pop_size: number of candidates
+    """
+
+    starts_from = "mean"
+    injected: Tensor | None
+    injected_slots: Tensor | None
+
+    def __init__(self, mean: Tensor, pop_size: int):
+        super().__init__(mean.expand(pop_size, -1))
+        self.register_buffer("injected", None)
+        self.register_buffer("injected_slots", None)
+
+    def propose(self, rng: np.random.Generator) -> Tensor:
+        """
+        :param rng: generator
+        :return: ``(pop_size, n_params)`` draws of the distribution, a new tensor
+        """
+        raise NotImplementedError
+
+    def refit(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None) -> None:
+        """
+        :param candidates: ``(pop_size, n_params)`` as they were evaluated; not written
+        :param fitness: ``(pop_size,)``, higher is better, NaN is worst
+        :param rng: generator
+        """
+        raise NotImplementedError
+
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        """See :meth:`Evolver.ask`; draws, with injected vectors in their slots."""
+        candidates = self.propose(rng)
+        if self.injected is not None and self.injected_slots is not None:
+            candidates[self.injected_slots.long()] = self.injected.to(candidates)
+        return candidates
+
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
+        """See :meth:`Evolver.tell`."""
+        check_told(candidates, fitness)
+        self.refit(candidates, fitness, rng)
+        self.keep_best(candidates[best_index(fitness)])
+        self.candidates.copy_(candidates)
+        self.injected = self.injected_slots = None
+
+    def inject(self, vectors: Tensor, slots: Sequence[int]) -> None:
+        """See :meth:`Evolver.inject`; a second call before the next :meth:`tell` adds to the first."""
+        check_injected(vectors, slots, self.candidates)
+        rows = {} if self.injected is None else dict(zip(self._slots(), self.injected, strict=True))
+        rows.update(zip((int(slot) for slot in slots), vectors.detach().to(self.candidates), strict=True))
+        if rows:
+            self.injected = torch.stack(list(rows.values()))
+            self.injected_slots = torch.tensor(list(rows), dtype=torch.float64, device=self.injected.device)
+
+    def _slots(self) -> list[int]:
+        return [] if self.injected_slots is None else [int(slot) for slot in self.injected_slots.tolist()]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("injected", "injected_slots"):
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else saved.detach().clone().to(self.candidates.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def best_index(fitness: np.ndarray) -> int:
+    """
+    :param fitness: ``(n,)``, higher is better, NaN is worst
+    :return: who is best; among equals the lowest index
+
+    >>> best_index(np.array([np.nan, 2.0, 3.0, 3.0]))
+    2
+    """
+    return int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
 
 
 def check_told(candidates: Tensor, fitness: np.ndarray) -> None:
@@ -64,6 +198,18 @@ def check_told(candidates: Tensor, fitness: np.ndarray) -> None:
         raise ValueError(
             f"fitness must have shape ({len(candidates)},), one value per candidate from ask(); got {fitness.shape}"
         )
+
+
+def check_injected(vectors: Tensor, slots: Sequence[int], candidates: Tensor) -> None:
+    """:raises ValueError: if the vectors are not like the candidates, or there is not one existing slot for each"""
+    pop_size, n_params = candidates.shape
+    if vectors.shape != (len(slots), n_params):
+        raise ValueError(
+            f"vectors must have shape ({len(slots)}, {n_params}), one row of {n_params} parameters per slot; "
+            f"got {tuple(vectors.shape)}"
+        )
+    if len(set(slots)) < len(slots) or not all(0 <= slot < pop_size for slot in slots):
+        raise ValueError(f"slots must be different numbers from 0 to {pop_size - 1}; got {list(slots)}")
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

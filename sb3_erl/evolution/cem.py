@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.evolution.base import Evolver, check_told
+from sb3_erl.evolution.base import Distribution
 
 _CACHED = 1 << 17
-"""How many numbers are worked on at a time: what does not leave the processor's cache is several times faster."""
+"""How many numbers are worked on at a time: arrays that stay in the processor's cache are several times faster."""
 
 
 def log_rank_weights(n_parents: int) -> np.ndarray:
@@ -28,9 +28,9 @@ def log_rank_weights(n_parents: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-class CEM(Evolver):
+class DiagonalCEM(Distribution):
     """
-    Cross-entropy method: sample a Gaussian with diagonal covariance, refit it on the best part of the sample.
+    The cross-entropy method: sample a Gaussian with diagonal covariance, refit it on the best part of the sample.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, section 2.3; authors' code: apourchot/CEM-RL,
     ``ES.py: sepCEM``. Differences: an elite takes its slot only once there is one; a NaN fitness ranks last.
@@ -38,7 +38,8 @@ class CEM(Evolver):
     :param mean: ``(n_params,)``, where the search starts
     :param pop_size: number of candidates, at least 2
     :param n_parents: how many of them the Gaussian is refitted on, ``None`` for half of them
-    :param sigma_init: initial **variance** of every coordinate (the name is the authors')
+    :param variance_init: initial variance of every coordinate; the authors call this variance ``sigma_init``, and so do the
+        algorithms :class:`~sb3_erl.CEM` and :class:`~sb3_erl.CEMRL`
     :param damping_init: variance that is added at the first refit
     :param damping_final: variance that is added in the long run
     :param damping_decay: share of the difference that a generation keeps
@@ -59,7 +60,7 @@ class CEM(Evolver):
         mean: Tensor,
         pop_size: int,
         n_parents: int | None = None,
-        sigma_init: float = 1e-3,
+        variance_init: float = 1e-3,
         damping_init: float = 1e-3,
         damping_final: float = 1e-5,
         damping_decay: float = 0.95,
@@ -70,7 +71,7 @@ class CEM(Evolver):
         check_range("pop_size", pop_size, 2, integer=True)
         n_parents = pop_size // 2 if n_parents is None else n_parents
         check_range("n_parents", n_parents, 1, pop_size, integer=True)
-        check_range("sigma_init", sigma_init, 0, open_low=True)
+        check_range("variance_init", variance_init, 0, open_low=True)
         for name, value in (("damping_init", damping_init), ("damping_final", damping_final)):
             check_range(name, value, 0)
         check_range("damping_decay", damping_decay, 0, 1)
@@ -78,13 +79,13 @@ class CEM(Evolver):
         if antithetic and pop_size % 2:
             raise ValueError(f"antithetic must be False or None with an odd pop_size; got pop_size={pop_size}")
         mean = mean.detach().to(torch.float64)
-        super().__init__(mean.expand(pop_size, -1))
+        super().__init__(mean, pop_size)
         self.antithetic = pop_size % 2 == 0 if antithetic is None else antithetic
         self.elitism, self.covariance_rule = elitism, covariance_rule
         self.damping_final, self.damping_decay = damping_final, damping_decay
         self.weights = log_rank_weights(n_parents)
         self.register_buffer("mean", mean.clone())
-        self.register_buffer("variance", torch.full_like(mean, sigma_init))
+        self.register_buffer("variance", torch.full_like(mean, variance_init))
         self.register_buffer("damping", torch.tensor(damping_init, dtype=torch.float64))
         self.register_buffer("elite", mean.clone())
         self.register_buffer("elite_score", torch.tensor(-torch.inf, dtype=torch.float64))
@@ -121,32 +122,52 @@ class CEM(Evolver):
                 np.subtract(mean, away, out=rows[n + start : n + stop])
         return torch.from_numpy(rows).to(self.mean.device)
 
-    def ask(self, rng: np.random.Generator) -> Tensor:
+    def propose(self, rng: np.random.Generator) -> Tensor:
+        """See :meth:`Distribution.propose`; with ``elitism`` the last row is the elite once there is one."""
         candidates = self.draw(self.pop_size, rng)
-        if self.elitism and torch.isfinite(self.elite_score):
+        if self.protected:
             candidates[-1] = self.elite
         return candidates
 
-    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
-        check_told(candidates, fitness)
+    def refit(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None) -> None:
+        """See :meth:`Distribution.refit`; no random numbers are drawn."""
         scores = np.where(np.isnan(fitness), -np.inf, fitness)
         order = np.argsort(-scores, kind="stable")
-        best = torch.as_tensor(order[: self.n_parents], device=candidates.device)
+        selected = torch.as_tensor(order[: self.n_parents], device=candidates.device)
         weights = torch.as_tensor(self.weights, device=candidates.device)[:, None]
         self.damping.mul_(self.damping_decay).add_((1 - self.damping_decay) * self.damping_final)
         for columns in self._columns(candidates.device):
-            parents = candidates[:, columns].index_select(0, best).to(torch.float64)
+            parents = candidates[:, columns].index_select(0, selected).to(torch.float64)
             squares = (parents - self.mean[columns]).square_().mul_(weights).sum(dim=0)  # around the mean before this refit
             if self.covariance_rule == "code":
                 squares = squares / self.n_parents
             self.mean[columns] = parents.mul_(weights).sum(dim=0)
             self.variance[columns] = squares + self.damping
-        self.elite.copy_(candidates[order[0]])
         self.elite_score.fill_(float(fitness[order[0]]))
-        self.candidates.copy_(candidates)
+
+    def keep_best(self, candidate: Tensor) -> None:
+        """See :meth:`Evolver.keep_best`; the elite, which is saved."""
+        self.elite.copy_(candidate)
+
+    def best(self) -> Tensor | None:
+        """See :meth:`Evolver.best`; the elite, which is saved."""
+        return None if torch.isneginf(self.elite_score) else self.elite.clone()
+
+    def center(self) -> Tensor:
+        """See :meth:`Evolver.center`."""
+        return self.mean.clone()
+
+    @property
+    def protected(self) -> list[int]:
+        """See :attr:`Evolver.protected`; the elite's row, if there is one."""
+        return [self.pop_size - 1] if self.elitism and bool(torch.isfinite(self.elite_score)) else []
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Evolver.metrics`; the mean standard deviation of the coordinates."""
+        return {"sigma": float(self.variance.sqrt().mean())}
 
     def _columns(self, device: torch.device) -> Iterator[slice]:
-        """What is worked on at a time: whole vector registers, so that sums are those of one piece; the last has the rest."""
+        """Blocks of columns in multiples of 64, whose sums equal those of a single block to the last bit; the last is longer."""
         n_params = self.mean.numel()
         width = max(1, _CACHED // self.n_parents // 64) * 64 if device.type == "cpu" else n_params
         starts = range(0, max(1, n_params // width) * width, width)

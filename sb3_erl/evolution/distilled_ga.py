@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from sb3_erl.buffers.genetic_memory import GeneticMemories
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.distillation import DistillationCrossover, Value, act_together
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch, plan_distilled_epoch
@@ -29,7 +29,7 @@ DISTANCE_STATES, DISTANCE_NEWEST = 256, 1000
 @dataclass
 class Learned:
     """
-    What the operators read beside genomes and memories; kept apart from the evolver, whose state it is not.
+    What the operators read beside genomes and memories. A plain object, so it is not saved with the evolver.
 
     :param actor: a network of the individuals' shape whose outputs are deterministic actions
     :param layout: tensors of one individual, by their names in ``actor``
@@ -45,7 +45,7 @@ class Learned:
 
 class DistilledGA(GA):
     """
-    A GA whose operators read what the individuals have seen and what the learner's critic thinks of it.
+    A GA whose operators read what the individuals have seen and the values that the learner's critic gives to actions.
 
     Bodnar, Day, Lio (AAAI 2020), https://arxiv.org/abs/1906.09807, algorithm 1; authors' code: crisbodnar/pderl,
     ``core/mod_neuro_evo.py``. Both operators can be replaced by those of :class:`~sb3_erl.evolution.ga.GA`, which gives
@@ -60,14 +60,19 @@ class DistilledGA(GA):
     :param memories: of at least ``pop_size`` individuals, filled by the algorithm
     :param value: the critic that filters the parents' actions
     :param prepare: turns stored observations into what the networks are given
-    :param crossover: ``"distillation"``, or a key of ``sb3_erl.evolution.operators.CROSSOVERS`` or an operator class
-    :param mutation: ``"proximal"``, or a key of ``sb3_erl.evolution.operators.MUTATIONS`` or an operator class
+    :param crossover: ``"distillation"``, a subclass of
+        :class:`~sb3_erl.evolution.operators.distillation.DistillationCrossover`, which is constructed as
+        ``cls(actor, layout, **kwargs)``, or one for :class:`~sb3_erl.evolution.ga.GA`
+    :param mutation: ``"proximal"``, a subclass of :class:`~sb3_erl.evolution.operators.proximal.ProximalMutation`, or one for
+        :class:`~sb3_erl.evolution.ga.GA`
+    :param crossover_kwargs: further arguments of the crossover operator
     :param parent_matching: pairs of parents by ``"fitness"`` (its sum) or by ``"distance"`` (most different behavior)
     :param distance_from: for ``"distance"``, compare with what the other's ``"policy"`` does in its states (paper) or with
         the actions in its ``"memory"`` (authors' code)
     :param kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`
     """
 
+    has_memories = True
     memories: GeneticMemories
 
     def __init__(
@@ -78,21 +83,25 @@ class DistilledGA(GA):
         memories: GeneticMemories,
         value: Value,
         prepare: Callable[[np.ndarray], Tensor],
-        crossover: str | type = "distillation",
-        mutation: str | type = "proximal",
+        crossover: Any = "distillation",
+        crossover_kwargs: dict[str, Any] | None = None,
+        mutation: Any = "proximal",
         parent_matching: Literal["fitness", "distance"] = "fitness",
         distance_from: Literal["policy", "memory"] = "policy",
         **kwargs: Any,
     ):
-        self.distills, self.is_proximal = crossover == "distillation", mutation == "proximal"
-        crossing: Any = partial(DistillationCrossover, actor) if self.distills else crossover
-        mutating = ProximalMutation if self.is_proximal else mutation
-        super().__init__(candidates, layout, crossover=crossing, mutation=mutating, **kwargs)
+        crossover = resolve("crossover", crossover)
+        if isinstance(crossover, type) and issubclass(crossover, DistillationCrossover):
+            crossover, crossover_kwargs = crossover(actor, layout, **(crossover_kwargs or {})), None
+        operators = {"crossover": crossover, "crossover_kwargs": crossover_kwargs, "mutation": mutation}
+        super().__init__(candidates, layout, **operators, **kwargs)
+        self.distills = isinstance(self.crossover, DistillationCrossover)
+        self.is_proximal = isinstance(self.mutation, ProximalMutation)
         self.learned = Learned(actor, layout, value, prepare)
         self.memories = memories
         self.parent_matching, self.distance_from = parent_matching, distance_from
 
-    # ---------------------------------------------------------------- who does what
+    # ---------------------------------------------------------------- decisions
 
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
@@ -122,11 +131,11 @@ class DistilledGA(GA):
             with torch.no_grad():
                 actions = act_together(self.learned.actor, parts, states.expand(len(parents), *states.shape)).cpu().numpy()
             theirs = stored if self.distance_from == "memory" else actions[list(parents).index(other)]
-            for own, who in zip(actions, parents, strict=True):
-                one_way[who, other] = behavior_distance(own, theirs)
+            for own, parent in zip(actions, parents, strict=True):
+                one_way[parent, other] = behavior_distance(own, theirs)
         return one_way + one_way.T
 
-    # ---------------------------------------------------------------- doing it
+    # ---------------------------------------------------------------- variation
 
     def vary(self, individuals: np.ndarray, epoch: Any, rng: np.random.Generator) -> np.ndarray:
         """See :meth:`GA.vary`; memories follow their individuals."""

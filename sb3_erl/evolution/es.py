@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told, to_numpy
+from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_index, check_told, to_numpy
 from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
+from sb3_erl.evolution.es_source import MirroredSource, Windows
 from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
+
+_N_COMPARED = 32
+"""In how many columns told candidates are compared with those that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,90 +41,6 @@ class ESUpdate:
     update_ratio: float
 
 
-@dataclass(frozen=True)
-class Windows:
-    """
-    Perturbations as parts of a noise table.
-
-    :param table: where they come from
-    :param n_perturbed: length of a window, in parameters
-    :param n_params: length of the vector that is perturbed
-    """
-
-    table: NoiseTable
-    n_perturbed: int
-    n_params: int
-
-    def pieces(self, offset: int, start: int) -> list[tuple[slice, np.ndarray]]:
-        """Which parameters get which part of the window: one piece, or two where it wraps around."""
-        window = self.table.window(offset, self.n_perturbed)
-        split = min(self.n_perturbed, self.n_params - start)
-        pieces = [(slice(start, start + split), window[:split])]
-        return pieces if split == self.n_perturbed else [*pieces, (slice(0, self.n_perturbed - split), window[split:])]
-
-    def perturb(self, vector: np.ndarray, sigma: float, offset: int, start: int) -> None:
-        """
-        Add a perturbation in place.
-
-        :param vector: ``(n_params,)`` float32
-        :param sigma: what the noise is multiplied with; negative for the mirrored perturbation
-        :param offset: where the window begins in the table
-        :param start: at which parameter it is put
-        """
-        for place, noise in self.pieces(offset, start):
-            vector[place] += np.float32(sigma) * noise
-
-
-@dataclass(frozen=True)
-class MirroredSource:
-    """
-    Makes the candidates of :class:`MirroredES` one at a time; see
-    :class:`~sb3_erl.remote.recipes.CandidateSource`. On the wire a candidate is half a pair of numbers.
-
-    :param mean: ``(n_params,)`` all numbers before the first candidate's
-    :param center: ``(n_params,)`` what is perturbed
-    :param sigma: standard deviation of perturbations
-    :param pairs: ``(n_pairs, 2)`` for each pair where its window begins in the table and at which parameter it is put
-    :param windows: of the table
-    :param first: number of the first candidate
-    """
-
-    mean: np.ndarray
-    center: np.ndarray
-    sigma: float
-    pairs: np.ndarray
-    windows: Windows
-    first: int = 1
-
-    @property
-    def noise_tables(self) -> tuple[NoiseTable, ...]:
-        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
-        return (self.windows.table,)
-
-    def __call__(self, candidate: int) -> np.ndarray:
-        """See :class:`~sb3_erl.remote.recipes.CandidateSource`."""
-        index = candidate - self.first
-        if index < 0:
-            return self.mean.copy()
-        vector, pair = self.center.copy(), self.pairs[index // 2].tolist()
-        self.windows.perturb(vector, -self.sigma if index % 2 else self.sigma, *pair)
-        return vector
-
-    def __reduce__(self) -> tuple[Any, ...]:  # what is perturbed is mostly the mean, and windows begin at 0
-        center = None if np.array_equal(self.center, self.mean) else self.center
-        pairs = self.pairs if self.pairs[:, 1].any() else np.ascontiguousarray(self.pairs[:, 0])
-        return _mirrored_source, (self.mean, center, self.sigma, pairs, self.windows, self.first)
-
-
-def _mirrored_source(
-    mean: np.ndarray, center: np.ndarray | None, sigma: float, pairs: np.ndarray, *rest: Any
-) -> MirroredSource:
-    """Inverse of :meth:`MirroredSource.__reduce__`."""
-    if pairs.ndim == 1:
-        pairs = np.stack([pairs, np.zeros_like(pairs)], axis=1)
-    return MirroredSource(mean, mean if center is None else center, sigma, pairs, *rest)
-
-
 class MirroredES(Evolver):
     """
     A Gaussian of fixed width: perturb its mean in mirrored pairs, move it by the rank-weighted sum of perturbations.
@@ -130,10 +51,11 @@ class MirroredES(Evolver):
     share their rank; the sum is formed perturbation by perturbation (the authors copy 500 at a time).
 
     Candidates 2k and 2k + 1 are the mean plus and minus perturbation k. What is kept of them is where their windows begin in
-    the noise table. ``learning_rate`` and ``sigma`` may be set before each generation.
+    the noise table, so they must be told as they were asked for. ``learning_rate`` and ``sigma`` may be set before each
+    generation.
 
     :param mean: ``(n_params,)``, where the search starts
-    :param n_pairs: mirrored pairs per generation, at least 1
+    :param pop_size: number of candidates, even, at least 2
     :param sigma: standard deviation of perturbations, in units of parameters
     :param learning_rate: step size of the optimizer
     :param l2_coeff: the pull towards zero: this times the mean is added to the gradient
@@ -147,8 +69,9 @@ class MirroredES(Evolver):
     :raises ValueError: if a number is out of range, a key unknown or the table too short
     """
 
+    starts_from = "mean"
     mean: Tensor
-    center: Tensor
+    asked_center: Tensor
     offsets: Tensor
     starts: Tensor
     asked_sigma: Tensor
@@ -156,7 +79,7 @@ class MirroredES(Evolver):
     def __init__(
         self,
         mean: Tensor,
-        n_pairs: int = 32,
+        pop_size: int,
         sigma: float = 0.02,
         learning_rate: float = 0.01,
         l2_coeff: float = 0.005,
@@ -167,8 +90,10 @@ class MirroredES(Evolver):
         perturb_fraction: float = 1.0,
         table: NoiseTable | None = None,
     ):
-        nn.Module.__init__(self)  # candidates are rebuilt when somebody wants them, not stored
-        check_range("n_pairs", n_pairs, 1, integer=True)
+        super().__init__()  # candidates are rebuilt when they are needed, not stored
+        check_range("pop_size", pop_size, 2, integer=True)
+        if pop_size % 2:
+            raise ValueError(f"pop_size must be even, because candidates come in mirrored pairs; got {pop_size}")
         check_range("l2_coeff", l2_coeff, 0)
         check_range("perturb_fraction", perturb_fraction, 0, 1, open_low=True)
         check_choice("optimizer", optimizer, ES_OPTIMIZERS)
@@ -183,12 +108,15 @@ class MirroredES(Evolver):
         self.table.check_length(self.n_perturbed)
         self.optimizer = ES_OPTIMIZERS[optimizer](n_params, **(optimizer_kwargs or {}))
         self.register_buffer("mean", mean.clone())
-        self.register_buffer("center", mean.clone())
+        self.register_buffer("asked_center", mean.clone())
         self.register_buffer("asked_sigma", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("offsets", torch.zeros(n_pairs, dtype=torch.float64))  # whole numbers; SB3 wants floats
-        self.register_buffer("starts", torch.zeros(n_pairs, dtype=torch.float64))
+        self.register_buffer("offsets", torch.zeros(pop_size // 2, dtype=torch.float64))  # whole numbers; SB3 wants floats
+        self.register_buffer("starts", torch.zeros(pop_size // 2, dtype=torch.float64))
         self._more: list[tuple[int, int]] = []
         self._is_asked = False
+        self._columns = torch.zeros(0, dtype=torch.long)
+        self._compared = torch.zeros(0, 0)
+        """``(n, n_compared)``, those columns of the candidates as they were asked for."""
         self.last_update: ESUpdate | None = None
         """What the last :meth:`tell` did, ``None`` before the first."""
 
@@ -236,12 +164,19 @@ class MirroredES(Evolver):
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; rows are mean + first perturbation, mean - first perturbation, mean + second, ..."""
         pairs = self._draw(rng, self.n_pairs)
-        self.center.copy_(self.mean)
+        self.asked_center.copy_(self.mean)
         self.asked_sigma.fill_(self.sigma)
         self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
         self._more, self._is_asked = [], True
-        return self._build(pairs)
+        candidates = self._build(pairs)
+        n_params = self.mean.numel()
+        columns = np.arange(n_params)
+        if n_params > _N_COMPARED:  # others in every generation, without a draw from the generator of the run
+            columns = np.random.default_rng(pairs[0][0]).integers(n_params, size=_N_COMPARED)
+        self._columns = torch.as_tensor(columns, device=candidates.device)
+        self._compared = candidates[:, self._columns]
+        return candidates
 
     def ask_more(self, rng: np.random.Generator, n_pairs: int) -> Tensor:
         """
@@ -255,21 +190,26 @@ class MirroredES(Evolver):
         self._check_asked()
         more = self._draw(rng, n_pairs)
         self._more += more
-        return self._build(more)
+        candidates = self._build(more)
+        self._compared = torch.cat([self._compared, candidates[:, self._columns]])
+        return candidates
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """
         Move the mean.
 
-        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs; only their number is used
+        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs. They are compared with what
+            was asked for in 32 columns, which differ from generation to generation
         :param fitness: ``(n,)``, higher is better, NaN is worst
         :param rng: not used
-        :raises ValueError: before :meth:`ask`, or if sizes do not fit
+        :raises ValueError: before :meth:`ask`, if sizes do not fit, or if candidates were changed since they were asked for
         """
         check_told(candidates, fitness)
-        self.update(shape_fitness(fitness, self.fitness_shaping, self.ties))
+        self._check_number(fitness)
+        self._check_unchanged(candidates)
+        self.keep_best(candidates[best_index(fitness)])
+        self._move(shape_fitness(fitness, self.fitness_shaping, self.ties))
 
-    @torch.no_grad()
     def update(self, shaped: np.ndarray) -> None:
         """
         Move the mean by fitness that has been shaped already (novelty search mixes two ranks, for example).
@@ -277,12 +217,56 @@ class MirroredES(Evolver):
         :param shaped: ``(n,)`` weights of the candidates asked for, or of the first of them in whole pairs
         :raises ValueError: before :meth:`ask`, or if there is no whole number of pairs
         """
+        self._check_number(shaped)
+        pair, side = divmod(best_index(shaped), 2)
+        self.keep_best(self._build(self.pairs[pair : pair + 1])[side])
+        self._move(shaped)
+
+    def center(self) -> Tensor:
+        """See :meth:`Evolver.center`."""
+        return self.mean.clone()
+
+    def inject(self, vectors: Tensor, slots: Sequence[int]) -> NoReturn:
+        """
+        Not available.
+
+        :raises ValueError: always
+        """
+        raise ValueError(
+            f"slots must be empty with {type(self).__name__}, whose candidates are mirrored pairs of perturbations and not free "
+            f"vectors; got {list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Evolver.metrics`; the width, and length and relative size of the last step."""
+        last = {} if self.last_update is None else {
+            "grad_norm": self.last_update.grad_norm, "update_ratio": self.last_update.update_ratio
+        }
+        return {"sigma": self.sigma, **last}
+
+    def _check_number(self, values: np.ndarray) -> None:
         self._check_asked()
-        pairs = self.pairs
-        if shaped.ndim != 1 or len(shaped) % 2 or not 2 <= len(shaped) <= 2 * len(pairs):
+        n_pairs = self.n_pairs + len(self._more)
+        if values.ndim != 1 or len(values) % 2 or not 2 <= len(values) <= 2 * n_pairs:
             raise ValueError(
-                f"fitness must hold two values per pair for 1 to {len(pairs)} pairs from ask(); got shape {shaped.shape}"
+                f"fitness must hold two values per pair for 1 to {n_pairs} pairs from ask(); got shape {values.shape}"
             )
+
+    def _check_unchanged(self, candidates: Tensor) -> None:
+        told, asked = candidates[:, self._columns].to(self._compared), self._compared[: len(candidates)]
+        if torch.equal(told, asked):
+            return
+        changed = ((told != asked) & ~(told.isnan() & asked.isnan())).any(dim=1).nonzero().ravel().tolist()
+        if changed:
+            raise ValueError(
+                "candidates must be those from ask(), because only their perturbations are kept; got others in the rows "
+                f"{changed[:10]}{'...' if len(changed) > 10 else ''}. Choose an evolver that refits on what it is told, "
+                "such as 'cem', to change candidates between ask() and tell()"
+            )
+
+    @torch.no_grad()
+    def _move(self, shaped: np.ndarray) -> None:
+        pairs = self.pairs
         direction = self._weighted_sum(shaped[::2] - shaped[1::2], pairs) / np.float32(len(shaped))
         gradient = self.l2_coeff * self.mean - torch.from_numpy(direction).to(self.mean.device)
         step = self.optimizer.step(gradient, self.learning_rate)
@@ -313,10 +297,10 @@ class MirroredES(Evolver):
     def source(self) -> MirroredSource:
         """Makes the mean, which has number 0, and the candidates that were asked for, which have the numbers after it."""
         pairs = np.array(self.pairs, dtype=np.int64)
-        return MirroredSource(to_numpy(self.mean), to_numpy(self.center), float(self.asked_sigma), pairs, self._windows)
+        return MirroredSource(to_numpy(self.mean), to_numpy(self.asked_center), float(self.asked_sigma), pairs, self._windows)
 
     def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
-        center, windows, sigma = to_numpy(self.center), self._windows, np.float32(float(self.asked_sigma))
+        center, windows, sigma = to_numpy(self.asked_center), self._windows, np.float32(float(self.asked_sigma))
         candidates = np.empty((2 * len(pairs), center.size), dtype=np.float32)
         if self.n_perturbed < center.size:
             candidates[:] = center
@@ -340,6 +324,10 @@ class MirroredES(Evolver):
                 total[place] += np.multiply(noise, weight, out=scratch[: len(noise)])
         return total
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "center"] = destination.pop(prefix + "asked_center")  # its name in all saved files
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = [state_dict.get(prefix + name) for name in ("offsets", "mean")]
         n_pairs, n_params = (
@@ -351,5 +339,7 @@ class MirroredES(Evolver):
                 f"candidates of {n_params} parameters, this model {self.pop_size} of {self.mean.numel()}; "
                 "load without changing them, or start a new model"
             )
+        if prefix + "center" in state_dict:
+            state_dict[prefix + "asked_center"] = state_dict.pop(prefix + "center")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._more = []
+        self._more, self._is_asked = [], False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.base import Evolver, check_told, copy_of
-from sb3_erl.evolution.operators import CROSSOVERS, MUTATIONS
+from sb3_erl.evolution.operators.choice import OperatorStates, make_operator
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
@@ -27,7 +28,7 @@ def count_elites(elite_fraction: float, pop_size: int) -> int:
 
 class GA(Evolver):
     """
-    Tournament selection, protected elite copies, crossover of elite and winner copies, mutation of everybody else.
+    Tournament selection, protected elite copies, crossover of elite and winner copies, mutation of all unprotected slots.
 
     Khadka & Tumer (2018), https://arxiv.org/abs/1805.07917, algorithm 1, as in the authors' code (2018 revision), see
     :func:`~sb3_erl.evolution.operators.selection.plan_epoch`. Difference: distinct winners are taken in ascending order (the
@@ -39,15 +40,20 @@ class GA(Evolver):
     :param tournament_size: contestants per tournament, at least 2
     :param mutation_prob: probability of mutating an unprotected individual
     :param crossover_prob: probability of crossing two winners in place
-    :param crossover: key of ``sb3_erl.evolution.operators.CROSSOVERS`` or an operator class
+    :param crossover: a registered key, ``"package.module:Name"``, a class or an operator, see
+        :func:`~sb3_erl.evolution.operators.choice.make_operator`
     :param crossover_kwargs: further arguments of the crossover operator
-    :param mutation: key of ``sb3_erl.evolution.operators.MUTATIONS`` or an operator class
+    :param mutation: a registered key, ``"package.module:Name"``, a class or an operator, see
+        :func:`~sb3_erl.evolution.operators.choice.make_operator`
     :param mutation_kwargs: further arguments of the mutation operator
     :param odd_winners: an odd number of winners is completed by a ``"random"`` one (paper's code) or by that of the
         ``"last"`` tournament (the authors' later code)
     :param min_elites: smallest number of elites, whatever their share
     :raises ValueError: if a number is out of range or a key is unknown
     """
+
+    has_memories: ClassVar[bool] = False
+    """Whether operators can read what individuals have seen."""
 
     def __init__(
         self,
@@ -57,9 +63,9 @@ class GA(Evolver):
         tournament_size: int = 3,
         mutation_prob: float = 0.9,
         crossover_prob: float = 0.0,
-        crossover: str | type = "rows",
+        crossover: Any = "rows",
         crossover_kwargs: dict[str, Any] | None = None,
-        mutation: str | type = "gaussian",
+        mutation: Any = "gaussian",
         mutation_kwargs: dict[str, Any] | None = None,
         odd_winners: Literal["random", "last"] = "random",
         min_elites: int = 1,
@@ -76,10 +82,25 @@ class GA(Evolver):
             )
         self.tournament_size, self.odd_winners = tournament_size, odd_winners
         self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
-        self.crossover = _operator("crossover", crossover, CROSSOVERS)(layout, **(crossover_kwargs or {}))
-        self.mutation = _operator("mutation", mutation, MUTATIONS)(layout, **(mutation_kwargs or {}))
+        self.crossover = self._make_operator("crossover", crossover, layout, crossover_kwargs)
+        self.mutation = self._make_operator("mutation", mutation, layout, mutation_kwargs)
+        self._operator_states = OperatorStates({"crossover": self.crossover, "mutation": self.mutation})
         self.epoch: Epoch | DistilledEpoch | None = None
         """The last epoch's decisions, ``None`` before the first :meth:`tell`."""
+
+    def _make_operator(self, kind: str, choice: Any, layout: ParameterLayout, kwargs: dict[str, Any] | None) -> Any:
+        part = resolve(kind, choice)
+        if getattr(part, "needs_memories", False) and not self.has_memories:
+            raise ValueError(
+                f"{kind} must be one that works on parameters alone with {type(self).__name__}; got {choice!r}, which reads what "
+                "the individuals have seen. Use PDERL, or another operator"
+            )
+        return make_operator(kind, part, layout, kwargs)
+
+    @property
+    def protected(self) -> list[int]:
+        """See :attr:`Evolver.protected`; the copies of the elites of the last :meth:`tell`."""
+        return [] if self.epoch is None else list(self.epoch.protected)
 
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; the whole population is evaluated."""
@@ -98,11 +119,13 @@ class GA(Evolver):
         n_migrants = 0 if migrants is None else len(migrants)
         n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
         draws = GeneratorDraws(rng)
-        winners = tournament_winners(rank_best_first(fitness), n_tournaments, self.tournament_size, draws)
-        everybody = candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)])
-        old = everybody.detach().to("cpu", torch.float32).numpy()  # read only
+        ranking = rank_best_first(fitness)
+        winners = tournament_winners(ranking, n_tournaments, self.tournament_size, draws)
+        individuals = candidates if migrants is None else torch.cat([candidates, migrants.to(candidates)])
+        old = individuals.detach().to("cpu", torch.float32).numpy()  # read only
         self.epoch = self._plan(old, fitness, winners, n_migrants, rng)
         self.candidates = torch.from_numpy(self.vary(old, self.epoch, rng)).to(self.candidates)
+        self.keep_best(candidates[int(ranking[0])].to(self.candidates))
 
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
@@ -159,10 +182,12 @@ class GA(Evolver):
         else:
             in_place(new, mutants, rng)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        states = self._operator_states.state()
+        if states:
+            destination[prefix + "operator_states"] = states
 
-def _operator(argument: str, choice: str | type, known: dict[str, Any]) -> Any:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in known:
-        raise ValueError(f"{argument} must be one of {sorted(known)} or an operator class; got {choice!r}")
-    return known[choice]
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._operator_states.load(state_dict.pop(prefix + "operator_states", {}))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from sb3_erl.evolution.es import MirroredES
 
 class MetaPopulation(Evolver):
     """
-    Members that share nothing but their noise table: each has its own mean, optimizer and network.
+    Several strategies that share nothing but their noise table: each has its own mean, optimizer and network.
 
     Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.1; authors' code: uber-research/deep-neuroevolution,
     ``es_distributed/nses.py``.
@@ -27,7 +29,7 @@ class MetaPopulation(Evolver):
     returns: Tensor
 
     def __init__(self, members: Sequence[MirroredES], networks: Sequence[nn.Module]):
-        nn.Module.__init__(self)  # candidates are rebuilt when somebody wants them, not stored
+        super().__init__()  # candidates are rebuilt when they are needed, not stored
         self.members, self.networks = nn.ModuleList(members), nn.ModuleList(networks)
         self.register_buffer("active_member", torch.zeros((), dtype=torch.float64))  # whole; SB3 wants floats
         self.register_buffer("returns", torch.full((len(members),), -torch.inf, dtype=torch.float64))
@@ -54,9 +56,38 @@ class MetaPopulation(Evolver):
         """Candidates per generation, all of them of one member."""
         return self.active.pop_size
 
+    def ask(self, rng: np.random.Generator) -> Tensor:
+        """See :meth:`Evolver.ask`; candidates of the active member."""
+        return self.active.ask(rng)
+
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator) -> None:
+        """See :meth:`Evolver.tell`; moves the active member and its network."""
+        self.active.tell(candidates, fitness, rng)
+        self.show(int(self.active_member))
+
+    def best(self) -> Tensor | None:
+        """See :meth:`Evolver.best`; of the active member's candidates."""
+        return self.active.best()
+
+    def center(self) -> Tensor:
+        """See :meth:`Evolver.center`; the active member's mean."""
+        return self.active.center()
+
+    def inject(self, vectors: Tensor, slots: Sequence[int]) -> NoReturn:
+        """
+        Not available, see :meth:`MirroredES.inject`.
+
+        :raises ValueError: always
+        """
+        self.active.inject(vectors, slots)
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Evolver.metrics`; those of the active member, and its number."""
+        return {**self.active.metrics(), "member": float(self.active_member)}
+
     def activate(self, member: int) -> None:
         """
-        :param member: who moves next, from 0
+        :param member: index of the member that moves next, from 0
         """
         self.active_member.fill_(member)
 

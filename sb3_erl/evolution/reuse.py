@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, GeneratorMixingDraws, importance_mixing
 from sb3_erl.rollouts.jobs import EpisodeBatch
 
@@ -81,7 +81,7 @@ class ReusedEpisodes(Leftovers):
             self.register_buffer(name, torch.zeros(n, dtype=double))
         self._chosen: list[int] = []
 
-    def mix(self, evolver: CEM, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def mix(self, evolver: DiagonalCEM, rng: np.random.Generator) -> tuple[Tensor, int]:
         """
         :param evolver: its distribution is the one that is wanted
         :param rng: generator
@@ -130,7 +130,7 @@ class ReusedEpisodes(Leftovers):
             getattr(self, name).copy_(torch.as_tensor(values))
         return fitness, n_again
 
-    def remember(self, evolver: CEM, samples: Tensor) -> None:
+    def remember(self, evolver: DiagonalCEM, samples: Tensor) -> None:
         """Take over the sample that was just evaluated; to be called after :meth:`account`."""
         self.samples.copy_(samples)
         self.mean.copy_(evolver.mean)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.noise_table import NoiseTable
@@ -73,19 +73,14 @@ class Footprint:
     genome_bytes: float
     kept_bytes: int
 
-    @property
-    def compression_ratio(self) -> float:
-        """How many times smaller than its parameters a genome is."""
-        return self.parameter_bytes / self.genome_bytes
-
 
 class SeedGA(Evolver):
     """
-    Genetic algorithm without crossover: mutants of the best, and an elite that has to prove itself every generation.
+    Genetic algorithm without crossover: mutants of the best, and an elite that is evaluated again in every generation.
 
     Such et al. (2017), https://arxiv.org/abs/1712.06567, algorithm 1; authors' code: uber-research/deep-neuroevolution,
     ``gpu_implementation/ga.py``. Per generation: :meth:`ask`, evaluate, evaluate :meth:`finalists` on further episodes,
-    :meth:`tell`. What is saved are genomes; parameters exist while somebody needs them. ``sigma`` may be set before each
+    :meth:`tell`. What is saved are genomes; parameters are rebuilt when they are needed. ``sigma`` may be set before each
     generation, since every mutation remembers its power. Difference: 25 million noise numbers where the authors have 250
     million.
 
@@ -117,7 +112,7 @@ class SeedGA(Evolver):
         init_output_std: float = 0.1,
         table: NoiseTable | None = None,
     ):
-        nn.Module.__init__(self)  # candidates are rebuilt when somebody wants them, not stored
+        super().__init__()  # candidates are rebuilt when they are needed, not stored
         check_range("pop_size", pop_size, 2, integer=True)
         check_range("truncation", truncation, 0, pop_size, integer=True)
         check_range("n_finalists", n_finalists, 1, pop_size, integer=True)
@@ -249,7 +244,7 @@ class SeedGA(Evolver):
         :param fitness: ``(pop_size,)``, higher is better, NaN is worst
         :param rng: not used
         :param validation: ``(n_finalists,)`` mean fitness of :meth:`finalists` on further episodes. Without it a child counts
-            by its fitness and the elite by what made it one, which is right only where episodes do not vary
+            by its fitness and the elite by the score by which it was chosen, which is right only where episodes do not vary
         :raises ValueError: before :meth:`ask`, or if sizes do not fit
         """
         if not self._is_asked:
@@ -271,17 +266,36 @@ class SeedGA(Evolver):
 
     def choose(self, chosen: Sequence[int], fitness: np.ndarray, elite_score: float) -> None:
         """
-        Close a generation with an elite and parents that somebody else selected.
+        Close a generation with an elite and parents that were selected elsewhere.
 
         :param chosen: ``(1 + n_parents,)``, the elite and then the parents, best first: numbers of children, or ``ELITE`` for
             the previous elite
         :param fitness: ``(pop_size,)`` of the children, higher is better, NaN is worst
-        :param elite_score: what made the elite one
+        :param elite_score: fitness by which the elite was chosen
         """
         self.pool = rows_of([*self._genomes_of(chosen)]).to(self.pool.device)
         self.elite_score.fill_(elite_score)
         self.fitness.copy_(torch.from_numpy(nan_is_worst(fitness)))
         self._is_asked = False
+
+    def best(self) -> Tensor | None:
+        """See :meth:`Evolver.best`; the elite, whose genome is saved."""
+        return None if self.elite is None else self.rebuild(self.elite)
+
+    def inject(self, vectors: Tensor, slots: Sequence[int]) -> NoReturn:
+        """
+        Not available.
+
+        :raises ValueError: always
+        """
+        raise ValueError(
+            f"slots must be empty with {type(self).__name__}, whose individuals are lists of seeds and not free vectors; got "
+            f"{list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Evolver.metrics`; the number of windows in the elite's genome."""
+        return {} if self.elite is None else {"elite_genome_length": float(len(self.elite.offsets))}
 
     def _finalists(self, fitness: np.ndarray) -> list[int]:
         return finalists(fitness, self.n_finalists, self.elite is not None)

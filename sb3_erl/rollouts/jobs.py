@@ -218,6 +218,10 @@ class NothingToStore:
         """See :class:`Digest`."""
 
 
+EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behavior"})
+"""What :attr:`Recorder.needs` may have."""
+
+
 class Recorder(Protocol):
     """What an evaluator reports to: the algorithm that owns counters, callbacks and buffer."""
 

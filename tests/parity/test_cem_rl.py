@@ -14,8 +14,8 @@ from torch import nn
 
 from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.core.parameters import read_parameters
+from sb3_erl.evolution.cem import DiagonalCEM, log_rank_weights
 from sb3_erl.learners.gradient_steps import GradientSteps
-from sb3_erl.evolution.cem import CEM, log_rank_weights
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.td3 import TD3Learner
@@ -54,11 +54,11 @@ class GivenNoise:
 
 def check_cem(case: Case) -> None:
     c = case["config"]
-    evolver = CEM(
+    evolver = DiagonalCEM(
         case.tensor("mu_init"),
         c["pop_size"],
         n_parents=c["parents_argument"],
-        sigma_init=c["sigma_init"],
+        variance_init=c["sigma_init"],
         damping_init=c["damp"],
         damping_final=c["damp_limit"],
         damping_decay=c["tau"],

@@ -90,7 +90,7 @@ def check_update(case: Case) -> None:
     returns, theta = case.array("returns"), case.array("theta")
     evolver = MirroredES(
         torch.as_tensor(theta[0]),
-        n_pairs=returns.shape[1],
+        pop_size=2 * returns.shape[1],
         sigma=float(case.array("sigma")),
         learning_rate=float(case.array("stepsize")),
         l2_coeff=float(case.array("l2coeff")),
@@ -121,7 +121,7 @@ def check_closed_loop(case: Case) -> None:
     c, target = case["config"], case.array("target")
     evolver = MirroredES(
         case.tensor("theta")[0],
-        n_pairs=c["n_pairs"],
+        pop_size=2 * c["n_pairs"],
         sigma=c["sigma"],
         learning_rate=c["stepsize"],
         l2_coeff=c["l2coeff"],

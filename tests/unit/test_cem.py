@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sb3_erl.evolution import cem
-from sb3_erl.evolution.cem import CEM
+from sb3_erl.evolution.cem import DiagonalCEM
 
 N_PARAMS = 300
 
 
-def make(pop_size: int = 20) -> CEM:
-    return CEM(torch.linspace(-1, 1, N_PARAMS), pop_size, sigma_init=0.5)
+def make(pop_size: int = 20) -> DiagonalCEM:
+    return DiagonalCEM(torch.linspace(-1, 1, N_PARAMS), pop_size, variance_init=0.5)
 
 
 def test_mirrored_rows_are_those_of_the_noise_with_the_opposite_sign() -> None:

@@ -25,7 +25,7 @@ TABLE = NoiseTable(20_000, 5)
 
 def strategy(n_params: int = 7, **kwargs: Any) -> MirroredES:
     mean = torch.linspace(-1, 1, n_params)
-    return MirroredES(mean, **{"n_pairs": 4, "table": TABLE, **kwargs})
+    return MirroredES(mean, **{"pop_size": 8, "table": TABLE, **kwargs})
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -197,13 +197,13 @@ def test_equal_fitness_leaves_only_the_pull_towards_zero() -> None:
     before = es.mean.clone()
     es.tell(es.ask(rng()), np.full(8, 3.0))
     torch.testing.assert_close(es.mean, 0.5 * before)
-    from_zero = MirroredES(torch.zeros(7), n_pairs=2, table=TABLE)
+    from_zero = MirroredES(torch.zeros(7), pop_size=4, table=TABLE)
     from_zero.tell(from_zero.ask(rng()), np.arange(4.0))
     assert from_zero.last_update.update_ratio == math.inf and torch.isfinite(from_zero.mean).all()
 
 
 def test_the_first_pairs_alone_count_by_their_own_number() -> None:
-    whole, part = strategy(n_pairs=2), strategy(n_pairs=2)
+    whole, part = strategy(pop_size=4), strategy(pop_size=4)
     asked = whole.ask(rng())
     part.ask(rng())
     more = part.ask_more(rng(1), 3)
@@ -221,7 +221,7 @@ def test_the_first_pairs_alone_count_by_their_own_number() -> None:
 
 
 def test_a_crashed_candidate_pushes_away() -> None:
-    es = strategy(n_pairs=1, l2_coeff=0.0, optimizer="sgd")
+    es = strategy(pop_size=2, l2_coeff=0.0, optimizer="sgd")
     es.tell(es.ask(rng()), np.array([np.nan, -1e9]))
     assert (es.last_update.direction * TABLE.window(es.pairs[0][0], 7) <= 0).all()
     assert es.last_update.shaped.tolist() == [-0.5, 0.5]
@@ -229,7 +229,7 @@ def test_a_crashed_candidate_pushes_away() -> None:
 
 @pytest.mark.parametrize(("fraction", "n"), [(0.3, 3), (0.7, 7), (0.05, 1), (0.31, 4)])
 def test_part_of_the_parameters(fraction: float, n: int) -> None:
-    es = MirroredES(torch.zeros(10), n_pairs=60, sigma=0.5, perturb_fraction=fraction, table=TABLE, l2_coeff=0.0)
+    es = MirroredES(torch.zeros(10), pop_size=120, sigma=0.5, perturb_fraction=fraction, table=TABLE, l2_coeff=0.0)
     candidates = es.ask(rng()).numpy()
     changed = candidates[::2] != 0
     assert (changed.sum(axis=1) == n).all()
@@ -293,7 +293,7 @@ def test_saved_state_continues_to_the_last_bit(optimizer: str) -> None:
 def test_loading_another_shape_is_refused() -> None:
     saved = strategy().state_dict()
     with pytest.raises(ValueError, match=r"pop_size.* 8 candidates of 7 parameters, this model 10 of 7"):
-        strategy(n_pairs=5).load_state_dict(saved)
+        strategy(pop_size=10).load_state_dict(saved)
     with pytest.raises(ValueError, match=r"8 candidates of 7 parameters, this model 8 of 9"):
         strategy(9).load_state_dict(saved)
 
@@ -301,7 +301,8 @@ def test_loading_another_shape_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"n_pairs": 0}, "n_pairs"),
+        ({"pop_size": 0}, "pop_size must be"),
+        ({"pop_size": 7}, "pop_size must be even.*got 7"),
         ({"sigma": 0.0}, "sigma"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"l2_coeff": -0.1}, "l2_coeff"),
@@ -335,7 +336,7 @@ def test_wrong_order_and_sizes() -> None:
 
 
 def test_finds_the_top_of_a_quadratic() -> None:
-    es = MirroredES(torch.zeros(10), n_pairs=10, sigma=0.05, learning_rate=0.05, l2_coeff=0.0, table=TABLE)
+    es = MirroredES(torch.zeros(10), pop_size=20, sigma=0.05, learning_rate=0.05, l2_coeff=0.0, table=TABLE)
     target = torch.linspace(-1, 1, 10)
     generator = rng()
     for _ in range(150):

@@ -53,7 +53,7 @@ def shape_fitness(fitness: np.ndarray, mode: ShapingMode = "centered_rank", ties
     """
     Salimans et al. (2017); authors' code: ``es_distributed/es.py``, ``return_proc_mode``.
 
-    :param fitness: any shape, NaN is worst: returns for ``"centered_rank"``, otherwise :func:`sign_return` of the episodes
+    :param fitness: any shape, NaN is worst: returns for ``"centered_rank"``, otherwise sums of the signs of rewards
     :param mode: centered ranks of returns, sums of reward signs as they are, or centered ranks of these sums
     :param ties: see :func:`centered_ranks`
     :return: float32, the same shape
@@ -65,17 +65,6 @@ def shape_fitness(fitness: np.ndarray, mode: ShapingMode = "centered_rank", ties
     finite = np.isfinite(fitness)
     worst = fitness[finite].min() if finite.any() else 0.0
     return np.where(np.isnan(fitness), worst, fitness).astype(np.float32)
-
-
-def sign_return(rewards: np.ndarray) -> float:
-    """
-    :param rewards: ``(T,)`` of one episode
-    :return: number of positive rewards minus number of negative ones, NaN if there is a NaN
-
-    >>> sign_return(np.array([0.1, 5.0, 0.0, -2.0]))
-    1.0
-    """
-    return float(np.sign(rewards).sum())
 
 
 def population_rank(evaluated: np.ndarray, population: np.ndarray) -> float:

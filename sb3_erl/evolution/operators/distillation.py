@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class DistillationCrossover:
     :param action_reg: weight of the mean squared action
     """
 
+    needs_memories: ClassVar[bool] = True
     actor: nn.Module
     layout: ParameterLayout
     epochs: int = 12

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,8 @@ class ProximalMutation:
     :param normalize_batch: scale a sensitivity that was measured on fewer states up to ``batch_size`` of them; without it
         (authors' code) such an individual takes larger steps
     """
+
+    needs_memories: ClassVar[bool] = True
 
     def __init__(
         self,
