@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.arguments import known_to
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
@@ -35,7 +36,7 @@ from sb3_erl.policies.td7 import SALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
 from sb3_erl.rollouts.exploration import NoiseExploration
-from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor, Transition
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 
 class CommonDDPG(DDPGLearner):
@@ -326,15 +327,15 @@ class CEMRL(EvolutionaryOffPolicyAlgorithm):
         write_parameters(self.evolver.elite if self.deploy == "champion" else self.evolver.mean, deployed)
         copy_buffers(self.actor, deployed)
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+    def store(self, job: Job, steps: Steps) -> None:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; with ``reward_mode="episodic"`` rewards move to the end."""
-        self.n_stored += len(transitions)
-        self.n_env_steps += len(transitions)
-        if self.reward_mode == "episodic" and transitions:
-            total = float(sum(step.reward for step in transitions))
-            transitions = [step._replace(reward=0.0) for step in transitions]
-            transitions[-1] = transitions[-1]._replace(reward=total)
-        super().store(job, transitions)
+        self.n_stored += len(steps)
+        self.n_env_steps += len(steps)
+        if self.reward_mode == "episodic" and steps:
+            rewards = np.zeros(len(steps))
+            rewards[-1] = sum(steps.rewards.tolist())  # one by one, as the rewards arrive
+            steps = steps.with_rewards(rewards)
+        super().store(job, steps)
 
     def individual(self, index: int) -> BasePolicy:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.individual`; as it was evaluated in the last generation."""

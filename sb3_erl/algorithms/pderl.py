@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.buffers.genetic_memory import GeneticMemories
-from sb3_erl.buffers.rollout_steps import Steps, Transition
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.arguments import known_to
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import ParameterLayout
@@ -179,11 +178,11 @@ class PDERL(ERL):
 
     # ---------------------------------------------------------------- the parts of a generation
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
+    def store(self, job: Job, steps: Steps) -> None:
         """See :meth:`EvolutionaryOffPolicyAlgorithm.store`; whoever acted remembers it too."""
-        super().store(job, transitions)
-        if isinstance(transitions, Steps) and len(transitions) > 0:
-            seen, done = transitions.observations[:-1], transitions.actions
+        super().store(job, steps)
+        if len(steps) > 0:
+            seen, done = steps.observations[:-1], steps.actions
             self.evolver.memories.append(min(job.candidate, self.pop_size), seen, done.reshape(len(done), -1))
 
     def _exchange(self, fitness: np.ndarray | None) -> None:

@@ -9,19 +9,12 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.checks import check_learn, check_range
 from sb3_erl.core.stopwatch import Stopwatch
 from sb3_erl.remote.choice import EvaluatorChoice, check_evaluator, remote_evaluator
-from sb3_erl.rollouts.jobs import (
-    Digest,
-    EpisodeBatch,
-    Evaluator,
-    Job,
-    NothingToStore,
-    PopulationActor,
-    ToEnvironment,
-    Transition,
-)
+from sb3_erl.rollouts.actions import ToEnvironment
+from sb3_erl.rollouts.jobs import EpisodeBatch, Evaluator, Job, NoSummary, PopulationActor, Summarizer
 from sb3_erl.rollouts.soundness import FailureCount, environments_watched
 from sb3_erl.rollouts.vectorized import VectorizedEvaluator
 from sb3_erl.runs.saving import AddressedMixin
@@ -216,27 +209,32 @@ class GenerationalMixin(AddressedMixin):
         self._episode_num += n_episodes
 
     @property
-    def n_free_steps(self) -> int:
+    def n_unobserved_steps_allowed(self) -> int:
         """See :class:`~sb3_erl.rollouts.jobs.Recorder`."""
         if self._callback is None or not _is_idle(self._callback):
             return 0
         return max(0, self._total_timesteps - self.num_timesteps - 1)
 
-    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
-        """Count steps that no callback watches; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+    def count_unobserved_steps(self, n_steps: int, n_envs: int = 1) -> None:
+        """Count steps that no callback observes; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
         assert self._callback is not None
         self.num_timesteps += n_steps * n_envs
         self._callback.n_calls += n_steps
 
     @property
-    def digest(self) -> Digest | None:
-        """What :meth:`store` is given of each job: nothing without a replay buffer."""
-        return NothingToStore()
+    def summarizer(self) -> Summarizer | None:
+        """Makes of each job what :meth:`store` gets: nothing without a replay buffer."""
+        return NoSummary()
 
-    def store(self, job: Job, digested: Any) -> None:
-        """Take what :attr:`digest` made of a job; nothing to store without a replay buffer."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """Parts that episodes carry; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+        return frozenset()
 
-    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
+    def store(self, job: Job, summary: Any) -> None:
+        """Take what :attr:`summarizer` made of a job; nothing to store without a replay buffer."""
+
+    def discard(self, job: Job, steps: Steps) -> None:
         """Nothing of a job that failed is kept."""
 
     # ---------------------------------------------------------------- logging

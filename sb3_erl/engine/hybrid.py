@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +15,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
 
-from sb3_erl.buffers.append import store_steps, store_transition
+from sb3_erl.buffers.append import append_steps
 from sb3_erl.buffers.lap import LAPReplayBuffer
-from sb3_erl.buffers.rollout_steps import Steps, Transition
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.arguments import known_to
 from sb3_erl.core.checks import check_choice, check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -28,7 +27,7 @@ from sb3_erl.evolution.base import Evolver
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
-from sb3_erl.rollouts.jobs import Digest, EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor, Summarizer
 from sb3_erl.runs.saving import SafeBufferMixin
 
 
@@ -240,21 +239,22 @@ class EvolutionaryOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, Generati
     # ---------------------------------------------------------------- rollouts
 
     @property
-    def digest(self) -> Digest | None:
-        """:meth:`store` is given the steps themselves."""
+    def summarizer(self) -> Summarizer | None:
+        """:meth:`store` gets the steps themselves."""
         return None
 
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Add one job's transitions to the replay buffer; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """Rewards, which come with the steps at no cost."""
+        return frozenset({"rewards"})
+
+    def store(self, job: Job, steps: Steps) -> None:
+        """Add one job's steps to the replay buffer; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
         buffer = self.replay_buffer
         assert buffer is not None
         if job.candidate >= self.pop_size:
-            self.n_learner_steps += len(transitions)
-        if isinstance(transitions, Steps):
-            store_steps(buffer, transitions)
-        else:
-            for transition in transitions:
-                store_transition(buffer, transition)
+            self.n_learner_steps += len(steps)
+        append_steps(buffer, steps)
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""

@@ -25,7 +25,8 @@ from sb3_erl.rollouts.acting import (
     numpy_population,
     tensors_of,
 )
-from sb3_erl.rollouts.jobs import PopulationActor, ToEnvironment
+from sb3_erl.rollouts.actions import ToEnvironment
+from sb3_erl.rollouts.jobs import PopulationActor
 from tests.contract.settings import make
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)
