@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from benchmarks.lap import PER_ROUND, cumsum_way, filled, tree_way
 from benchmarks.save import measured
 from benchmarks.speed.measuring import Measurement, Options, measurement, timed
-from sb3_erl.buffers.append import store_steps
+from sb3_erl.buffers.append import append_steps
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.buffers.rollout_steps import Steps
 
@@ -70,7 +70,7 @@ def fill(name: str, capacity: int) -> dict[str, float]:
         observations, actions = rng.standard_normal((BLOCK + 1, OBSERVATIONS)), rng.uniform(-1, 1, (BLOCK, ACTIONS))
         steps = Steps(observations, actions.astype(np.float32), np.ones(BLOCK), [{}] * BLOCK, done=True)
         for _ in range(capacity // BLOCK):
-            store_steps(buffer, steps)
+            append_steps(buffer, steps)
         buffer.sample(256)
     arrays = [*vars(buffer).values()]
     for tree in getattr(buffer, "trees", []):

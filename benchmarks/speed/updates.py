@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import configure
 from benchmarks.speed import flops
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, spread, timed
 from sb3_erl import CEMRL, ERL, TD7, ERLRe2
-from sb3_erl.buffers.append import store_steps
+from sb3_erl.buffers.append import append_steps
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.td3 import TD3Learner
@@ -47,7 +47,7 @@ def made(algorithm: type, options: Options, **arguments: Any) -> Any:
     rng = np.random.default_rng(0)
     observations = rng.standard_normal((N_STORED + 1, 17), dtype=np.float32)
     actions, rewards = rng.uniform(-1, 1, (N_STORED, 6)).astype(np.float32), rng.standard_normal(N_STORED)
-    store_steps(model.replay_buffer, Steps(observations, actions, rewards, [{}] * N_STORED, done=False))
+    append_steps(model.replay_buffer, Steps(observations, actions, rewards, [{}] * N_STORED, done=False))
     model.set_logger(configure(None, []))
     return model
 

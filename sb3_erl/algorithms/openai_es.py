@@ -29,7 +29,7 @@ from sb3_erl.policies.observation_statistics import ObservationStatistics, Obser
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.remote.recipes import RebuiltActor, actor_factory
 from sb3_erl.rollouts.exploration import UnboundedExploration
-from sb3_erl.rollouts.jobs import Digest, EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor, Summarizer
 
 STORED_EPISODES = 100
 """Episodes per generation whose observations are counted, as with the authors' 10000 episodes and their probability 0.01."""
@@ -38,7 +38,7 @@ STORED_EPISODES = 100
 @dataclass(frozen=True)
 class ObservedEpisodes:
     """
-    Counts the observations of some of the population's episodes; a :class:`~sb3_erl.rollouts.jobs.Digest`.
+    Sums the observations of some of the population's episodes; a :class:`~sb3_erl.rollouts.jobs.Summarizer`.
 
     :param address: root of the draws that choose them
     :param first: number of the first candidate; those before it are means
@@ -49,15 +49,15 @@ class ObservedEpisodes:
     first: int
     probability: float
 
-    def wants(self, job: Job) -> bool:
-        """See :class:`~sb3_erl.rollouts.jobs.Digest`."""
+    def needs_steps(self, job: Job) -> bool:
+        """See :class:`~sb3_erl.rollouts.jobs.Summarizer`."""
         if job.candidate < self.first:
             return False
         return self.address.rng(Stream.FITNESS, job.candidate, job.episode).random() < self.probability
 
     def __call__(self, job: Job, steps: Steps) -> ObservationSums | None:
         """:return: what the episode adds to the statistics, ``None`` for an episode of the mean or one that is not chosen"""
-        if len(steps) == 0 or not self.wants(job):
+        if len(steps) == 0 or not self.needs_steps(job):
             return None
         return ObservationSums.of(steps.observations[:-1].reshape(len(steps), -1))
 
@@ -326,20 +326,20 @@ class OpenAIES(ReferenceBatchMixin):
     # ---------------------------------------------------------------- observations
 
     @property
-    def digest(self) -> Digest | None:
+    def summarizer(self) -> Summarizer | None:
         """Sums over the observations of some of the population's episodes, where statistics are kept."""
         if self._statistics is None:
-            return super().digest
+            return super().summarizer
         probability = self.obs_stat_prob
         if probability is None:
             probability = min(1.0, STORED_EPISODES / (self.pop_size * self.n_eval_episodes))
         return ObservedEpisodes(self.address, self._n_centers, probability)
 
-    def store(self, job: Job, digested: Any) -> None:
+    def store(self, job: Job, summary: Any) -> None:
         """Keep what an episode adds to the statistics until the generation is complete."""
-        super().store(job, digested)
-        if isinstance(digested, ObservationSums):
-            self._seen[(job.candidate - self._n_centers) * self.n_eval_episodes + job.episode] = digested
+        super().store(job, summary)
+        if isinstance(summary, ObservationSums):
+            self._seen[(job.candidate - self._n_centers) * self.n_eval_episodes + job.episode] = summary
 
     def _observe(self, n_candidates: int) -> None:
         if self._statistics is not None:

@@ -1,54 +1,44 @@
-"""Rollouts into SB3's replay buffers, which have one column here."""
+"""Appending the steps of a rollout to SB3's replay buffers, which have one column (``n_envs=1``) here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.buffers.rollout_steps import TRUNCATED, Steps, Transition
+from sb3_erl.core.observations import Observation, take
 
 
-def store_transition(buffer: ReplayBuffer, step: Transition) -> None:
+def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
     """
-    Add one transition.
+    Append the steps of a rollout, with the content that adding its transitions one by one would give.
 
-    :param buffer: any replay buffer with ``n_envs=1``
-    :param step: to be added
-    """
-    row = (step.observation[None], step.next_observation[None], step.action[None])
-    done = step.done and _is_stored_as_done(buffer, step)
-    buffer.add(*row, np.array([step.reward]), np.array([done]), [step.info])
-
-
-def store_steps(buffer: ReplayBuffer, steps: Steps) -> None:
-    """
-    Add the steps of a rollout; the same as adding its transitions one by one, but in one go where the buffer's ``add`` is
-    SB3's own.
+    Whole arrays are copied where the class of the buffer is in :data:`AFTER_COPY`. Any other class, also a subclass of one of
+    these, may do something of its own in ``add`` and gets one call per transition.
 
     :param buffer: any replay buffer with ``n_envs=1``
     :param steps: of one rollout
     """
-    is_lap = type(buffer).add is LAPReplayBuffer.add
-    if buffer.optimize_memory_usage or not (is_lap or type(buffer).add is ReplayBuffer.add) or "add" in vars(buffer):
-        for transition in steps:
-            store_transition(buffer, transition)
+    if type(buffer) not in AFTER_COPY or buffer.optimize_memory_usage:
+        append_one_by_one(buffer, steps)
         return
     timeouts = np.array([info.get(TRUNCATED, False) for info in steps.infos], dtype=np.float32)
+    after_copy = AFTER_COPY[type(buffer)]
     start = 0
     while start < len(steps):
         n = min(len(steps) - start, buffer.buffer_size - buffer.pos)
         rows, taken = slice(buffer.pos, buffer.pos + n), slice(start, start + n)
-        observations = steps.observations[start : start + n + 1].reshape(n + 1, 1, *buffer.obs_shape)
-        buffer.observations[rows], buffer.next_observations[rows] = observations[:-1], observations[1:]
+        _copy_rows(buffer.observations, rows, take(steps.observations, taken))
+        _copy_rows(buffer.next_observations, rows, take(steps.observations, slice(start + 1, start + n + 1)))
         buffer.actions[rows] = steps.actions[taken].reshape(n, 1, -1)
         buffer.rewards[rows, 0] = steps.rewards[taken]
         buffer.dones[rows] = 0
         if buffer.handle_timeout_termination:
             buffer.timeouts[rows, 0] = timeouts[taken]
-        if isinstance(buffer, LAPReplayBuffer):
-            for tree in buffer.trees:
-                tree.append(np.arange(rows.start, rows.stop))
+        after_copy(buffer, rows)
         start += n
         if start == len(steps) and steps.done:
             buffer.dones[rows.stop - 1] = _is_stored_as_done(buffer, steps[-1])
@@ -56,7 +46,50 @@ def store_steps(buffer: ReplayBuffer, steps: Steps) -> None:
         buffer.pos = rows.stop % buffer.buffer_size
 
 
+def append_one_by_one(buffer: ReplayBuffer, steps: Steps) -> None:
+    """
+    Append the steps of a rollout by one call of ``buffer.add`` each; slow, but right for every replay buffer.
+
+    :param buffer: any replay buffer with ``n_envs=1``
+    :param steps: of one rollout
+    """
+    for step in steps:
+        observation, following = take(step.observation, None), take(step.next_observation, None)
+        done = step.done and _is_stored_as_done(buffer, step)
+        buffer.add(observation, following, step.action[None], np.array([step.reward]), np.array([done]), [step.info])  # type: ignore[arg-type]
+
+
+def _copy_rows(stored: np.ndarray | dict[str, np.ndarray], rows: slice, observations: Observation) -> None:
+    """Write observations into the rows of a buffer with one column."""
+    if isinstance(stored, dict):
+        assert isinstance(observations, dict)
+        for key, array in stored.items():
+            _copy_rows(array, rows, observations[key])
+    else:
+        assert isinstance(observations, np.ndarray)
+        stored[rows] = observations.reshape(len(observations), 1, *stored.shape[2:])
+
+
+def _no_more(buffer: ReplayBuffer, rows: slice) -> None:
+    """Nothing is kept beside the arrays."""
+
+
+def _give_highest_priority(buffer: ReplayBuffer, rows: slice) -> None:
+    assert isinstance(buffer, LAPReplayBuffer)
+    for tree in buffer.trees:
+        tree.append(np.arange(rows.start, rows.stop))
+
+
+AFTER_COPY: dict[type[ReplayBuffer], Callable[[ReplayBuffer, slice], None]] = {
+    ReplayBuffer: _no_more,
+    NStepReplayBuffer: _no_more,
+    DictReplayBuffer: _no_more,
+    LAPReplayBuffer: _give_highest_priority,
+}
+"""The classes whose arrays are written directly, and what follows for the rows that were written."""
+
+
 def _is_stored_as_done(buffer: ReplayBuffer, last: Transition) -> bool:
-    """A rollout that was cut did not end, which a buffer may not be able to tell from the info."""
-    knows = buffer.handle_timeout_termination or buffer.optimize_memory_usage
-    return knows or "terminal_observation" in last.info
+    """Whether the last step of a rollout is stored as done; without this a cut rollout would look terminal to some buffers."""
+    keeps_time_limits = buffer.handle_timeout_termination or buffer.optimize_memory_usage
+    return keeps_time_limits or "terminal_observation" in last.info

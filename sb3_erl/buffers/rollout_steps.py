@@ -1,4 +1,4 @@
-"""The steps of one rollout as arrays, and how they are collected one by one."""
+"""The steps of one rollout as arrays, and their collection one by one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from sb3_erl.core.observations import Observation, combine, put, take
+
 TRUNCATED = "TimeLimit.truncated"
 
-_PLAIN = frozenset({bool, int, float, str, type(None), np.bool_, np.float64, np.float32, np.int64, np.int32})
-"""Types of which a copy is the same object."""
+_IMMUTABLE = frozenset({bool, int, float, str, type(None), np.bool_, np.float64, np.float32, np.int64, np.int32})
+"""Types whose values cannot change, so that they need no copy."""
 
 
 class Transition(NamedTuple):
-    """One environment step as SB3's replay buffers take it (unnormalized, action in [-1, 1])."""
+    """One environment step as SB3's replay buffers take it (observations not normalized, action in [-1, 1] or an index)."""
 
-    observation: np.ndarray
-    next_observation: np.ndarray
+    observation: Observation
+    next_observation: Observation
     action: np.ndarray
     reward: float
     done: bool
@@ -27,25 +29,25 @@ class Transition(NamedTuple):
 
 class Steps(Sequence[Transition]):
     """
-    Consecutive steps of one rollout: a sequence of :class:`Transition` that is kept as arrays.
+    Consecutive steps of one rollout, kept as arrays; also a sequence of :class:`Transition`.
 
-    :param observations: ``(T + 1, *obs_shape)``, the last one follows the last step
-    :param actions: ``(T, *action_shape)`` in [-1, 1]
+    :param observations: ``(T + 1, *obs_shape)``, a dict of such arrays for a Dict space; the last one follows the last step
+    :param actions: ``(T, *action_shape)`` in [-1, 1], or indices of discrete actions
     :param rewards: ``(T,)`` raw rewards, rounded to float32
-    :param infos: ``T`` of them
+    :param infos: ``T`` infos
     :param done: whether the rollout ends with the last step, also at a time limit or because it is abandoned there
     """
 
     def __init__(
-        self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, infos: Sequence[dict[str, Any]], done: bool
+        self, observations: Observation, actions: np.ndarray, rewards: np.ndarray, infos: Sequence[dict[str, Any]], done: bool
     ):
-        self.observations, self.actions, self.rewards, self.infos = observations, actions, rewards, infos
-        self.done = done
+        self.observations: Any = observations
+        self.actions, self.rewards, self.infos, self.done = actions, rewards, infos, done
 
     @classmethod
     def none(cls) -> Steps:
         """The steps of a rollout that did not begin."""
-        return cls(np.empty(1), np.empty(0), np.empty(0), [], done=False)
+        return cls(np.empty(0), np.empty(0), np.empty(0), [], done=False)
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -61,19 +63,33 @@ class Steps(Sequence[Transition]):
             return [self[t] for t in range(len(self))[index]]
         t = range(len(self))[index]
         done = self.done and t + 1 == len(self)
-        observations = self.observations[t], self.observations[t + 1]
+        observations = take(self.observations, t), take(self.observations, t + 1)
         return Transition(*observations, self.actions[t], float(self.rewards[t]), done, self.infos[t])
 
     def until(self, n_steps: int) -> Steps:
         """
+        The first steps. If the rollout would have gone on it is abandoned there, which a replay buffer takes as a time limit.
+
         :param n_steps: how many of the steps were taken
-        :return: these; if the rollout would have gone on it is abandoned there, which to a replay buffer is a time limit
+        :return: these steps
         """
         infos, is_over = list(self.infos[:n_steps]), self.done and n_steps == len(self)
         if infos and not is_over:  # n-step returns must not run into the next rollout
             infos[-1] = {**infos[-1], TRUNCATED: True}
-        parts = self.observations[: n_steps + 1], self.actions[:n_steps], self.rewards[:n_steps]
-        return Steps(*parts, infos, done=bool(infos))
+        observations = take(self.observations, slice(n_steps + 1))
+        return Steps(observations, self.actions[:n_steps], self.rewards[:n_steps], infos, done=bool(infos))
+
+    def with_rewards(self, rewards: np.ndarray) -> Steps:
+        """
+        The same steps with other rewards.
+
+        :param rewards: ``(T,)``
+        :return: steps that share everything else with these
+        :raises ValueError: if there is not one reward per step
+        """
+        if rewards.shape != (len(self),):
+            raise ValueError(f"rewards must have shape ({len(self)},), one per step; got {rewards.shape}")
+        return Steps(self.observations, self.actions, rewards, self.infos, self.done)
 
 
 class StepRecorder:
@@ -86,28 +102,25 @@ class StepRecorder:
     :param capacity: steps for which there is room at first; it doubles when it is used up
     """
 
-    def __init__(self, observation: np.ndarray, action_shape: tuple[int, ...], first: int = 0, capacity: int = 64):
+    def __init__(self, observation: Observation, action_shape: tuple[int, ...], first: int = 0, capacity: int = 64):
         self._first = first
-        observation = np.asarray(observation)
-        self._observations = np.empty((capacity + 1, *observation.shape), dtype=observation.dtype)
+        self._observations = combine(lambda array: _room_for(capacity + 1, np.asarray(array)), observation)
         self._actions = np.empty((capacity, *action_shape), dtype=np.float32)
-        self._observations[0] = observation
+        put(self._observations, 0, observation)
         self._infos: list[dict[str, Any]] = []
 
-    def add(self, action: np.ndarray, observation: np.ndarray, info: dict[str, Any]) -> None:
+    def add(self, action: np.ndarray, observation: Observation, info: dict[str, Any]) -> None:
         """
-        :param action: that was taken
-        :param observation: that follows
-        :param info: of this step; kept as it is
+        :param action: the action that was taken
+        :param observation: the observation that follows
+        :param info: of this step; kept without a copy
         """
         t = len(self._infos)
         if t == len(self._actions):
-            self._observations, self._actions = (
-                np.concatenate([array, np.empty((t, *array.shape[1:]), dtype=array.dtype)])
-                for array in (self._observations, self._actions)
-            )
+            self._observations = combine(lambda array: _grown(array, t), self._observations)
+            self._actions = _grown(self._actions, t)
         self._actions[t] = action
-        self._observations[t + 1] = observation
+        put(self._observations, t + 1, observation)
         self._infos.append(info)
 
     def steps(self, rewards: np.ndarray, done: bool) -> Steps:
@@ -118,14 +131,22 @@ class StepRecorder:
         """
         n = len(self._infos)
         own_rewards = rewards[self._first : self._first + n]
-        return Steps(self._observations[: n + 1], self._actions[:n], own_rewards, self._infos, done)
+        return Steps(take(self._observations, slice(n + 1)), self._actions[:n], own_rewards, self._infos, done)
 
 
-def kept(info: dict[str, Any]) -> dict[str, Any]:
+def _room_for(n: int, like: np.ndarray) -> np.ndarray:
+    return np.empty((n, *like.shape), dtype=like.dtype)
+
+
+def _grown(array: np.ndarray, n: int) -> np.ndarray:
+    return np.concatenate([array, np.empty((n, *array.shape[1:]), dtype=array.dtype)])
+
+
+def copy_info(info: dict[str, Any]) -> dict[str, Any]:
     """
-    :param info: what an environment said of a step; it may write into it later
-    :return: a copy that stays as it is
+    :param info: what an environment returned with a step and may write into later
+    :return: a copy that does not change with it
     """
-    if _PLAIN.issuperset(map(type, info.values())):
+    if _IMMUTABLE.issuperset(map(type, info.values())):
         return dict(info)
     return copy.deepcopy(info)

@@ -73,6 +73,11 @@ class NoveltyMixin(GenerationalMixin):
             give_behavior(self.env, self.behavior, self.behavior_kwargs)
         return super()._make_evaluator()
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Behaviors too; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+        return super().needs | {"behavior"}
+
     def _behaviors(self, episodes: EpisodeBatch, candidates: range) -> list[np.ndarray]:
         """
         :param episodes: among them some of each candidate
@@ -90,12 +95,12 @@ class NoveltyMixin(GenerationalMixin):
         return [means.get(candidate, nothing) for candidate in candidates]
 
     def _behavior_of(self, episode: Episode) -> np.ndarray:
-        last = np.asarray(episode.last_observation, dtype=np.float64).ravel()  # empty if it stayed with a worker
-        if self.behavior == FINAL_OBSERVATION and len(last):
+        last = np.asarray(episode.last_observation, dtype=np.float64).ravel()
+        if self.behavior == FINAL_OBSERVATION:
             return last
         if episode.behavior is not None:
             return episode.behavior
-        if self.behavior == "auto" and len(last) and is_vector(self.observation_space):
+        if self.behavior == "auto" and is_vector(self.observation_space):
             return last
         raise ValueError(
             f"behavior={self.behavior!r} needs environments that say how an episode was, in info['bc'] of its last step; "

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.policies.es_pixels import PixelActor
-from sb3_erl.rollouts.jobs import Digest, Job
+from sb3_erl.rollouts.jobs import Job, Summarizer
 
 NOBODY = 2**32 - 1
 """Stands where the number of a candidate would in the address of an episode of random actions."""
@@ -76,14 +76,14 @@ class ReferenceBatchMixin(EvolutionaryAlgorithm):
         return True
 
     @property
-    def digest(self) -> Digest | None:
-        """See :class:`~sb3_erl.rollouts.jobs.Recorder`; images are among the transitions themselves."""
-        return super().digest if self._reference_images is None else None
+    def summarizer(self) -> Summarizer | None:
+        """See :class:`~sb3_erl.rollouts.jobs.Recorder`; images are taken from the steps themselves."""
+        return super().summarizer if self._reference_images is None else None
 
-    def store(self, job: Job, digested: Any) -> None:
+    def store(self, job: Job, summary: Any) -> None:
         """Keep the images that follow random actions."""
         if self._reference_images is not None:
-            self._reference_images += [transition.next_observation for transition in digested]
+            self._reference_images += list(summary.observations[1:])
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_reference_images"]

@@ -1,4 +1,4 @@
-"""The back-ends by name; those with workers are imported when somebody wants them."""
+"""The back-ends by name; those with workers are imported when they are chosen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = ("vec", "process", "ray")
 
 def check_evaluator(choice: Any) -> None:
     """
-    :param choice: what a model got as ``evaluator``
+    :param choice: the argument ``evaluator`` of a model
     :raises ValueError: if it is an unknown name
-    :raises TypeError: if it is something else altogether
+    :raises TypeError: if it is neither a name nor an evaluator
     """
     wanted = f"evaluator must be one of {list(NAMES)}, or a ProcessEvaluator or RayEvaluator; got {choice!r}"
     if isinstance(choice, str):
@@ -33,9 +33,9 @@ def check_evaluator(choice: Any) -> None:
 
 def remote_evaluator(choice: Any, present: Any) -> RemoteEvaluator | None:
     """
-    :param choice: what a model got as ``evaluator``
-    :param present: the evaluator it has, which goes on if it is what was chosen
-    :return: the one with workers that was chosen, ``None`` for ``"vec"``
+    :param choice: the argument ``evaluator`` of a model
+    :param present: the evaluator that the model has, which is kept if it is of the chosen class
+    :return: the chosen evaluator with workers, ``None`` for ``"vec"``
     """
     if not isinstance(choice, str):
         return choice

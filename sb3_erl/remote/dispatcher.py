@@ -1,4 +1,4 @@
-"""Which worker runs which jobs, and what happens when one of them is lost."""
+"""Distribution of jobs to workers, and recovery when a worker is lost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sb3_erl.remote.transport import Event, Pool
 from sb3_erl.rollouts.soundness import WorkerError
 
 MESSAGE_SECONDS = 0.2
-"""How long the jobs of one message should take at least, so that messages cost nothing in comparison."""
+"""Seconds that the jobs of one message should take at least, so that messages cost little in comparison."""
 MAX_DEATHS = 3
-"""How many workers may be lost on one job, or one after the other before they began."""
+"""Number of workers lost on one job, or one after the other before they were ready, that is an error."""
 
 
 @dataclass
@@ -32,37 +32,37 @@ class _Member:
     is_ready: bool = False
     chunks: deque[_Chunk] = field(default_factory=deque)
     since: float = 0.0
-    """When the first of the chunks was begun."""
+    """Time at which the first of the chunks was begun."""
 
 
 class Dispatcher:
     """
-    Gives consecutive jobs to workers, few enough at a time that all end together, and keeps the books.
+    Gives consecutive jobs to workers, in portions small enough that all workers end together.
 
-    A worker that dies is replaced and its jobs are run again; the result is the same, because everything random in a job
-    derives from its address. A worker that is silent for ``episode_timeout`` seconds is ended; its jobs are then run one by
-    one, and one that is silent for so long alone has failed.
+    A worker that dies is replaced and its jobs run again; the result is the same, because everything random in a job derives
+    from its address. A worker that does not answer for ``episode_timeout`` seconds is ended; its jobs are then run one by one,
+    and a job that alone takes so long has failed.
 
     :param pool: carries the messages
-    :param n_workers: how many there should be, at least 1; may be changed at any time
-    :param episode_timeout: seconds, ``None`` for any time
-    :param start_timeout: seconds within which a worker has to be ready while there is no other
+    :param n_workers: number of workers, at least 1; may be changed at any time
+    :param episode_timeout: seconds, ``None`` for no limit
+    :param start_timeout: seconds within which the first worker has to be ready
     """
 
     def __init__(self, pool: Pool, n_workers: int, episode_timeout: float | None, start_timeout: float):
         self.pool, self.n_workers = pool, n_workers
         self.episode_timeout, self.start_timeout = episode_timeout, start_timeout
         self.greeting: bytes | None = None
-        """What the first worker said when it was ready."""
+        """The first message of the first worker that was ready."""
         self.seconds_per_job: float | None = None
         self.n_deaths = 0
-        """Workers lost over the life of the dispatcher."""
+        """Number of workers lost over the life of the dispatcher."""
         self._members: dict[Hashable, _Member] = {}
         self._phase, self._n_jobs = -1, 0
         self._deaths_before_ready = 0
-        self._forget_jobs()
+        self._cancel_jobs()
 
-    def _forget_jobs(self) -> None:
+    def _cancel_jobs(self) -> None:
         self._next = 0
         self._again: deque[int] = deque()
         self._answers: dict[int, tuple[Any, int] | str | None] = {}
@@ -70,38 +70,38 @@ class Dispatcher:
 
     @property
     def workers(self) -> list[Hashable]:
-        """Names of the workers that there are."""
+        """Names of the present workers."""
         return list(self._members)
 
     @property
     def _n_waiting(self) -> int:
         return self._n_jobs - self._next + len(self._again)
 
-    # ---------------------------------------------------------------- what the evaluator asks for
+    # ---------------------------------------------------------------- interface of the evaluator
 
     def greet(self) -> bytes:
-        """Wait for the first worker; returns what it said."""
+        """Wait for the first worker; returns its first message."""
         while self.greeting is None:
             self.pump(block=True)
         return self.greeting
 
     def settle(self) -> None:
-        """Forget what is left of the phase and wait until as many workers as wanted are ready and idle."""
-        self._forget_jobs()
+        """Cancel the rest of the phase and wait until ``n_workers`` workers are ready and idle."""
+        self._cancel_jobs()
         self._n_jobs = 0
         while len(self._members) != self.n_workers or any(m.chunks or not m.is_ready for m in self._members.values()):
             self.pump(block=True)
 
     def begin(self, phase: bytes, n_jobs: int, tables: Sequence[Any]) -> None:
         """
-        Begin a phase; what is left of the one before is forgotten.
+        Begin a phase; the rest of the one before is canceled.
 
-        :param phase: packed
+        :param phase: packed message
         :param n_jobs: number of its jobs
-        :param tables: the tables of noise that it needs
+        :param tables: tables of noise that its actor needs
         """
         self._phase, self._n_jobs = self._phase + 1, n_jobs
-        self._forget_jobs()
+        self._cancel_jobs()
         self.pool.publish(self._phase, phase, tables)
 
     def answer(self, number: int) -> tuple[Any, int] | None:
@@ -110,7 +110,7 @@ class Dispatcher:
 
         :param number: of the job
         :return: the bodies of an :class:`~sb3_erl.remote.messages.Answer` and the job's place in it; ``None`` if it failed
-        :raises WorkerError: if it raised an exception, or three workers died of it
+        :raises WorkerError: if it raised an exception, or three workers died while they ran it
         """
         while number not in self._answers:
             self.pump(block=True)
@@ -121,9 +121,9 @@ class Dispatcher:
 
     def pump(self, block: bool = False) -> None:
         """
-        Keep workers busy and take what they say.
+        Give jobs to idle workers and take answers.
 
-        :param block: wait until something happens
+        :param block: wait until a worker reports something
         """
         self._adjust()
         self._feed()
@@ -140,20 +140,20 @@ class Dispatcher:
         self._check_time()
         self._feed()
 
-    def drop_workers(self) -> None:
+    def end_workers(self) -> None:
         """End all workers; new ones are started when they are needed."""
         for worker in self.workers:
             self._end(worker)
-        self._forget_jobs()
+        self._cancel_jobs()
         self._n_jobs = 0
 
-    # ---------------------------------------------------------------- workers come and go
+    # ---------------------------------------------------------------- starting and ending workers
 
     def _adjust(self) -> None:
         while len(self._members) < self.n_workers:
             self._members[self.pool.start()] = _Member(time.monotonic())
         surplus = len(self._members) - self.n_workers
-        if surplus > 0:  # whoever is at work goes when that is done
+        if surplus > 0:  # busy workers are ended when their jobs are done
             idle = [worker for worker, member in self._members.items() if not member.chunks]
             for worker in idle[-surplus:]:
                 self._end(worker)
@@ -163,9 +163,9 @@ class Dispatcher:
         self.pool.stop(worker, at_once=not is_idle)
 
     def _ready(self, member: _Member, event: Event) -> None:
-        said = pickle.loads(event.body)
-        if isinstance(said, str):
-            raise WorkerError(f"a worker could not make its environment:\n{said}")
+        message = pickle.loads(event.body)
+        if isinstance(message, str):
+            raise WorkerError(f"a worker could not make its environment:\n{message}")
         member.is_ready, self._deaths_before_ready = True, 0
         self.greeting = self.greeting or event.body
 
@@ -184,7 +184,7 @@ class Dispatcher:
                 self._rerun(range(chunk.first, chunk.last), is_suspect=place == 0)
 
     def _rerun(self, jobs: Sequence[int], is_suspect: bool) -> None:
-        """One by one from now on; a job that may be the reason for a loss is not tried for ever."""
+        """Run lost jobs again, one by one; a job on which ``MAX_DEATHS`` workers were lost becomes an error."""
         for number in jobs:
             self._losses[number] = self._losses.get(number, 0) + is_suspect
             if self._losses[number] < MAX_DEATHS or len(jobs) > 1:
@@ -195,10 +195,10 @@ class Dispatcher:
                     "process (look at what it wrote to the terminal), or take more memory than there is: use fewer workers"
                 )
 
-    # ---------------------------------------------------------------- jobs come and go
+    # ---------------------------------------------------------------- giving out jobs and taking answers
 
     def _feed(self) -> None:
-        """At most two messages per worker: one that it works on and, far from the end, one that it finds after it."""
+        """Send at most two messages to a worker: the one that it works on and, unless few jobs are left, the next one."""
         for depth in (0, 1):
             for worker, member in self._members.items():
                 if self._n_waiting == 0 or (depth == 1 and self._n_waiting <= 2 * len(self._members)):
@@ -225,7 +225,7 @@ class Dispatcher:
         member.since = time.monotonic()
         if chunk.phase != self._phase:
             return
-        if answer.n_done == 0 and answer.error is None:  # it looked for the phase too late; it will not again
+        if answer.n_done == 0 and answer.error is None:  # the phase was over when the worker read it
             self._rerun(range(chunk.first, chunk.last), is_suspect=False)
             return
         for place in range(answer.n_done):
@@ -240,7 +240,7 @@ class Dispatcher:
     # ---------------------------------------------------------------- time
 
     def _patience(self) -> float:
-        """Seconds until something has to be looked at even if no worker says anything."""
+        """Seconds until times have to be checked even if no worker reports anything."""
         now, patience = time.monotonic(), 1.0
         if self.episode_timeout is not None:
             for member in self._members.values():

@@ -1,4 +1,4 @@
-"""How workers make environments like the user's own."""
+"""Functions with which workers make environments like the user's own."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ SB3_WRAPPERS: dict[str, dict[str, str]] = {
     "stable_baselines3.common.atari_wrappers:WarpFrame": {"width": "width", "height": "height"},
     "stable_baselines3.common.atari_wrappers:ClipRewardEnv": {},
 }
-"""SB3's wrappers do not record their constructor's arguments; these can be read from them: (argument, attribute)."""
+"""Arguments of SB3's wrappers, which do not record them, and the attributes from which they can be read."""
 SHELLS = ("stable_baselines3.common.atari_wrappers:AtariWrapper",)
-"""Wrappers that consist of those inside them."""
+"""Wrappers that only combine other wrappers, which are recorded themselves."""
 
 Layer = Callable[[VecEnv], VecEnv]
 
@@ -131,7 +131,7 @@ def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker
     :param env: the model's own environments
     :param make_env: the user's factory, whose environment only needs the vectorized wrappers of ``env``; or ``None``
     :return: makes one such environment
-    :raises ValueError: if there is something in ``env`` that cannot be made again elsewhere
+    :raises ValueError: if a part of ``env`` cannot be made again in another process
     """
     layers: list[Layer] = []
     inner = env

@@ -1,10 +1,9 @@
-"""What the back-ends with workers have in common: settings, and the order in which results count."""
+"""The base of the back-ends with workers: settings, and counting results in the order of the jobs."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import pickle
 import weakref
 from abc import ABC, abstractmethod
@@ -15,43 +14,39 @@ import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.interrupts import uninterrupted
+from sb3_erl.core.observations import take
 from sb3_erl.core.seeding import Address
 from sb3_erl.remote.dispatcher import Dispatcher
 from sb3_erl.remote.env_recipe import MakeEnv, environment_maker
-from sb3_erl.remote.messages import Outcome, Phase, unpack_score, unpack_transitions
+from sb3_erl.remote.messages import Outcome, PhaseMessage, unpack_score, unpack_steps
 from sb3_erl.remote.transport import Pool, Traffic
-from sb3_erl.rollouts.jobs import (
-    Digest,
-    Episode,
-    EpisodeBatch,
-    EpisodeSummary,
-    Job,
-    PopulationActor,
-    Recorder,
-    ToEnvironment,
-)
+from sb3_erl.rollouts.actions import ToEnvironment
+from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job, PopulationActor, Recorder
+from sb3_erl.rollouts.slots import check_needs
 
 
 class RemoteEvaluator(ABC):
     """
-    Runs each job on some worker and counts the results in the order of the jobs, whoever finishes first.
+    Runs the jobs on workers and counts the results in the order of the jobs.
 
-    Steps, callbacks, budget and replay buffer see what the default back-end with one environment would show them, so the
-    number of workers, their speed and their deaths change nothing. Two things are different. Callbacks hear of an episode when
-    it is over. And the steps of algorithms that need scores only are not sent: there, in a callback's ``locals``, ``rewards``
-    is 0 until the last step of an episode, which has the total reward and the only ``infos`` with anything in them (what
-    Monitor says, ``is_success``, ``TimeLimit.truncated``), and there is no ``new_obs``. Where transitions are sent,
+    Counters, callbacks and replay buffer get what the default back-end with one environment would give them, so the number of
+    workers, their speed and lost workers change nothing. There are two differences. Callbacks are called for the steps of an
+    episode when it is over. And the steps of algorithms that need scores only are not sent: there, in a callback's ``locals``,
+    ``rewards`` is 0 until the last step of an episode, which has the total reward and the only ``infos`` that are not empty
+    (Monitor's ``episode``, ``is_success``, ``TimeLimit.truncated``), and there is no ``new_obs``. Where steps are sent,
     ``new_obs`` after an episode is its last observation and not the first one of the next.
 
-    Workers live until :meth:`close`, the end of the program or of this object. What is saved with a model are the settings.
+    Workers live until :meth:`close`, the end of the program or of this object. The settings are saved with a model.
 
-    :param n_workers: number of workers, ``None`` for what there is; may be changed at any time
-    :param make_env: function that makes one environment, ``None`` to make what the model's env is made of
-    :param episode_timeout: seconds after which an episode has failed, ``None`` to wait for ever
+    :param n_workers: number of workers, ``None`` for one per available CPU; may be changed at any time
+    :param make_env: function that makes one environment, ``None`` to rebuild the environments of the model
+    :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
-    :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
+    :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only;
+        they do also if the fitness needs "infos"
     :raises ValueError: if a number is out of range
     """
 
@@ -79,7 +74,7 @@ class RemoteEvaluator(ABC):
 
     @abstractmethod
     def _default_n_workers(self) -> int:
-        """Number of workers if the user does not say."""
+        """Number of workers if the user gives none."""
 
     @abstractmethod
     def _make_pool(self, setup: bytes) -> Pool:
@@ -89,7 +84,7 @@ class RemoteEvaluator(ABC):
 
     @property
     def n_workers(self) -> int | None:
-        """Number of workers, ``None`` for what there is."""
+        """Number of workers, ``None`` for one per available CPU."""
         return self._n_workers
 
     @n_workers.setter
@@ -101,39 +96,39 @@ class RemoteEvaluator(ABC):
 
     def add_workers(self, n_workers: int = 1) -> None:
         """
-        Take more workers, at any time, also from a callback.
+        Start more workers, at any time, also from a callback.
 
-        :param n_workers: how many more
+        :param n_workers: number of additional workers
         """
         self.n_workers = (self._n_workers or self._default_n_workers()) + n_workers
 
     def remove_workers(self, n_workers: int = 1) -> None:
         """
-        Do with fewer workers, at any time; those at work finish what they do.
+        End some workers, at any time; those that run jobs finish them first.
 
-        :param n_workers: how many fewer
+        :param n_workers: number of workers to end
         :raises ValueError: if none would be left
         """
         self.add_workers(-n_workers)
 
     def settle(self) -> None:
-        """Wait until as many workers as wanted are ready and none of them is at work; after the first ``learn`` began."""
+        """Wait until all ``n_workers`` workers are ready and idle; does nothing before the first ``learn``."""
         if self._dispatcher is not None:
-            with self._dropping_workers():
+            with self._ending_workers_on_error():
                 self._dispatcher.settle()
 
     @property
     def n_deaths(self) -> int:
-        """Workers that were lost and replaced, since the workers were started."""
+        """Number of workers that were lost and replaced since the first start."""
         return 0 if self._dispatcher is None else self._dispatcher.n_deaths
 
     @property
     def traffic(self) -> Traffic:
-        """What was sent, since the workers were started."""
+        """Messages and bytes since the workers were started."""
         return Traffic() if self._dispatcher is None else copy.copy(self._dispatcher.pool.traffic)
 
     def close(self) -> None:
-        """End all workers; they are started again when they are needed."""
+        """End all workers; they start again when they are needed."""
         with uninterrupted():
             if self._close is not None:
                 self._close()
@@ -147,10 +142,10 @@ class RemoteEvaluator(ABC):
 
     def bind(self, env: VecEnv, to_environment: ToEnvironment) -> None:
         """
-        Work for a model; workers that have the same environments go on, also if they worked for another model.
+        Connect to a model; workers with the same environments are kept, also if they served another model.
 
         :param env: the model's environments, which are not stepped
-        :param to_environment: from what actors give to what the environment takes
+        :param to_environment: maps what actors return to actions of the environment
         :raises ValueError: if workers cannot make such environments, or make others
         """
         setup = cloudpickle.dumps(environment_maker(env, self.make_env), protocol=pickle.HIGHEST_PROTOCOL)
@@ -163,7 +158,7 @@ class RemoteEvaluator(ABC):
         n_workers = self._n_workers or self._default_n_workers()
         self._dispatcher = Dispatcher(pool, n_workers, self.episode_timeout, self.start_timeout)
         self._setup = setup
-        with self._dropping_workers():
+        with self._ending_workers_on_error():
             theirs = pickle.loads(self._dispatcher.greet())
         if theirs != (env.observation_space, env.action_space):
             self.close()
@@ -173,13 +168,13 @@ class RemoteEvaluator(ABC):
             )
 
     @contextlib.contextmanager
-    def _dropping_workers(self) -> Any:
-        """Whatever interrupts us may leave half a message behind; new workers begin with an empty channel."""
+    def _ending_workers_on_error(self) -> Any:
+        """An interrupt may leave half a message in a channel; new workers begin with an empty one."""
         try:
             yield
         except BaseException:
             if self._dispatcher is not None:
-                self._dispatcher.drop_workers()
+                self._dispatcher.end_workers()
             raise
 
     # ---------------------------------------------------------------- jobs
@@ -190,36 +185,40 @@ class RemoteEvaluator(ABC):
         """See :class:`~sb3_erl.rollouts.jobs.Evaluator`."""
         dispatcher = self._dispatcher
         assert dispatcher is not None, "bind() comes first"
-        digest = recorder.digest
-        phase = Phase(jobs, actor, address, digest, self._to_environment, self.step_infos)
+        check_needs(recorder.needs)
+        phase = self._message(jobs, actor, address, recorder)
         episodes: list[Episode] = []
-        with self._dropping_workers():
+        with self._ending_workers_on_error():
             dispatcher.episode_timeout = self.episode_timeout
             dispatcher.begin(phase.packed(), len(jobs), getattr(actor, "noise_tables", ()))
             for number, job in enumerate(jobs):
                 dispatcher.pump()
-                outcome = self._outcome(dispatcher.answer(number), job, digest)
+                outcome = self._outcome(dispatcher.answer(number), job, phase)
                 if not self._replay(outcome, recorder, is_last=number + 1 == len(jobs)):
                     return None
                 episodes.append(outcome.episode)
         return EpisodeBatch(tuple(episodes), sum(episode.length for episode in episodes))
 
-    def _outcome(self, answer: tuple[Any, int] | None, job: Job, digest: Digest | None) -> Outcome:
+    def _message(self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder) -> PhaseMessage:
+        needs = frozenset(recorder.needs)
+        step_infos = self.step_infos or "infos" in needs
+        return PhaseMessage(jobs, actor, address, recorder.summarizer, needs, self._to_environment, step_infos)
+
+    def _outcome(self, answer: tuple[Any, int] | None, job: Job, phase: PhaseMessage) -> Outcome:
         if answer is not None:
             bodies, place = answer
-            return unpack_transitions(bodies[place], job) if digest is None else unpack_score(bodies, place, job)
-        late = f"it did not end within episode_timeout={self.episode_timeout:g} seconds"
-        if digest is not None:
-            return Outcome(EpisodeSummary(job, 0, math.nan, math.nan, False, False, failure=late))
-        space = self._env.observation_space
-        nowhere = np.zeros(space.shape or (), dtype=space.dtype)
-        return Outcome(Episode(job, np.empty(0), nowhere, False, False, failure=late), [])
+            if phase.summarizer is None:
+                return unpack_steps(bodies[place], job, phase.needs)
+            return unpack_score(bodies, place, job)
+        late, steps = f"it did not end within episode_timeout={self.episode_timeout:g} seconds", Steps.none()
+        record = EpisodeRecord.of(steps, steps.rewards, phase.needs)
+        return Outcome(Episode.from_rewards(job, steps.rewards, False, False, failure=late, record=record))
 
     def _replay(self, outcome: Outcome, recorder: Recorder, is_last: bool) -> bool:
-        """Show an episode to the recorder as if it were run now; returns whether to go on."""
+        """Report the steps of an episode to the recorder as if it ran now; returns whether to go on."""
         episode, n_steps = outcome.episode, outcome.episode.n_steps
-        t = max(0, min(n_steps - 1, recorder.n_free_steps))
-        recorder.skip_steps(t)
+        t = max(0, min(n_steps - 1, recorder.n_unobserved_steps_allowed))
+        recorder.count_unobserved_steps(t)
         try:
             while t < n_steps:
                 go_on = recorder.after_step(self._variables(outcome, t), np.ones(1, dtype=bool))
@@ -229,9 +228,9 @@ class RemoteEvaluator(ABC):
         finally:
             with uninterrupted():  # a rollout is stored whole
                 if t == n_steps and episode.failed:
-                    recorder.drop(episode.job, [])
+                    recorder.discard(episode.job, Steps.none() if outcome.steps is None else outcome.steps)
                 else:
-                    recorder.store(episode.job, outcome.stored if t == n_steps else outcome.stored_until(t))
+                    recorder.store(episode.job, outcome.stored_until(t))
         return True
 
     def _variables(self, outcome: Outcome, t: int) -> dict[str, Any]:
@@ -240,8 +239,9 @@ class RemoteEvaluator(ABC):
         rewards, normalizer = np.array([reward], dtype=np.float32), self._normalizer
         found: dict[str, Any] = {"env": self._env, "dones": np.array([done]), "infos": [info]}
         if observation is not None:
-            buffer_actions = outcome.stored[t].action[None]
-            new_obs = observation[None]
+            assert outcome.steps is not None
+            buffer_actions = outcome.steps.actions[t][None]
+            new_obs: Any = take(observation, None)
             found |= {"buffer_actions": buffer_actions, "actions": self._to_environment(buffer_actions)}
             found["new_obs"] = normalizer.normalize_obs(new_obs) if isinstance(normalizer, VecNormalize) else new_obs
             rewards = normalizer.normalize_reward(rewards) if isinstance(normalizer, VecNormalize) else rewards

@@ -32,11 +32,11 @@ class ProcessEvaluator(RemoteEvaluator):
     Runs whole episodes in worker processes of this machine; ``evaluator="process"`` is the same with defaults.
 
     The weights of a generation and the table of noise lie in shared memory, once for all workers; messages are job numbers
-    and what comes back. The result is that of ``evaluator="vec"`` with one environment, for any number of workers.
+    and results. The result is that of ``evaluator="vec"`` with one environment, for any number of workers.
 
     :param n_workers: number of processes, ``None`` for one per CPU that this process may use; may be changed at any time
-    :param make_env: function that makes one environment, ``None`` to make what the model's env is made of
-    :param episode_timeout: seconds after which an episode has failed, ``None`` to wait for ever
+    :param make_env: function that makes one environment, ``None`` to rebuild the environments of the model
+    :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
     :param start_method: ``"forkserver"`` or ``"spawn"``, ``None`` for the first of them that the system has
@@ -86,7 +86,8 @@ class ProcessPool(Pool):
         self._greeted: set[Hashable] = set()
         self._dead: list[Hashable] = []
         self._memory: shared_memory.SharedMemory | None = None
-        self._news: tuple[int, str, int, list[tuple[int, int, str]]] = (-1, "", 0, [])
+        self._published: tuple[int, str, int, list[tuple[int, int, str]]] = (-1, "", 0, [])
+        """The phase: its number, name of its memory, size, and the tables of noise."""
         self._tables: dict[tuple[int, int], shared_memory.SharedMemory] = {}
 
     def process_of(self, worker: Hashable) -> Any:
@@ -99,11 +100,11 @@ class ProcessPool(Pool):
         process = self._context.Process(target=serve, args=(theirs, self._setup), daemon=True)
         name = next(self._names)
         try:
-            with uninterrupted(), _one_thread():  # half a request would be the end of the fork server
+            with uninterrupted(), _one_thread():  # half a request would break the fork server
                 process.start()
                 self._workers[name] = process, ours
         except BaseException:
-            if name in self._workers:  # nobody else knows of it
+            if name in self._workers:  # the dispatcher does not have its name yet
                 self.stop(name)
             ours.close()
             raise
@@ -113,14 +114,14 @@ class ProcessPool(Pool):
 
     def publish(self, number: int, phase: bytes, tables: Sequence[NoiseTable]) -> None:
         """See :meth:`Pool.publish`."""
-        with uninterrupted():  # memory that has no owner yet would stay for good
+        with uninterrupted():  # memory that is not noted yet would never be removed
             self._remove(self._memory)
             self._memory = shared_memory.SharedMemory(create=True, size=max(1, len(phase)))
             shared = [(table.size, table.seed, self._share(table)) for table in tables]
         assert self._memory.buf is not None
         self._memory.buf[: len(phase)] = phase
         self.traffic.bytes_out += len(phase)
-        self._news = number, self._memory.name, len(phase), shared
+        self._published = number, self._memory.name, len(phase), shared
 
     def _share(self, table: NoiseTable) -> str:
         key = table.size, table.seed
@@ -131,9 +132,9 @@ class ProcessPool(Pool):
 
     def submit(self, worker: Hashable, first: int, last: int) -> None:
         """See :meth:`Pool.submit`."""
-        is_news = self._informed.get(worker) != self._news[0]
-        request = pickle.dumps((first, last, self._news if is_news else None))
-        self._informed[worker] = self._news[0]
+        is_new = self._informed.get(worker) != self._published[0]
+        request = pickle.dumps((first, last, self._published if is_new else None))
+        self._informed[worker] = self._published[0]
         self.traffic.messages_out += 1
         self.traffic.bytes_out += len(request)
         try:
@@ -176,7 +177,7 @@ class ProcessPool(Pool):
             self._close()
 
     def _close(self) -> None:
-        """What :meth:`close` does; its variables end with it, while Ctrl-C still waits."""
+        """Does the work of :meth:`close`; its local variables are freed before Ctrl-C is handled."""
         for _, channel in self._workers.values():
             channel.close()
         end = time.monotonic() + 1.0
@@ -198,7 +199,7 @@ class ProcessPool(Pool):
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes started here find an environment that asks for one thread each."""
+    """Context in which started processes inherit environment variables for one thread each."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:

@@ -40,20 +40,20 @@ class RayEvaluator(RemoteEvaluator):
     Runs whole episodes in actors of a Ray cluster; ``evaluator="ray"`` is the same with defaults.
 
     The weights of a generation and the table of noise go into Ray's object store, from where they travel once to each
-    machine; messages are job numbers and what comes back. The result is that of ``evaluator="vec"`` with one environment, for
+    machine; messages are job numbers and results. The result is that of ``evaluator="vec"`` with one environment, for
     any number of workers.
 
-    Where Ray is not running yet, it is started: locally, without its dashboard, and stopped with the last evaluator that needs
-    it. A cluster that somebody else started is left running. Actors are used and not tasks, because making an environment
-    takes longer than many an episode; they hold nothing that is not made again elsewhere if they are lost.
+    If Ray is not running it is started locally, without its dashboard, and stopped with the last evaluator that needs it. A
+    cluster that was running before is left running. Actors are used and not tasks, because making an environment can take
+    longer than an episode; their state can be rebuilt in another actor if they are lost.
 
     :param n_workers: number of actors, ``None`` for one per ``num_cpus`` of the cluster; may be changed at any time
-    :param make_env: function that makes one environment, ``None`` to make what the model's env is made of
-    :param episode_timeout: seconds after which an episode has failed, ``None`` to wait for ever
+    :param make_env: function that makes one environment, ``None`` to rebuild the environments of the model
+    :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
-    :param address: of a cluster to connect to, as ``ray.init`` takes it (``"local"`` starts one); ``None`` for the one that is
-        initialized, or that runs on this machine, or a local one
+    :param address: of a cluster to connect to, as ``ray.init`` takes it (``"local"`` starts one); ``None`` for the one
+        that is initialized, or that runs on this machine, or a local one
     :param num_cpus: CPUs that Ray reserves for an actor, may be a fraction
     :param resources: further resources that Ray reserves for an actor, by name
     :param init_kwargs: further arguments of ``ray.init`` where Ray has to be started
@@ -88,25 +88,25 @@ class RayEvaluator(RemoteEvaluator):
 
 
 _users: weakref.WeakSet[RayPool] = weakref.WeakSet()
-_is_ours = False
+_was_started_here = False
 
 
 def _connect(address: str | None, kwargs: dict[str, Any]) -> None:
-    global _is_ours
+    global _was_started_here
     ray = import_ray()
     if ray.is_initialized():
         return
     own: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
     ray.init(**{"log_to_driver": False, **own, **kwargs})
-    _is_ours = True
+    _was_started_here = True
 
 
 def _release(pool: RayPool) -> None:
-    """Stop Ray with the last pool if it was started for us."""
-    global _is_ours
+    """Stop Ray with the last pool if this module started it."""
+    global _was_started_here
     _users.discard(pool)
-    if _is_ours and not _users:
-        _is_ours = False
+    if _was_started_here and not _users:
+        _was_started_here = False
         import_ray().shutdown()
 
 
@@ -131,19 +131,20 @@ class Actor:
             return pickle.dumps(traceback.format_exc())
         return self.runner.greeting
 
-    def run(self, first: int, last: int, news: Any) -> bytes:
+    def run(self, first: int, last: int, published: Any) -> bytes:
         """
         :param first: number of the first job
         :param last: number after the last job
-        :param news: ``None``, or a phase: its number, where it is, and for each table of noise (size, seed, where it is)
+        :param published: ``None`` if the phase is known, otherwise its number, its reference in the object store, and for
+            each table of noise (size, seed, reference)
         :return: packed :class:`~sb3_erl.remote.messages.Answer`
         """
-        if news is not None:
+        if published is not None:
             ray = import_ray()
-            number, phase, tables = news
-            for size, seed, place in tables:
+            number, phase, tables = published
+            for size, seed, reference in tables:
                 if (size, seed) not in self._tables:
-                    values = self._tables[size, seed] = ray.get(place)  # read-only, shared by the actors of a machine
+                    values = self._tables[size, seed] = ray.get(reference)  # read-only, shared by the actors of a machine
                     NoiseTable.adopt(size, seed, values)
             self.runner.load(number, memoryview(ray.get(phase)))
         return self.runner.run(first, last)
@@ -166,10 +167,11 @@ class RayPool(Pool):
         self._names = itertools.count()
         self._workers: dict[Hashable, Any] = {}
         self._waiting: dict[Hashable, deque[Any]] = {}
-        """What each worker was asked for and has not answered, oldest first."""
+        """Unanswered requests of each worker, oldest first."""
         self._greeted: set[Hashable] = set()
         self._informed: dict[Hashable, int] = {}
-        self._news: tuple[int, Any, list[tuple[int, int, Any]]] = (-1, None, [])
+        self._published: tuple[int, Any, list[tuple[int, int, Any]]] = (-1, None, [])
+        """The phase: its number, its reference, and the tables of noise."""
         self._tables: dict[tuple[int, int], Any] = {}
         _users.add(self)
 
@@ -190,16 +192,16 @@ class RayPool(Pool):
             if (table.size, table.seed) not in self._tables:
                 self._tables[table.size, table.seed] = self._ray.put(table.values)
         shared = [(table.size, table.seed, self._tables[table.size, table.seed]) for table in tables]
-        self._news = number, self._ray.put(np.frombuffer(phase, dtype=np.uint8)), shared
+        self._published = number, self._ray.put(np.frombuffer(phase, dtype=np.uint8)), shared
         self.traffic.bytes_out += len(phase)
 
     def submit(self, worker: Hashable, first: int, last: int) -> None:
         """See :meth:`Pool.submit`."""
-        news = self._news if self._informed.get(worker) != self._news[0] else None
-        self._informed[worker] = self._news[0]
+        published = self._published if self._informed.get(worker) != self._published[0] else None
+        self._informed[worker] = self._published[0]
         self.traffic.messages_out += 1
         self.traffic.bytes_out += len(pickle.dumps((first, last, None)))
-        self._waiting[worker].append(self._workers[worker].run.remote(first, last, news))
+        self._waiting[worker].append(self._workers[worker].run.remote(first, last, published))
 
     def wait(self, timeout: float) -> list[Event]:
         """See :meth:`Pool.wait`."""
@@ -207,14 +209,14 @@ class RayPool(Pool):
         if not fronts:
             return []
         done, _ = self._ray.wait(list(fronts), num_returns=1, timeout=timeout)
-        if done:  # and whatever else is there
+        if done:  # and all others that are ready
             done, _ = self._ray.wait(list(fronts), num_returns=len(fronts), timeout=0)
         return [event for ref in done for event in self._event(fronts[ref], ref)]
 
     def _event(self, worker: Hashable, ref: Any) -> list[Event]:
         try:
             body = self._ray.get(ref)
-        except self._ray.exceptions.RayError:  # the actor or its machine is gone, or what it needs was lost
+        except self._ray.exceptions.RayError:  # the actor, its machine or an object that it needs was lost
             return [Event(worker, "died")]
         self._waiting[worker].popleft()
         if worker not in self._greeted:
@@ -236,6 +238,6 @@ class RayPool(Pool):
         if self._ray.is_initialized():
             for worker in list(self._workers):
                 self.stop(worker)
-            self._tables, self._news = {}, (-1, None, [])
+            self._tables, self._published = {}, (-1, None, [])
             self._setup = None
             _release(self)

@@ -1,4 +1,4 @@
-"""What processes and Ray have to offer, so that one dispatcher can work with both."""
+"""The interface of worker pools, through which one dispatcher works with processes and with Ray."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 class Event(NamedTuple):
     """
-    Something that a pool reports.
+    A report of a pool.
 
-    :param worker: which worker
-    :param kind: it is ready (or failed to be), it answered, it died
-    :param body: what it said
+    :param worker: name of the worker
+    :param kind: whether it is ready (or failed to start), it answered, or it died
+    :param body: pickled spaces or traceback of a worker that starts, packed answer, empty
     """
 
     worker: Hashable
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 @dataclass
 class Traffic:
     """
-    What was sent.
+    Counts of messages and bytes.
 
     :param messages_out: requests to workers
     :param bytes_out: their size, with each phase counted once per machine
@@ -40,7 +40,7 @@ class Traffic:
 
 
 class Pool(ABC):
-    """Starts and stops workers and carries messages; the part that is different for processes and for Ray."""
+    """Starts and stops workers and carries messages; the part that differs between processes and Ray."""
 
     traffic: Traffic
 
@@ -51,28 +51,28 @@ class Pool(ABC):
     @abstractmethod
     def publish(self, number: int, phase: bytes, tables: Sequence[Any]) -> None:
         """
-        Put a phase where all workers can get it; the one before is gone.
+        Put a phase where all workers can read it, in place of the one before.
 
         :param number: of the phase
         :param phase: packed
-        :param tables: the tables of noise that it needs
+        :param tables: tables of noise that its actor needs
         """
 
     @abstractmethod
     def submit(self, worker: Hashable, first: int, last: int) -> None:
-        """Ask for the jobs ``first`` to ``last - 1`` of the published phase; answers come in the order of the requests."""
+        """Request the jobs ``first`` to ``last - 1`` of the published phase; answers come in the order of the requests."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[Event]:
         """
-        :param timeout: seconds to wait for something to happen
-        :return: what happened
+        :param timeout: seconds to wait for an event
+        :return: all events since the last call
         """
 
     @abstractmethod
     def stop(self, worker: Hashable, at_once: bool = True) -> None:
-        """End a worker; it may close its environment first unless it has to be ``at_once``."""
+        """End a worker; without ``at_once`` it may close its environment first."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers and free what they shared."""
+        """End all workers and free shared memory."""

@@ -1,4 +1,4 @@
-"""Where jobs run when they do not run in the main process: one environment, one job after the other."""
+"""A worker: runs jobs one after the other on one environment, in another process than the algorithm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process, resource_tracker, shared_memory
 from typing import Any
 
@@ -20,50 +20,51 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.remote.messages import Answer, Phase, Score, pack_scores, pack_transitions
-from sb3_erl.rollouts.jobs import Digest, Job, Transition
+from sb3_erl.remote.messages import Answer, PhaseMessage, Score, pack_scores, pack_steps
+from sb3_erl.rollouts.jobs import Job, Summarizer
 from sb3_erl.rollouts.soundness import mismatches_explained
 from sb3_erl.rollouts.vectorized import VectorizedEvaluator
 
 
 @dataclass(frozen=True)
 class _WithLastInfo:
-    """What a phase wants of a job, and the info of its last step."""
+    """Adds the info of the last step to the summary of a job."""
 
-    wanted: Digest
+    inner: Summarizer
 
-    def wants(self, job: Job) -> bool:
-        return self.wanted.wants(job)
+    def needs_steps(self, job: Job) -> bool:
+        return self.inner.needs_steps(job)
 
     def __call__(self, job: Job, steps: Steps) -> tuple[dict[str, Any], Any]:
-        return steps.infos[-1], self.wanted(job, steps)
+        return steps.infos[-1], self.inner(job, steps)
 
 
 @dataclass
 class _Collector:
-    """The recorder of a worker: keeps what one job leaves."""
+    """The recorder of a worker: keeps the summary or the steps of one job, without callbacks or a budget."""
 
-    digest: Digest | None
-    stored: Any = None
-    has_budget: bool = True
-    n_free_steps: int = sys.maxsize
+    summarizer: Summarizer | None
+    needs: frozenset[str]
+    stored: Any = field(default=None, init=False)
+    has_budget: bool = field(default=True, init=False)
+    n_unobserved_steps_allowed: int = field(default=sys.maxsize, init=False)
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         return True
 
-    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None: ...
+    def count_unobserved_steps(self, n_steps: int, n_envs: int = 1) -> None: ...
 
-    def store(self, job: Job, digested: Any) -> None:
-        self.stored = digested
+    def store(self, job: Job, summary: Any) -> None:
+        self.stored = summary
 
-    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
-        info = transitions[-1].info if transitions else {}
-        self.stored = transitions if self.digest is None else (info, None)
+    def discard(self, job: Job, steps: Steps) -> None:
+        info = steps.infos[-1] if steps else {}
+        self.stored = steps if self.summarizer is None else (info, None)
 
 
 class Runner:
     """
-    Runs jobs on one environment with the evaluator of the default back-end, so that the answer is the same.
+    Runs jobs on one environment with the evaluator of the default back-end, so that results are the same.
 
     :param setup: a pickled function that makes a VecEnv of one environment
     """
@@ -76,7 +77,7 @@ class Runner:
         with mismatches_explained():
             self.env.reset()
         self._number = -1
-        self._phase: Phase | None = None
+        self._phase: PhaseMessage | None = None
         self._broken: str | None = None
 
     @property
@@ -87,7 +88,7 @@ class Runner:
     def load(self, number: int, phase: Any | None) -> None:
         """
         :param number: of the phase
-        :param phase: what :meth:`Phase.packed` made, ``None`` if it is over already: then no job runs
+        :param phase: what :meth:`PhaseMessage.packed` made, ``None`` if the phase is over already; then no job runs
         """
         self._number, self._phase, self._broken = number, None, None
         try:
@@ -114,16 +115,17 @@ class Runner:
             except Exception:
                 error = traceback.format_exc()
                 break
-        n_done, body = len(bodies), bodies if phase.digest is None else pack_scores(bodies)
+        n_done, body = len(bodies), bodies if phase.summarizer is None else pack_scores(bodies)
         return Answer(self._number, first, body, n_done, time.perf_counter() - start, error).packed()
 
-    def _run(self, evaluator: VectorizedEvaluator, phase: Phase, job: Job) -> Any:
-        collector = _Collector(None if phase.digest is None else _WithLastInfo(phase.digest))
+    def _run(self, evaluator: VectorizedEvaluator, phase: PhaseMessage, job: Job) -> Any:
+        summarizer = phase.summarizer
+        collector = _Collector(None if summarizer is None else _WithLastInfo(summarizer), phase.needs)
         with mismatches_explained():
             batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
         assert batch is not None
-        if phase.digest is None:
-            return pack_transitions(batch.episodes[0], collector.stored, phase.step_infos)
+        if summarizer is None:
+            return pack_steps(batch.episodes[0], collector.stored, phase.step_infos)
         return Score(batch.episodes[0], *collector.stored)
 
 
@@ -132,9 +134,10 @@ class Runner:
 
 def attached(name: str) -> shared_memory.SharedMemory:
     """
-    Shared memory that another process made and will remove.
+    Open shared memory that another process made and will remove.
 
     :param name: of the memory
+    :return: the memory
     """
     register = resource_tracker.register
     resource_tracker.register = lambda *_: None  # fixed by track=False in Python 3.13
@@ -148,11 +151,12 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
     """
     Answer requests until the channel closes or the main process is gone.
 
-    :param channel: to the main process. Each request is a pickled (first, last, news); the news, where there are any, are a
-        phase's number, the name of the memory it lies in and its size, and the tables of noise: (size, seed, name of memory)
+    :param channel: to the main process. Each request is a pickled (first, last, phase); the phase is ``None`` where the worker
+        has it already, otherwise its number, the name of the shared memory with its message, the size of the message, and for
+        each table of noise (size, seed, name of its memory)
     :param setup: see :class:`Runner`
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         runner = Runner(setup)
@@ -161,7 +165,7 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
         greeting = pickle.dumps(traceback.format_exc())
     try:
         channel.send_bytes(greeting)
-    except OSError:  # nobody wants to know
+    except OSError:  # the main process has closed the channel
         return
     tables: dict[tuple[int, int], Any] = {}
     while True:
@@ -170,20 +174,20 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
         except (EOFError, OSError):
             runner.env.close()
             return
-        first, last, news = pickle.loads(request)
-        if news is not None:
-            number, name, size, shared = news
+        first, last, phase = pickle.loads(request)
+        if phase is not None:
+            number, name, size, shared = phase
             _adopt_tables(shared, tables)
             try:
                 memory = attached(name)
                 assert memory.buf is not None
                 runner.load(number, bytes(memory.buf[:size]))
                 memory.close()
-            except FileNotFoundError:  # the main process has moved on to another phase
+            except FileNotFoundError:  # the main process has begun another phase
                 runner.load(number, None)
         try:
             channel.send_bytes(runner.run(first, last))
-        except OSError:  # nobody wants to know
+        except OSError:  # the main process has closed the channel
             return
 
 
@@ -198,7 +202,7 @@ def _adopt_tables(shared: Sequence[tuple[int, int, str]], held: dict[tuple[int, 
 
 
 def _follow_parent() -> None:
-    """A worker whose main process was killed must not live on, whatever its environment is doing."""
+    """End this process when the main process is killed, also inside a step of the environment."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

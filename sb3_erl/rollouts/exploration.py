@@ -1,4 +1,4 @@
-"""How a learner explores; every explorer draws from the address of its episode only."""
+"""Exploration of learners; every explorer draws its random numbers from the address of its episode only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,39 @@ import torch
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.seeding import ScopedGenerators
 from sb3_erl.rollouts.acting import on_cpu
 
 BLOCK = 64
-"""Steps for which random numbers are drawn at once; the numbers are those of as many single draws."""
+"""Number of steps for which random numbers are drawn at once; the numbers equal those of single draws."""
+
+
+class EpsilonGreedyExploration:
+    """
+    A uniformly random discrete action with probability epsilon, otherwise the greedy one.
+
+    Mnih et al. (2015), https://doi.org/10.1038/nature14236; with the same two draws as SB3's ``DQN.predict``.
+
+    :param n_actions: number of discrete actions, at least 1
+    :param epsilon: probability of a random action, in [0, 1]
+    :raises ValueError: if a number is out of range
+    """
+
+    def __init__(self, n_actions: int, epsilon: float):
+        check_range("n_actions", n_actions, 1, integer=True)
+        check_range("epsilon", epsilon, 0, 1)
+        self.n_actions, self.epsilon = int(n_actions), float(epsilon)
+
+    def begin(self, sequence: np.random.SeedSequence) -> None:
+        """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
+        self._rng = np.random.default_rng(sequence)
+
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
+        """:return: ``(1,)``, the index of the action in the dtype of ``action``"""
+        if self._rng.random() >= self.epsilon:
+            return action
+        return np.full_like(action, self._rng.integers(self.n_actions))
 
 
 class UniformExploration:
@@ -25,7 +53,7 @@ class UniformExploration:
         """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
         self._rng = np.random.default_rng(sequence)
 
-    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         return self._rng.uniform(-1.0, 1.0, size=action.shape).astype(action.dtype)
 
 
@@ -44,7 +72,7 @@ class UnboundedExploration:
         rng = np.random.default_rng(sequence)
         self._draws = _Draws(lambda shape: self._std * rng.standard_normal(shape))
 
-    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         return (action + self._draws.next(action.shape)).astype(action.dtype)
 
 
@@ -67,7 +95,7 @@ class NoiseExploration:
             self._shape = shape
             self._draws = _Draws(lambda block: rng.normal(noise._mu, noise._sigma, block))
             return
-        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noises read the global generator
+        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noise classes read NumPy's global generator
 
         def draw(block: tuple[int, ...]) -> list[np.ndarray]:
             with scope:
@@ -75,17 +103,17 @@ class NoiseExploration:
 
         self._draws = _Draws(draw, BLOCK if type(noise) is OrnsteinUhlenbeckActionNoise else 1)
 
-    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         noisy = action + self._draws.next(self._shape)
         return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
 
 
 class _Draws:
     """
-    The random numbers of one step after the other, out of blocks.
+    Random numbers step by step, drawn in blocks.
 
-    :param draw: gives an array of this shape, the first axis being the steps
-    :param size: for how many steps they are drawn at once; one where it matters when they are drawn
+    :param draw: returns an array of the given shape, whose first axis are the steps
+    :param size: number of steps in a block; 1 where the time of the draw matters
     """
 
     def __init__(self, draw: Callable[[tuple[int, ...]], np.ndarray | Sequence[np.ndarray]], size: int = BLOCK):
@@ -125,8 +153,8 @@ class PolicyExploration:
         if self._noise is not None:
             self._noise.begin(second)
 
-    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         with self._scope, torch.no_grad():
-            tensor, _ = self._actor.obs_to_tensor(np.asarray(observation))
+            tensor, _ = self._actor.obs_to_tensor(observation)
             sampled = self._actor._predict(tensor, deterministic=False).cpu().numpy().reshape(-1)
         return sampled if self._noise is None else self._noise(observation, sampled)

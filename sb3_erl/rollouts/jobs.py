@@ -1,45 +1,43 @@
-"""Rollout jobs and what comes back from them, the same for every back-end."""
+"""Rollout jobs, the episodes that result, and the interfaces between algorithms and evaluators."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium import spaces
 
 from sb3_erl.buffers.rollout_steps import Steps
-from sb3_erl.buffers.rollout_steps import Transition as Transition  # part of what back-ends share
+from sb3_erl.core.observations import Observation
 from sb3_erl.core.seeding import Address
 
 
 class Explorer(Protocol):
-    """Turns the deterministic action of an exploring candidate into the action that is taken."""
+    """Changes the deterministic action of an exploring candidate into the action that is taken."""
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """Start an episode whose random numbers derive from ``sequence``."""
 
-    def __call__(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         """
         :param observation: one observation as the policy sees it
-        :param action: ``(action_dim,)`` in [-1, 1], the deterministic action
-        :return: ``(action_dim,)`` in [-1, 1]
+        :param action: ``(action_dim,)``, the deterministic action: in [-1, 1], or ``(1,)`` with the index of a discrete action
+        :return: ``(action_dim,)``, an action of the same kind
         """
 
 
 class PopulationActor(Protocol):
     """Acts for all candidates of a generation."""
 
-    def __call__(self, observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
+    def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """
         Row i does not depend on the other rows, to the last bit.
 
-        :param observations: ``(k, *obs_shape)``
-        :param candidates: ``(k,)``, who acts on which row
-        :return: ``(k, action_dim)`` in [-1, 1]
+        :param observations: ``(k, *obs_shape)``, a dict of such arrays for a Dict space
+        :param candidates: ``(k,)``, the candidate that acts on each row
+        :return: ``(k, action_dim)`` in [-1, 1], or ``(k, 1)`` with indices of discrete actions
         """
 
 
@@ -63,101 +61,132 @@ class Job:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Where the random numbers of this episode are, within a stream of the phase."""
+        """The address of this episode's random numbers within a stream of the phase."""
         return self.candidate if self.address is None else self.address, self.episode
 
-    def __reduce__(self) -> tuple[Any, ...]:  # thousands of jobs travel together; without the names of their fields
+    def __reduce__(self) -> tuple[Any, ...]:  # thousands of jobs are sent together, so without field names
         return Job, (self.candidate, self.episode, self.horizon, self.explorer, self.address)
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """
+    What was recorded of an episode of T steps, beside its sums; ``None`` for each part that was not asked for.
+
+    :param rewards: ``(T,)`` float64, raw rewards (before VecNormalize), rounded to float32
+    :param actions: ``(T, *action_shape)`` as the replay buffer stores them: in [-1, 1], or indices of discrete actions
+    :param observations: ``(T + 1, *obs_shape)`` before VecNormalize, the last one after the last step; a dict of such arrays
+        for a Dict space. Empty if the episode failed before its first step
+    :param infos: ``T`` infos
+    """
+
+    rewards: np.ndarray | None = None
+    actions: np.ndarray | None = None
+    observations: Observation | None = None
+    infos: Sequence[dict[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, steps: Steps, rewards: np.ndarray, needs: frozenset[str]) -> EpisodeRecord | None:
+        """
+        :param steps: all steps of the episode, or only the last one if ``needs`` has at most rewards
+        :param rewards: ``(T,)`` of all steps
+        :param needs: parts to record, of :data:`EPISODE_PARTS`
+        :return: the record, ``None`` if no part is asked for
+        """
+        found = {"rewards": rewards, "actions": steps.actions, "observations": steps.observations, "infos": steps.infos}
+        chosen: dict[str, Any] = {name: part for name, part in found.items() if name in needs}
+        return cls(**chosen) if chosen else None
 
 
 @dataclass(frozen=True)
 class Episode:
     """
-    What came out of a job.
+    The result of a job, the same from every back-end.
 
-    :param job: what was asked for
-    :param rewards: ``(T,)`` raw rewards (before VecNormalize)
-    :param last_observation: observation after the last step, as the policy sees it
-    :param terminated: the environment ended the episode (not a time limit)
-    :param cut: stopped at ``job.horizon`` although the environment would have gone on
-    :param behavior: what the environment says of it, see :mod:`sb3_erl.envs.behavior`; ``None`` if it says nothing
-    :param failure: why nothing can be made of it, empty if all is well; then its return is NaN and it has no length
+    The properties :attr:`rewards`, :attr:`actions`, :attr:`observations` and :attr:`infos` read ``record``.
+
+    :param job: the job
+    :param n_steps: number of steps that were taken
+    :param total_reward: undiscounted return, NaN if the episode failed
+    :param sign_sum: number of positive rewards minus number of negative ones, NaN if the episode failed
+    :param terminated: whether the environment ended the episode (not a time limit)
+    :param cut: whether it was stopped at ``job.horizon`` although the environment would have gone on
+    :param last_observation: observation after the last step, as the policy sees it; ``None`` unless the steps are stored or
+        "observations" or "behavior" is needed, see :attr:`Recorder.needs`
+    :param behavior: what the environment reports, see :mod:`sb3_erl.envs.behavior`; ``None`` if it reports nothing
+    :param failure: why the episode failed, empty if it did not
+    :param record: the parts that were needed, ``None`` if none was
     """
 
     job: Job
-    rewards: np.ndarray
-    last_observation: np.ndarray
+    n_steps: int
+    total_reward: float
+    sign_sum: float
     terminated: bool
     cut: bool
+    last_observation: Any = None
     behavior: np.ndarray | None = None
     failure: str = ""
+    record: EpisodeRecord | None = None
+
+    @classmethod
+    def from_rewards(
+        cls,
+        job: Job,
+        rewards: np.ndarray,
+        terminated: bool,
+        cut: bool,
+        last_observation: Observation | None = None,
+        behavior: np.ndarray | None = None,
+        failure: str = "",
+        record: EpisodeRecord | None = None,
+    ) -> Episode:
+        """
+        :param rewards: ``(T,)`` raw rewards, of which the sums are made; the other arguments are the fields
+        :return: the episode
+        """
+        total, signs = (math.nan, math.nan) if failure else (float(rewards.sum()), float(np.sign(rewards).sum()))
+        return cls(job, len(rewards), total, signs, terminated, cut, last_observation, behavior, failure, record)
 
     @property
     def failed(self) -> bool:
-        """Whether nothing can be made of it."""
+        """Whether the episode has no fitness, because something in it was not finite or took too long."""
         return bool(self.failure)
 
     @property
-    def n_steps(self) -> int:
-        """Number of steps that were taken."""
-        return len(self.rewards)
-
-    @property
     def length(self) -> int:
-        """Number of steps that count; they are stored."""
+        """Number of steps that count and are stored; none if the episode failed."""
         return 0 if self.failed else self.n_steps
 
     @property
-    def total_reward(self) -> float:
-        """Undiscounted return, NaN if it failed."""
-        return math.nan if self.failed else float(self.rewards.sum())
+    def rewards(self) -> np.ndarray:
+        """See :class:`EpisodeRecord`."""
+        return self._recorded("rewards")
 
     @property
-    def sign_sum(self) -> float:
-        """Number of positive rewards minus number of negative ones, NaN if it failed."""
-        return math.nan if self.failed else float(np.sign(self.rewards).sum())
-
-
-class EpisodeSummary(Episode):
-    """
-    An episode that ran elsewhere, where its rewards and observations stayed; everything else is as in :class:`Episode`.
-
-    :param n_steps: number of steps
-    :param total_reward: undiscounted return
-    :param sign_sum: see :attr:`Episode.sign_sum`
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        n_steps: int,
-        total_reward: float,
-        sign_sum: float,
-        terminated: bool,
-        cut: bool,
-        behavior: np.ndarray | None = None,
-        failure: str = "",
-    ):
-        nothing = np.empty(0)
-        super().__init__(job, nothing, nothing, terminated, cut, behavior, failure)
-        object.__setattr__(self, "_sums", (n_steps, total_reward, sign_sum))
-
-    _sums: tuple[int, float, float]
+    def actions(self) -> np.ndarray:
+        """See :class:`EpisodeRecord`."""
+        return self._recorded("actions")
 
     @property
-    def n_steps(self) -> int:
-        """See :attr:`Episode.n_steps`."""
-        return self._sums[0]
+    def observations(self) -> Any:
+        """See :class:`EpisodeRecord`."""
+        return self._recorded("observations")
 
     @property
-    def total_reward(self) -> float:
-        """See :attr:`Episode.total_reward`."""
-        return math.nan if self.failed else self._sums[1]
+    def infos(self) -> Sequence[dict[str, Any]]:
+        """See :class:`EpisodeRecord`."""
+        return self._recorded("infos")
 
-    @property
-    def sign_sum(self) -> float:
-        """See :attr:`Episode.sign_sum`."""
-        return math.nan if self.failed else self._sums[2]
+    def _recorded(self, part: str) -> Any:
+        """:raises ValueError: if this part was not recorded"""
+        found = getattr(self.record, part, None)
+        if found is None:
+            raise ValueError(
+                f"a fitness that reads episode.{part} must declare that it needs {part!r} (@needs({part!r}), or the attribute "
+                f"needs = frozenset({{{part!r}}})); got an episode without it, because only what is needed is recorded"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -190,32 +219,36 @@ class EpisodeBatch:
         return np.divide(sums, counts, out=np.full(n_candidates, np.nan), where=counts > 0)
 
 
-class Digest(Protocol):
+class Summarizer(Protocol):
     """
-    What :meth:`Recorder.store` wants of a job. It runs where the episode ran, possibly on another machine, so it can be
-    pickled.
+    Makes of a job's steps what :meth:`Recorder.store` gets. It runs where the episode ran, possibly on another machine, so it
+    must be picklable.
     """
 
-    def wants(self, job: Job) -> bool:
-        """Whether the steps of this job are needed; of others only the last one is kept."""
+    def needs_steps(self, job: Job) -> bool:
+        """Whether all steps of this job are needed; of the others it gets at least the last one."""
 
     def __call__(self, job: Job, steps: Steps) -> Any:
         """
-        :param job: that ran
+        :param job: a job that ran
         :param steps: its steps, or the last of them; none if it did not begin
-        :return: for :meth:`Recorder.store`
+        :return: the summary for :meth:`Recorder.store`
         """
 
 
-class NothingToStore:
-    """The :class:`Digest` of algorithms that need scores only."""
+class NoSummary:
+    """The :class:`Summarizer` of algorithms that need scores only."""
 
-    def wants(self, job: Job) -> bool:
-        """See :class:`Digest`."""
+    def needs_steps(self, job: Job) -> bool:
+        """See :class:`Summarizer`."""
         return False
 
     def __call__(self, job: Job, steps: Steps) -> None:
-        """See :class:`Digest`."""
+        """See :class:`Summarizer`."""
+
+
+EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behavior"})
+"""What :attr:`Recorder.needs` may have."""
 
 
 EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behavior"})
@@ -223,19 +256,30 @@ EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behav
 
 
 class Recorder(Protocol):
-    """What an evaluator reports to: the algorithm that owns counters, callbacks and buffer."""
+    """
+    What an evaluator reports to: the algorithm with its counters, callbacks and buffer.
+
+    :attr:`summarizer` and :attr:`needs` are constant within a phase.
+    """
 
     @property
-    def digest(self) -> Digest | None:
-        """What :meth:`store` is given of each job, ``None`` for its :class:`Steps` themselves; constant within a phase."""
+    def summarizer(self) -> Summarizer | None:
+        """Makes of each job what :meth:`store` gets; ``None`` for the :class:`Steps` themselves."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """
+        The parts of :data:`EPISODE_PARTS` that episodes carry in addition to their sums. "behavior" stands for the last
+        observation, of which a behavior can be made; what an environment reports is always carried.
+        """
 
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         """
         Called once per vector step, before anything of it is stored.
 
         :param variables: the evaluator's local variables for callbacks (``new_obs rewards dones infos actions``)
-        :param running: ``(n_envs,)`` which slots did a job's step
-        :return: whether to go on
+        :param running: ``(n_envs,)``, whether each slot did a step of a job
+        :return: whether to continue
         """
 
     @property
@@ -243,22 +287,33 @@ class Recorder(Protocol):
         """Whether further steps may be taken."""
 
     @property
-    def n_free_steps(self) -> int:
-        """Environment steps that no callback watches, before one that has to go through :meth:`after_step`."""
+    def n_unobserved_steps_allowed(self) -> int:
+        """Number of environment steps that may be counted without :meth:`after_step`, because no callback observes them."""
 
-    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
+    def count_unobserved_steps(self, n_steps: int, n_envs: int = 1) -> None:
         """
         Count several vector steps at once.
 
-        :param n_steps: how many
-        :param n_envs: how many environments did each of them; together at most :attr:`n_free_steps`
+        :param n_steps: number of vector steps
+        :param n_envs: number of environments that did each of them; the product is at most
+            :attr:`n_unobserved_steps_allowed`
         """
 
-    def store(self, job: Job, digested: Any) -> None:
-        """Take what :attr:`digest` made of one job, in the order of the jobs."""
+    def store(self, job: Job, summary: Any) -> None:
+        """
+        Take the result of one job; called in the order of the jobs.
 
-    def drop(self, job: Job, transitions: Sequence[Transition]) -> None:
-        """Called instead of :meth:`store` for a job that failed, with its steps or the last of them."""
+        :param job: a job that ran, possibly not to its end
+        :param summary: what :attr:`summarizer` made of it, or its :class:`Steps`
+        """
+
+    def discard(self, job: Job, steps: Steps) -> None:
+        """
+        Called instead of :meth:`store` for a job that failed.
+
+        :param job: the job
+        :param steps: its steps, or the last of them, or none
+        """
 
 
 class Evaluator(Protocol):
@@ -271,47 +326,6 @@ class Evaluator(Protocol):
         :param jobs: in the order in which their transitions are stored
         :param actor: acts for the candidates
         :param address: root of all random numbers of this phase
-        :param recorder: counts, calls callbacks and stores
+        :param recorder: counts steps, calls callbacks and stores
         :return: the episodes, ``None`` if the recorder stopped the phase
         """
-
-
-ActionMap = Callable[[np.ndarray], np.ndarray]
-"""From [-1, 1] to the environment's box."""
-
-
-@dataclass(frozen=True)
-class ToEnvironment:
-    """
-    What SB3's ``predict`` does with a network's output; an :data:`ActionMap` that can be sent to other processes.
-
-    :param action_space: of the environment
-    :param squashed: whether outputs are in [-1, 1], to be stretched; otherwise they are clipped to the bounds
-    """
-
-    action_space: spaces.Space
-    squashed: bool
-
-    @cached_property
-    def _map(self) -> tuple[np.ndarray, np.ndarray]:
-        """Half the span and the lower bound, ``(1, *action_shape)``."""
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        return (space.high - space.low)[None] * np.float32(0.5), space.low[None]
-
-    def __call__(self, actions: np.ndarray) -> np.ndarray:
-        """
-        :param actions: ``(n_envs, *action_shape)`` as the actors of the algorithm give them
-        :return: actions that the environment takes
-        """
-        space = self.action_space
-        if not isinstance(space, spaces.Box):
-            return actions.astype(np.int64)
-        if self.squashed:
-            scaled, (half_span, low) = actions + 1.0, self._map
-            if scaled.dtype != space.dtype:
-                return low + scaled * half_span
-            scaled *= half_span
-            scaled += low
-            return scaled
-        return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
     VecVideoRecorder,
 )
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 _TRANSPARENT = (VecMonitor, VecCheckNan, VecVideoRecorder)
 
@@ -24,7 +25,8 @@ class SlotResetter:
     """
     Resets one slot with a seed and passes the observation through every wrapper, as ``VecEnv.reset`` would.
 
-    :param env: any SB3 VecEnv; a wrapper of the user's own that changes observations must offer
+    :param env: any VecEnv whose ``env_method("reset", seed=..., indices=[i])`` resets environment i and returns
+        ``[(observation, info)]``, as SB3's do; a wrapper of the user's own that changes observations must offer
         ``reset_slot(index, observation) -> observation``
     :raises ValueError: if a wrapper changes observations and cannot reset one slot
     """
@@ -44,13 +46,14 @@ class SlotResetter:
                     "environments; give it a method reset_slot(index, observation) that returns the first observation"
                 )
 
-    def __call__(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, index: int, seed: int) -> tuple[Any, Any]:
         """
-        :param index: which environment
+        :param index: number of the environment
         :param seed: seed of the episode
         :return: first observation as the policy sees it, and as the replay buffer stores it
+        :raises ValueError: if the VecEnv cannot reset one of its environments
         """
-        observation: Any = self.env.env_method("reset", seed=seed, indices=[index])[0][0]
+        observation = self._reset(index, seed)
         original = None
         for wrapper in reversed(self._wrappers):
             if isinstance(wrapper, VecNormalize):
@@ -58,6 +61,16 @@ class SlotResetter:
                 wrapper.returns[index] = 0.0
             observation = self._through(wrapper, index, observation)
         return observation, observation if original is None else original
+
+    def _reset(self, index: int, seed: int) -> Any:
+        try:
+            ((observation, _),) = self.env.env_method("reset", seed=seed, indices=[index])
+        except NotImplementedError as error:
+            raise ValueError(
+                "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "
+                f"[(observation, info)]; {type(self.env.unwrapped).__name__} raised {error!r}. Implement it in the VecEnv"
+            ) from error
+        return observation
 
     @staticmethod
     def _through(wrapper: VecEnvWrapper, index: int, observation: Any) -> Any:
@@ -70,15 +83,22 @@ class SlotResetter:
         if isinstance(wrapper, VecExtractDictObs):
             return observation[wrapper.key]
         if isinstance(wrapper, VecFrameStack):
-            stacked = wrapper.stacked_obs
-            frames = stacked.stacked_obs[index]
-            frames[...] = 0
-            size = observation.shape[stacked.stack_dimension]
-            last = [slice(None)] * frames.ndim
-            last[stacked.stack_dimension] = slice(-size, None)
-            frames[tuple(last)] = observation
-            return frames.copy()
+            if isinstance(observation, dict):
+                parts = wrapper.stacked_obs.sub_stacked_observations
+                return {key: _first_stack(parts[key], index, array) for key, array in observation.items()}
+            return _first_stack(wrapper.stacked_obs, index, observation)
         if isinstance(wrapper, VecMonitor):
             wrapper.episode_returns[index] = 0
             wrapper.episode_lengths[index] = 0
         return observation
+
+
+def _first_stack(stacked: StackedObservations, index: int, observation: np.ndarray) -> np.ndarray:
+    """Write zeros and the first observation into the frames of one environment; returns a copy of them."""
+    frames = stacked.stacked_obs[index]
+    frames[...] = 0
+    axis = stacked.repeat_axis  # of one environment's frames; stack_dimension counts the environments' axis too
+    last = [slice(None)] * frames.ndim
+    last[axis] = slice(-observation.shape[axis], None)
+    frames[tuple(last)] = observation
+    return frames.copy()

@@ -1,4 +1,4 @@
-"""What an environment must not do: numbers that are not finite, arrays of another shape, processes that are gone."""
+"""Checks of environments: finite numbers, shapes of arrays, processes that live."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_erl.core.observations import Observation, Shape, arrays_of
 from sb3_erl.rollouts.jobs import Episode
 
 READERS = tuple(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor"))
-"""Where SB3 reads what an environment gives."""
+"""Modules of SB3 that read what an environment returns."""
 SECONDS_TO_ANSWER = 5.0
 """How long environments in other processes may take to finish a step that was interrupted."""
 
@@ -32,35 +33,37 @@ class FailedEpisodesError(RuntimeError):
 # -------------------------------------------------------------------- numbers
 
 
-def what_is_wrong(observation: np.ndarray, reward: float = 0.0) -> str:
+def what_is_wrong(observation: Observation, reward: float = 0.0) -> str:
     """
     :param observation: one or several
     :param reward: of the step that led to it
-    :return: what is not finite among them, empty if all is well
+    :return: what is not finite among them, empty if all is finite
 
     >>> what_is_wrong(np.array([0.0, np.inf]))
     'observation [ 0. inf]'
     """
     if not math.isfinite(reward):
         return f"reward {reward}"
-    if observation.dtype.kind == "f" and not np.isfinite(observation).all():
-        return f"observation {np.array2string(observation.ravel(), threshold=8)}"
+    for array in arrays_of(observation):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"observation {np.array2string(array.ravel(), threshold=8)}"
     return ""
 
 
-def is_sound(observation: np.ndarray, reward: float) -> bool:
+def is_sound(observation: Observation, reward: float) -> bool:
     """
-    Whether :func:`what_is_wrong` with a step would be empty, for numbers of usual size in a fraction of its time.
+    Whether a step is finite, for arrays of usual size in a fraction of the time of :func:`what_is_wrong`.
 
-    :param observation: one
+    :param observation: one observation
     :param reward: of the step that led to it
     """
-    if observation.ndim == 1 and observation.dtype.kind == "f" and math.isfinite(observation.dot(observation)):
-        return math.isfinite(reward)
+    if isinstance(observation, np.ndarray) and observation.ndim == 1 and observation.dtype.kind == "f":
+        if math.isfinite(observation.dot(observation)):
+            return math.isfinite(reward)
     return not what_is_wrong(observation, reward)  # other arrays, and squares that overflow
 
 
-def check_finite(observation: np.ndarray, reward: float = 0.0) -> None:
+def check_finite(observation: Observation, reward: float = 0.0) -> None:
     """:raises ValueError: if something is not finite, for algorithms that learn from every step"""
     wrong = what_is_wrong(observation, reward)
     if wrong:
@@ -70,14 +73,16 @@ def check_finite(observation: np.ndarray, reward: float = 0.0) -> None:
         )
 
 
-def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, value: Any, shape: Shape) -> None:
     """
-    :param name: what it is, for the message
-    :param value: what came
-    :param shape: what it must have
-    :raises ValueError: if it has another one
+    :param name: what the value is, for the message
+    :param value: what the environment returned
+    :param shape: the expected shape, one per key for a Dict space
+    :raises ValueError: if the shape or the keys differ
     """
-    found = np.shape(value)
+    found: Any = np.shape(value) if not isinstance(value, dict) else {key: np.shape(part) for key, part in value.items()}
+    if isinstance(shape, dict) and isinstance(found, dict):
+        found = {key: found[key] for key in shape if key in found}  # VecEnvs leave out other keys
     if found != shape:
         raise ValueError(
             f"env must give {name} of shape {shape}; got shape {found}. Make the environment's observation_space and what it "
@@ -87,7 +92,7 @@ def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 @contextmanager
 def mismatches_explained() -> Iterator[None]:
-    """Around whatever steps environments: what NumPy says inside SB3's VecEnvs becomes what is wrong with the environment."""
+    """Context for stepping environments: NumPy's errors inside SB3's VecEnvs become errors that name the cause."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -117,16 +122,16 @@ class NormalizerGuard:
         self._kept: list[tuple[Any, dict[str, Any]]] = []
 
     def keep(self) -> None:
-        """Remember the statistics; to be called before a step."""
+        """Keep a copy of the statistics; to be called before a step."""
         if self.normalizer is not None:
             self._kept = [(rms, dict(vars(rms))) for rms in _statistics(self.normalizer)]
 
     def restore(self) -> bool:
-        """Forget a step that was not finite; returns whether there was anything to forget."""
+        """Undo a step that was not finite; returns whether there was one."""
         normalizer = self.normalizer
         if normalizer is None:
             return False
-        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():  # type: ignore[arg-type]
+        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():  
             return False
         for rms, numbers in self._kept:
             vars(rms).update(numbers)
@@ -146,7 +151,9 @@ def check_statistics(env: VecEnv) -> None:
 
 
 def _statistics(normalizer: VecNormalize) -> list[Any]:
-    return [vars(normalizer)[name] for name in ("obs_rms", "ret_rms") if name in vars(normalizer)]  # one, without norm_obs
+    """The running means and variances there are: one per key for a Dict space, none of observations without ``norm_obs``."""
+    found = [vars(normalizer)[name] for name in ("obs_rms", "ret_rms") if name in vars(normalizer)]
+    return [rms for one in found for rms in (one.values() if isinstance(one, dict) else [one])]
 
 
 # -------------------------------------------------------------------- episodes that failed
@@ -154,9 +161,9 @@ def _statistics(normalizer: VecNormalize) -> list[Any]:
 
 class FailureCount:
     """
-    Episodes that failed one after the other.
+    Counts episodes that failed one after the other.
 
-    :param limit: how many are too many: as many as a generation has
+    :param limit: number of consecutive failures that ends the run: the episodes of a generation
     """
 
     def __init__(self, limit: int):
@@ -164,9 +171,9 @@ class FailureCount:
 
     def look_at(self, episodes: Sequence[Episode]) -> int:
         """
-        :param episodes: of a phase; a warning says what was wrong with the first one that failed
-        :return: how many of them failed
-        :raises FailedEpisodesError: if there are too many in a row
+        :param episodes: of a phase; a warning says why the first one of them failed
+        :return: number of them that failed
+        :raises FailedEpisodesError: if ``limit`` of them failed one after the other
         """
         failed = [episode for episode in episodes if episode.failed]
         if failed:
@@ -193,10 +200,10 @@ class FailureCount:
 @contextmanager
 def environments_watched(env: VecEnv | None) -> Iterator[None]:
     """
-    Around whatever steps environments: if their processes die, it says so; if it is interrupted, they can go on.
+    Context for stepping environments: a process that dies becomes an error, and after an interrupt they can be used again.
 
     :param env: environments, ``None`` for none
-    :raises ValueError: if the environments were closed, or VecNormalize around them is spoiled
+    :raises ValueError: if the environments were closed, or the statistics of a VecNormalize around them are not finite
     :raises WorkerError: if a process of a SubprocVecEnv died; the others are ended then
     """
     processes = None if env is None else env.unwrapped
@@ -232,7 +239,7 @@ def _lives(process: Any, error: BaseException) -> bool:
 
 
 def _in_step(env: SubprocVecEnv) -> bool:
-    """Take every answer that an interrupted call left behind; returns whether all processes could be heard again."""
+    """Read every answer that an interrupted call left behind; returns whether all processes answer again."""
     try:
         for remote in env.remotes:
             remote.send(("get_spaces", None))

@@ -71,9 +71,9 @@ def test_generations_grow_until_they_have_enough_steps(least: int, n_pairs: int)
 @pytest.fixture
 def stores_transitions(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``store`` is given whole transitions; what it expects instead is made by the function returned here."""
-    digest: Any = OpenAIES.digest
-    monkeypatch.setattr(OpenAIES, "digest", None)
-    return digest.fget
+    summarizer: Any = OpenAIES.summarizer
+    monkeypatch.setattr(OpenAIES, "summarizer", None)
+    return summarizer.fget
 
 
 def test_pairs_meet_the_same_start_states_on_request(stores_transitions: Any) -> None:

@@ -22,7 +22,7 @@ from sb3_erl.policies.erl import TowerCritic
 from sb3_erl.policies.erl_re2 import ERLRe2Policy, SharedActor
 from sb3_erl.policies.layers import StackedLinear, StdNorm
 from sb3_erl.rollouts.acting import numpy_population, tensors_of
-from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, Job
+from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job
 from tests.parity.cases import BF16_VALUES, Case, dispatch
 from tests.parity.generation_loop import replay_generations, saturation_after
 from tests.parity.replay import RecordedDraws
@@ -162,7 +162,8 @@ def check_rollout(case: Case, weights: dict[str, Tensor], heads: Heads) -> None:
     assert act is not None
     case.close(act(obs[: len(rewards)], [head] * len(rewards)), case.array("rollout/expect_actions"))
     job = Job(0, horizon=rollout["horizon"])
-    episode = Episode(job, rewards, obs[len(rewards)], terminated=False, cut=True)
+    record = EpisodeRecord(rewards)
+    episode = Episode.from_rewards(job, rewards, terminated=False, cut=True, last_observation=obs[len(rewards)], record=record)
     values = []
 
     def value(_: int, observation: np.ndarray) -> float:
@@ -258,6 +259,11 @@ def check_final_weights(case: Case, actual: dict[str, Tensor], start: dict[str, 
     assert checked == set(actual), sorted(set(actual) - checked)
 
 
+def ended(job: Job, rewards: np.ndarray, terminated: bool) -> Episode:
+    record = EpisodeRecord(rewards)
+    return Episode.from_rewards(job, rewards, terminated, not terminated, np.zeros(1), record=record)
+
+
 def check_fitness(case: Case) -> None:
     for entry in case["cases"]:
         rewards = case.array(f"{entry['index']}/rewards")
@@ -268,7 +274,7 @@ def check_fitness(case: Case) -> None:
         quirk = entry["surrogate"] and done_at == horizon
         terminated = done_at is not None and n == done_at and not quirk
         job = Job(0, horizon=horizon)
-        episode = Episode(job, rewards[:n], np.zeros(1), terminated, cut=not terminated)
+        episode = ended(job, rewards[:n], terminated)
         batch = EpisodeBatch((episode,), n)
         if entry["surrogate"]:
             bootstrap = min(entry["q1"], entry["q2"])
@@ -279,8 +285,8 @@ def check_fitness(case: Case) -> None:
         case.close(score, entry["fitness_used_by_generation_loop"])
         case.close(episode.total_reward, entry["reward_sum"])
         if quirk:
-            ended = Episode(job, rewards[:n], np.zeros(1), terminated=True, cut=False)
-            ours = h_step_value(EpisodeBatch((ended,), n), 1, entry["gamma"], lambda *_: 1e6)[0]
+            whole = ended(job, rewards[:n], True)
+            ours = h_step_value(EpisodeBatch((whole,), n), 1, entry["gamma"], lambda *_: 1e6)[0]
             assert ours == pytest.approx(entry["discounted_fitness"] - entry["gamma"] ** n * bootstrap)
 
 

@@ -36,7 +36,8 @@ from sb3_erl.rollouts.acting import (
     single_row_actor,
     tensors_of,
 )
-from sb3_erl.rollouts.jobs import PopulationActor, ToEnvironment
+from sb3_erl.rollouts.actions import ToEnvironment
+from sb3_erl.rollouts.jobs import PopulationActor
 from tests.contract.settings import make
 
 OBSERVATIONS = spaces.Box(-10, 10, (5,), dtype=np.float64)

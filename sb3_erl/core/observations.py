@@ -1,0 +1,97 @@
+"""Observations as one array or, for a Dict space, as a dict of arrays, with the same operations for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+Observation = np.ndarray | dict[str, np.ndarray]
+"""One observation, or several along the first axis of each array."""
+Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
+"""Shape of an observation; one per key for a Dict space."""
+Rows = int | slice | list[int] | None
+"""Which rows of the first axis; ``None`` adds an axis before it."""
+
+
+def shape_of(space: spaces.Space) -> Shape:
+    """
+    :param space: an observation space
+    :return: shape of one observation
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: part.shape or () for key, part in space.spaces.items()}
+    return space.shape or ()
+
+
+def zeros(space: spaces.Space, n_rows: int) -> Observation:
+    """
+    :param space: an observation space
+    :param n_rows: number of observations
+    :return: so many observations of zeros, in the dtype of the space
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: np.zeros((n_rows, *(part.shape or ())), dtype=part.dtype) for key, part in space.spaces.items()}
+    return np.zeros((n_rows, *(space.shape or ())), dtype=space.dtype)
+
+
+def take(observations: Observation, rows: Rows) -> Observation:
+    """
+    :param observations: several of them
+    :param rows: index, slice or indices on the first axis
+    :return: these rows of each array; views where NumPy gives views
+    """
+    if isinstance(observations, dict):
+        return {key: array[rows] for key, array in observations.items()}
+    return observations[rows]
+
+
+def put(observations: Observation, rows: Rows, values: Observation) -> None:
+    """
+    Write some rows in place.
+
+    :param observations: written to
+    :param rows: index, slice or indices on the first axis
+    :param values: what is written; keys that ``observations`` does not have are ignored
+    """
+    if isinstance(observations, dict):
+        assert isinstance(values, dict)
+        for key, array in observations.items():
+            array[rows] = values[key]
+    else:
+        observations[rows] = values
+
+
+def combine(function: Callable[..., np.ndarray], *observations: Any) -> Any:
+    """
+    Apply a function to arrays, for dicts key by key.
+
+    :param function: takes one array of each observation
+    :param observations: all arrays, or all dicts with the keys of the first
+    :return: an array, or a dict of arrays
+
+    >>> combine(np.add, {"x": np.ones(1)}, {"x": np.ones(1)})
+    {'x': array([2.])}
+    """
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: function(*(one[key] for one in observations)) for key in first}
+    return function(*observations)
+
+
+def copied(observation: Observation) -> Any:
+    """
+    :param observation: array or dict of arrays
+    :return: a copy that shares no memory with it
+    """
+    return combine(np.array, observation)
+
+
+def arrays_of(observation: Observation) -> Sequence[np.ndarray]:
+    """
+    :param observation: array or dict of arrays
+    :return: its arrays
+    """
+    return list(observation.values()) if isinstance(observation, dict) else [observation]
