@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> float:
 
     layout = ParameterLayout.of(champion)
     distillation = DistillationCrossover(champion, layout)
-    value = model.learner_rule.value
+    value = model.learner.value
 
     def draw() -> torch.Tensor:
         return states[rng.integers(len(states), size=128)][None]

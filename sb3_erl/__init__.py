@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import sb3_erl.envs  # noqa: F401 registers the environments
-from sb3_erl.algorithms.cem_rl import CEM, CEMRL
+from sb3_erl.algorithms.cem import CEM
+from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.deep_ga import GANS, DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL

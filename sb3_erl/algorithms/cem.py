@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-class CEMPolicy(ActorOnlyPolicy):
-    """The actor of CEM-RL alone."""
+from typing import Any, ClassVar, Literal
 
-    actor_class = CEMRLActor
-    default_net_arch = (400, 300)
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-
-class CEMCnnPolicy(CEMPolicy, ActorOnlyCnnPolicy):
-    """:class:`CEMPolicy` behind SB3's ``NatureCNN``."""
+from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.core.checks import check_choice
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.population import cem_arguments
+from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
+from sb3_erl.policies.cem_rl import CEMCnnPolicy, CEMPolicy
 
 
 class CEM(EvolutionaryAlgorithm):
@@ -18,61 +20,50 @@ class CEM(EvolutionaryAlgorithm):
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
-    :class:`~sb3_erl.evolution.cem.CEM` for the distribution and its differences from the authors' code. No replay buffer,
+    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay buffer,
     no gradients. The network is CEM-RL's actor.
 
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.pure_evolution.EvolutionaryAlgorithm`.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: SB3's third argument; not used, because the distribution is refitted in closed form
     :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
     :param sigma_init: initial variance of every parameter
     :param antithetic: mirrored sampling, ``None`` for yes if ``pop_size`` is even
     :param elitism: the last candidate is the best of the last generation
-    :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
     :param deploy: who acts in ``predict``: the ``"mean"`` of the distribution or the ``"champion"`` of the last generation
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMPolicy, "CnnPolicy": CEMCnnPolicy}
 
+    @inherits_arguments()
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule = 0.0,
-        pop_size: int = 10,
-        n_eval_episodes: int = 1,
+        evolver: Any = "cem",
         n_parents: int | None = None,
         sigma_init: float = 1e-3,
         antithetic: bool | None = None,
         elitism: bool = False,
-        evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["mean", "champion"] = "mean",
-        evaluator: EvaluatorChoice = "vec",
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
         self.n_parents, self.sigma_init, self.antithetic, self.elitism = n_parents, sigma_init, antithetic, elitism
-        self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
-        super().__init__(**known_to(super().__init__, locals()))
+        self.deploy = deploy
+        super().__init__(policy, env, learning_rate, evolver=evolver, **kwargs)
 
     def _setup_model(self) -> None:
         check_choice("deploy", self.deploy, ("mean", "champion"))
         super()._setup_model()
 
-    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
-        own = {name: getattr(self, name) for name in ("n_parents", "sigma_init", "antithetic", "elitism")}
-        return CEMDistribution(
-            read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})}
-        )
+    def _evolver_arguments(self) -> dict[str, Any]:
+        return {**cem_arguments(self), **super()._evolver_arguments()}
 
-    def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
-        evolver: Any = self.evolver
-        return evolver.elite if self.deploy == "champion" else evolver.mean
-
-    def _log_population(self, fitness: np.ndarray) -> None:
-        super()._log_population(fitness)
-        evolver: Any = self.evolver
-        self.logger.record("population/sigma", float(evolver.variance.sqrt().mean()))
+    def _deploy(self, generation: Generation) -> None:
+        center, best = self.evolver.center(), self.evolver.best()
+        vector = center if self.deploy == "mean" and center is not None else best
+        assert vector is not None
+        self.population.representation.write(vector, self.policy.deployed)

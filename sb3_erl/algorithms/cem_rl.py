@@ -20,7 +20,7 @@ from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
 from sb3_erl.engine.rollout_phase import ReplayStore
-from sb3_erl.evolution.base import ImportanceMixing, check_capability
+from sb3_erl.evolution.capabilities import ImportanceMixing, check_capability
 from sb3_erl.evolution.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.gradient_steps import GradientSteps
@@ -233,9 +233,7 @@ class CEMRL(HybridAlgorithm):
         rule: Any = self.learner
         try:
             with self.rollouts.stopwatch.measure("learning"), self._learner_host.updates(size):
-                improved, metrics = self.gradient_steps_of_actors(
-                    rule, candidates, batch, observations, n_critic, self.budget
-                )
+                improved, metrics = self.gradient_steps_of_actors(rule, candidates, batch, observations, n_critic, self.budget)
         finally:
             write_parameters(self._mean, self.actor)
             self.policy.set_training_mode(False)

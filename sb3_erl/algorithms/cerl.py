@@ -7,32 +7,28 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.core.arguments import known_to
+from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import read_parameters
-from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.deployment import WholeActorHybrid
+from sb3_erl.engine import generation as verbs
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.engine.population import check_ga_arguments, ga_arguments
 from sb3_erl.learners.allocation import ResourceManager
-from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
 from sb3_erl.learners.portfolio import Portfolio
 from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td_rule import DDPGRule, TDRule
 from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
-from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
-from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
-
-LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
-"""Those of the portfolio's TD3 where ERL's differ."""
+from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
 # core/neuroevolution.py of the authors' code; the paper's table has the stronger values of ERL
 VARIATION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,7 +44,7 @@ VARIATION: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class CERL(WholeActorHybrid):
+class CERL(HybridAlgorithm):
     """
     Collaborative evolutionary reinforcement learning.
 
@@ -76,6 +72,9 @@ class CERL(WholeActorHybrid):
     Where paper and code differ in the strength of mutation, the code's values are the default: they belong to the released
     results.
 
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
+    :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`; there is no exchange beside the migration.
+
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`~sb3_erl.policies.cerl.CERLPolicy`; or,
         without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
@@ -91,12 +90,10 @@ class CERL(WholeActorHybrid):
         :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` with priorities for each TD7, from which the others draw uniformly
     :param learner_kwargs: further arguments of the learners, as in :class:`~sb3_erl.algorithms.erl.ERL`; a mapping for all
         or a sequence with one per learner
-    :param pop_size: number of individuals, at least 2
     :param rollout_size: exploring episodes of the learners per generation, at least one per learner
     :param sync_period: generations between two migrations
     :param ucb_coefficient: weight of the exploration term in a learner's score
     :param value_smoothing: weight in (0, 1] of a new return in a learner's value
-    :param n_eval_episodes: episodes per individual and generation
     :param elite_fraction: share of the population that survives unchanged
     :param min_elites: smallest number of elites
     :param tournament_size: contestants per tournament, at least 2
@@ -111,65 +108,45 @@ class CERL(WholeActorHybrid):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CERLPolicy, "CnnPolicy": CERLCnnPolicy}
+    published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
+    generation_order = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
-    learner_rule: Portfolio
+    learner: Portfolio
 
+    @inherits_arguments(
+        "gamma", "exchange", "exchange_kwargs", "population_policy_kwargs", learning_starts=2560, batch_size=256
+    )
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule | None = None,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 2560,
-        batch_size: int = 256,
-        tau: float = 0.005,
         gammas: Sequence[float] = (0.9, 0.99, 0.997, 0.9995),
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | None = None,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
         learner: LearnerChoice | Sequence[LearnerChoice] = "td3",
         learner_kwargs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
-        pop_size: int = 10,
         rollout_size: int = 10,
         sync_period: int = 5,
         ucb_coefficient: float = 0.9,
         value_smoothing: float = 0.2,
-        n_eval_episodes: int = 1,
         elite_fraction: float = 0.2,
         min_elites: int = 2,
         tournament_size: int = 3,
         crossover_prob: float = 0.01,
         mutation_prob: float = 0.2,
-        evolver_kwargs: dict[str, Any] | None = None,
         deploy: Literal["champion", "learner"] = "champion",
-        evaluator: EvaluatorChoice = "vec",
-        precision: Precision = "fp32",
-        compile: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
-        self.gammas, self.learner, self.learner_kwargs = gammas, learner, learner_kwargs
-        self.rollout_size, self.sync_period = rollout_size, sync_period
+        self.gammas, self.rollout_size, self.sync_period = gammas, rollout_size, sync_period
         self.ucb_coefficient, self.value_smoothing = ucb_coefficient, value_smoothing
-        self.n_eval_episodes, self.tournament_size = n_eval_episodes, tournament_size
-        self.elite_fraction, self.min_elites = elite_fraction, min_elites
-        self.crossover_prob, self.mutation_prob = crossover_prob, mutation_prob
-        self.evolver_kwargs, self.deploy = evolver_kwargs, deploy
+        self.elite_fraction, self.min_elites, self.tournament_size = elite_fraction, min_elites, tournament_size
+        self.crossover_prob, self.mutation_prob, self.deploy = crossover_prob, mutation_prob, deploy
         self.resources: dict[str, list[float]] | None = None
         """State of the resource manager after the last generation, ``None`` before the first."""
         self.updates_owed = 0
         """Updates that the generations before ``learning_starts`` have paid for."""
-        gamma = gammas[0] if isinstance(gammas, list | tuple) and gammas else 0.99  # nobody reads it
-        super().__init__(**known_to(super().__init__, locals()))
+        gamma = gammas[0] if isinstance(gammas, list | tuple) and gammas else 0.99  # learners have their own
+        parts: dict[str, Any] = {"learner": learner, "learner_kwargs": learner_kwargs, "exchange": "none"}
+        super().__init__(policy, env, learning_rate, gamma=gamma, **parts, **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
@@ -177,9 +154,8 @@ class CERL(WholeActorHybrid):
     def _n_learners(self) -> int:
         return len(self.gammas)
 
-    def _per_learner(self, name: str, plain: type | tuple[type, ...]) -> list[Any]:
+    def _per_learner(self, name: str, given: Any, plain: type | tuple[type, ...]) -> list[Any]:
         """The values of an argument that is one value for all learners, of a type ``plain``, or a sequence of them."""
-        given = getattr(self, name)
         if isinstance(given, plain) or not isinstance(given, list | tuple):
             return [given] * self._n_learners
         if len(given) != self._n_learners:
@@ -190,14 +166,22 @@ class CERL(WholeActorHybrid):
         return list(given)
 
     @property
-    def _learners(self) -> list[LearnerChoice]:
-        return self._per_learner("learner", (str, type, TDRule))
+    def _specs(self) -> list[LearnerSpec]:
+        choices = self._per_learner("learner", self.learner_class, (str, type, TDRule))
+        kwargs = self._per_learner("learner_kwargs", self.learner_kwargs, dict)
+        return [learner_spec(c, k, learning_rates=self.published_rates) for c, k in zip(choices, kwargs, strict=True)]
 
     @property
-    def _learner_specs(self) -> list[LearnerSpec]:
-        kwargs = self._per_learner("learner_kwargs", dict)
-        pairs = zip(self._learners, kwargs, strict=True)
-        return [learner_spec(learner, own, learning_rates=LEARNING_RATES) for learner, own in pairs]
+    def _spec(self) -> LearnerSpec:
+        """The learner that says which replay buffer is needed."""
+        specs = self._specs
+        return next((spec for spec in specs if spec.buffer_class is not None), specs[0])
+
+    def _aliases(self) -> dict[str, type[BasePolicy]]:
+        return self.policy_aliases
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        return self.policy_aliases[policy_name]
 
     def _check_arguments(self) -> None:
         if not isinstance(self.gammas, list | tuple) or not self.gammas:
@@ -205,7 +189,8 @@ class CERL(WholeActorHybrid):
         for gamma in self.gammas:
             check_range("gammas", gamma, 0, 1)
         super()._check_arguments()
-        for spec in self._learner_specs:
+        check_ga_arguments(self)
+        for spec in self._specs:
             spec.check_action_space(self.action_space)
         check_range("rollout_size", self.rollout_size, 1, integer=True)
         check_range("min_elites", self.min_elites, 1, integer=True)
@@ -218,86 +203,53 @@ class CERL(WholeActorHybrid):
             )
 
     @property
-    def _n_jobs(self) -> int:
+    def n_rollouts(self) -> int:
+        """See :attr:`HybridAlgorithm.n_rollouts`."""
         return self.pop_size * self.n_eval_episodes + self.rollout_size
 
-    def _rule_class(self) -> type[Learner]:
-        rules = [spec.learner_class for spec in self._learner_specs]
-        return next((rule for rule in rules if rule.buffer_class is not None), rules[0])
-
     @property
-    def _published_rates(self) -> tuple[float, float]:
-        specs = self._learner_specs
-        return next((spec for spec in specs if spec.buffer_class is not None), specs[0]).learning_rates
-
-    @property
-    def _n_priorities(self) -> int:
-        return max(1, sum(spec.buffer_class is not None for spec in self._learner_specs))
+    def _n_priorities(self) -> int:  # type: ignore[override]
+        return max(1, sum(spec.buffer_class is not None for spec in self._specs))
 
     def _policy_arguments(self) -> dict[str, Any]:
         alias, networks = self.policy_class.alias, self.policy_class.networks_class  # type: ignore[attr-defined]
         own = {alias: networks}
-        return {"members": [(spec.policy_class(alias, own), spec.policy_arguments) for spec in self._learner_specs]}
+        return {"members": [(spec.policy_class(alias, own), spec.policy_arguments) for spec in self._specs]}
 
-    def _setup_parts(self) -> None:
-        specs, members = self._learner_specs, []
-        for number, spec in enumerate(specs):
-            first = sum(each.buffer_class is not None for each in specs[:number])
-            members.append(self._make_learner(number, spec, first))
-        self.learner_rule = Portfolio(self.policy, members, self.gammas)
-        policy: Any = self.policy
-        self.actor, self.critic = policy.actor, policy.critic
-        self.actor_target, self.critic_target = policy.actor_target, policy.critic_target
-        self._setup_population()
-        smoothing = (self.ucb_coefficient, self.value_smoothing)
-        self.manager = ResourceManager(self._n_learners, self.rollout_size, *smoothing)
-        if self.resources is not None:
-            self.manager.restore(self.resources)
-
-    def _make_learner(self, number: int, spec: LearnerSpec, priority_set: int) -> Learner:
+    def _make_learner(self) -> Portfolio:
+        specs, members = self._specs, []
         common = {key: value for key, value in self.policy_kwargs.items() if key != "by_learner"}
-        own = (self.policy_kwargs.get("by_learner") or [{}] * self._n_learners)[number]
-        learner = spec.build(
-            self.policy.members[number],  # type: ignore[arg-type]
-            {"delay_critic_target": False},
-            priority_set=priority_set,
-            learning_rate=self.learning_rate,
-            policy_kwargs={**common, **own},
-        )
-        if spec.sb3_class is not None:
-            self.policy.adopt(number, learner.policy)
-        return learner
+        by_learner = self.policy_kwargs.get("by_learner") or [{}] * self._n_learners
+        for number, spec in enumerate(specs):
+            member: Learner = spec.build(
+                self.policy.members[number],  # type: ignore[arg-type]
+                {"delay_critic_target": False},
+                priority_set=sum(each.buffer_class is not None for each in specs[:number]),
+                learning_rate=self.learning_rate,
+                policy_kwargs={**common, **by_learner[number]},
+            )
+            if spec.sb3_class is not None:
+                self.policy.adopt(number, member.policy)
+            members.append(member)
+        return Portfolio(self.policy, members, self.gammas)
 
     def _evolver_arguments(self) -> dict[str, Any]:
-        arguments = {"min_elites": self.min_elites, "odd_winners": "last", **super()._evolver_arguments()}
+        own, given = ga_arguments(self), super()._evolver_arguments()
+        if not own:
+            return given
+        arguments = {"min_elites": self.min_elites, "odd_winners": "last", **own, **given}
         for name, (operator, published) in VARIATION.items():
             if arguments.get(name, operator) == operator:
                 arguments[f"{name}_kwargs"] = {**published, **(arguments.get(f"{name}_kwargs") or {})}
         return arguments
 
-    # ---------------------------------------------------------------- the generation
+    def _setup_parts(self) -> None:
+        super()._setup_parts()
+        self.manager = ResourceManager(self._n_learners, self.rollout_size, self.ucb_coefficient, self.value_smoothing)
+        if self.resources is not None:
+            self.manager.restore(self.resources)
 
-    def _generation(self, callback: BaseCallback) -> bool:
-        """Ask -> evaluate -> share out -> tell -> learn -> deploy -> log; see :meth:`GenerationalMixin._generation`."""
-        rng = self._rng(Stream.EVOLUTION)
-        candidates = self.evolver.ask(rng)  # (pop_size, n_params)
-        jobs, actor = self._plan_rollouts(candidates)
-        episodes = self._evaluate(jobs, actor, callback)
-        if episodes is None:
-            return False
-        fitness = self._fitness(candidates, episodes)
-        shares = self._report(episodes)
-        self._tell(candidates, fitness, rng)  # migrants come as they are before this generation's updates
-        self.manager.reallocate(rng.random(self.rollout_size))
-        self.resources = self.manager.state
-        self.updates_owed += self._n_gradient_steps(episodes)
-        if self._is_warm:
-            self.train(self.updates_owed)
-            self.updates_owed = 0
-        self._deploy(candidates, fitness)
-        self._log_generation(fitness, episodes)
-        self._log_learners(shares)
-        return True
+    # ---------------------------------------------------------------- the generation
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
@@ -307,45 +259,63 @@ class CERL(WholeActorHybrid):
 
     def _joint_actor(self, candidates: th.Tensor) -> PopulationActor:
         """Acts for the population and for the learners in their slots; those of the population's shape act with it."""
-        actors, migrants = self.learner_rule.actors, self.learner_rule.migrants
-        parts = [self._population_actor(th.cat([candidates, self._parameters(migrants)]))]
-        homes = {number: (0, self.pop_size + row) for row, number in enumerate(migrants)}
+        actors, migrants = self.learner.actors, self.learner.migrants
+        parts = [self.population.act(candidates, list(self._parameters(migrants)))]
+        places = {number: (0, self.pop_size + row) for row, number in enumerate(migrants)}
         for number, actor in enumerate(actors):
             if number not in migrants:
-                homes[number] = (len(parts), 0)
+                places[number] = (len(parts), 0)
                 parts.append(numpy_population(actor, tensors_of) or ModuleActor([actor]))
         population = [(0, row) for row in range(self.pop_size)]
-        return JointActor(parts, population + [homes[learner] for learner in self.manager.allocation.tolist()])
+        return JointActor(parts, population + [places[learner] for learner in self.manager.allocation.tolist()])
 
     def _parameters(self, learners: Sequence[int]) -> th.Tensor:
-        return th.stack([read_parameters(self.learner_rule.actors[number]) for number in learners])
+        return th.stack([read_parameters(self.learner.actors[number]) for number in learners])
 
-    def _explorer_of(self, learner: int) -> Explorer:
-        member, noise = self.learner_rule.members[learner], self.action_noise
+    def _explorer_of(self, number: int) -> Explorer:
+        member, noise = self.learner.members[number], self.action_noise
         if isinstance(member, SB3Learner):
             return PolicyExploration(member.policy.actor, noise)  # type: ignore[arg-type]
         n_actions = get_action_dim(self.action_space)
         return NoiseExploration(noise or NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1)))
 
-    def _report(self, episodes: EpisodeBatch) -> np.ndarray:
-        """Tell the resource manager about the learners' episodes in slot order; returns each learner's share of them."""
-        allocation = self.manager.allocation
-        returns = [episode.total_reward for episode in episodes.episodes if episode.job.candidate >= self.pop_size]
-        for learner, total in zip(allocation.tolist(), returns, strict=True):
-            self.manager.report(learner, total)
-        return np.bincount(allocation, minlength=self._n_learners) / len(allocation)
+    def _score(self, generation: Generation) -> None:
+        """Fitness of the population; the manager hears the returns of the learners, in the order of the slots."""
+        verbs.score(self, generation)
+        episodes, allocation = generation.evaluated.episodes, self.manager.allocation
+        returns = [episode.total_reward for episode in episodes if not self.is_of_population(episode.job)]
+        for number, total in zip(allocation.tolist(), returns, strict=True):
+            self.manager.report(number, total)
+        self._shares = np.bincount(allocation, minlength=self._n_learners) / len(allocation)
 
-    def _tell(self, candidates: th.Tensor, fitness: np.ndarray | None, rng: np.random.Generator) -> None:
-        assert fitness is not None
-        migrate = (self.n_generations + 1) % self.sync_period == 0
-        self._ga_tell(candidates, fitness, rng, self._parameters(self.learner_rule.migrants) if migrate else None)
+    def _migrants(self, generation: Generation) -> th.Tensor | None:
+        """All learners' actors that fit, as they are before this generation's updates."""
+        return None if generation.number % self.sync_period else self._parameters(self.learner.migrants)
+
+    def _tell(self, generation: Generation) -> None:
+        verbs.tell(self, generation)
+        self.manager.reallocate(generation.rng.random(self.rollout_size))
+        self.resources = self.manager.state
+
+    @property
+    def _is_warm(self) -> bool:
+        assert self.replay_buffer is not None
+        return self.replay_buffer.size() > self.learning_starts
+
+    def _learn(self, generation: Generation) -> None:
+        episodes = generation.evaluated
+        self.updates_owed += self._updates_for(episodes.n_timesteps, len(episodes.episodes))
+        if self._is_warm:
+            self.train(self.updates_owed)
+            self.updates_owed = 0
 
     def _sample(self, batch_size: int) -> Any:
         assert self.replay_buffer is not None
-        return self.learner_rule.sample(self.replay_buffer, batch_size, self._vec_normalize_env)
+        return self.learner.sample(self.replay_buffer, batch_size, self._vec_normalize_env)
 
-    def _log_learners(self, shares: np.ndarray) -> None:
-        for number, share in enumerate(shares):
+    def _log(self, generation: Generation) -> None:
+        verbs.log(self, generation)
+        for number, share in enumerate(self._shares):
             self.logger.record(f"learner_{number}/value", float(self.manager.values[number]))
             self.logger.record(f"learner_{number}/visits", int(self.manager.visits[number]))
             self.logger.record(f"learner_{number}/share", float(share))
@@ -353,11 +323,11 @@ class CERL(WholeActorHybrid):
     # ---------------------------------------------------------------- agents
 
     def _best(self, learners: Sequence[int]) -> Any:
-        return self.learner_rule.actors[max(learners, key=lambda number: self.manager.values[number])]
+        return self.learner.actors[max(learners, key=lambda number: self.manager.values[number])]
 
     @property
-    def _leader(self) -> Any:
-        return self._best(self.learner_rule.migrants)
+    def _deployed_learner(self) -> Any:
+        return self._best(self.learner.migrants)
 
     @property
     def learner_agent(self) -> BasePolicy:
@@ -367,7 +337,7 @@ class CERL(WholeActorHybrid):
     @property
     def learner_agents(self) -> list[BasePolicy]:
         """The actors of all learners."""
-        return self.learner_rule.actors
+        return self.learner.actors
 
     # ---------------------------------------------------------------- saving
 
@@ -391,4 +361,4 @@ class CERL(WholeActorHybrid):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "manager"]
+        return [*super()._excluded_save_params(), "manager", "_shares"]

@@ -186,7 +186,7 @@ class PopTD7(TD7):
         """The individual at this place among those that are kept acts and learns from now on."""
         member = self.policy.activate(place)
         self.turn = place
-        self.learner_rule, self.assessment = self.learners[place], self.assessments[place]
+        self.learner, self.assessment = self.learners[place], self.assessments[place]
         self.encoder, self.actor, self.critic = member.encoder, member.actor, member.critic
 
     # ---------------------------------------------------------------- the phases
@@ -381,5 +381,5 @@ class PopTD7(TD7):
         return [*super()._excluded_save_params(), "individuals", "learners", "assessments"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        names = [f"individuals.{i}.{name}" for i in range(len(self.members)) for name in self.learner_rule.optimizers]
+        names = [f"individuals.{i}.{name}" for i in range(len(self.members)) for name in self.learner.optimizers]
         return ["policy", *names], []

@@ -93,7 +93,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD7Policy}
     policy: TD7Policy
-    learner_rule: TD7Learner
+    learner: TD7Learner
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
 
     def _setup_parts(self) -> None:
         """Build learner and assessment; also runs in ``load``, before their tensors are loaded."""
-        self.learner_rule = TD7Learner(self.policy, self._learner_settings())
+        self.learner = TD7Learner(self.policy, self._learner_settings())
         self.encoder, self.actor, self.critic = self.policy.encoder, self.policy.actor, self.policy.critic
         self.assessment = Assessment(self.assessment_state, self._assessment_settings(), self.n_envs)
 
@@ -392,7 +392,7 @@ class TD7(StepwiseOffPolicyAlgorithm):
     def _sample(self, batch_size: int) -> Any:
         buffer = self.replay_buffer
         if isinstance(buffer, LAPReplayBuffer):
-            return buffer.sample(batch_size, self._vec_normalize_env, self.learner_rule.priority_set)
+            return buffer.sample(batch_size, self._vec_normalize_env, self.learner.priority_set)
         return super()._sample(batch_size)
 
     @property
@@ -409,8 +409,8 @@ class TD7(StepwiseOffPolicyAlgorithm):
     # ---------------------------------------------------------------- saving
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["encoder", "actor", "critic", "learner_rule", "assessment"]
+        own = ["encoder", "actor", "critic", "learner", "assessment"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", *self.learner_rule.optimizers], []
+        return ["policy", *self.learner.optimizers], []

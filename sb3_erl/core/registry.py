@@ -39,7 +39,11 @@ PARTS: dict[str, dict[str, Any]] = {
         "energy": f"{_FITNESS}:Energy",
         "novelty": f"{_FITNESS}:Novelty",
     },
-    "exchange": {},
+    "exchange": {
+        "replace_weakest": "sb3_erl.engine.replace:ReplaceWeakest",
+        "imitate": "sb3_erl.engine.replace:ImitateLearner",
+        "none": "sb3_erl.engine.replace:NoExchange",
+    },
     "step": {},
 }
 """For each kind its parts by key: ``"module:Name"``, which is imported when it is wanted, or the part itself."""

@@ -37,8 +37,8 @@ def describe(model: Any) -> str:
         evolver = getattr(model, "evolver", None)
         kind = "" if evolver is None else f", {type(evolver).__name__}"
         lines.append(f"  population:  {model.pop_size}{kind}")
-    if hasattr(model, "learner_rule"):
-        lines.append(f"  learner:     {type(model.learner_rule).__name__}, {model._n_updates:,} updates")
+    if hasattr(model, "learner"):
+        lines.append(f"  learner:     {type(model.learner).__name__}, {model._n_updates:,} updates")
     generations = f", {model.n_generations:,} generations" if hasattr(model, "n_generations") else ""
     lines.append(f"  trained:     {model.num_timesteps:,} steps{generations}, seed {model.run_seed}")
     return "\n".join(lines)

@@ -173,13 +173,13 @@ def score(model: Any, generation: Generation) -> None:
 
 def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch) -> np.ndarray:
     """
-    :param model: has ``fitness`` and ``gamma``
+    :param model: has ``fitness``, and ``gamma`` where rewards are discounted
     :param generation: whose candidates are scored
     :param episodes: of the candidates, numbered from 0
     :return: ``(pop_size,)``, higher is better, NaN is worst
     """
-    candidates, rng = generation.asked, model.run.rng(Stream.FITNESS)
-    return model.fitness(episodes, FitnessContext(len(candidates), candidates, model.gamma, generation.number, rng))
+    candidates, rng, gamma = generation.asked, model.run.rng(Stream.FITNESS), getattr(model, "gamma", 1.0)
+    return model.fitness(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
 
 
 def tell(model: Any, generation: Generation) -> None:

@@ -6,8 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -28,6 +27,7 @@ from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
+from sb3_erl.policies.erl import deploying
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
@@ -134,7 +134,7 @@ class HybridAlgorithm(OffPolicyModel):
     @property
     def takes_discrete_actions(self) -> bool:
         """Whether the learner is one for discrete actions."""
-        return self._spec.takes_discrete_actions
+        return issubclass(self._spec.learner_class.action_space_class, spaces.Discrete)
 
     def _aliases(self) -> dict[str, type[BasePolicy]]:
         """Policy classes by alias for the learner that was chosen."""
@@ -142,7 +142,7 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_choice("policy", policy_name, self._aliases())
-        return self._spec.policy_class(policy_name, self.policy_aliases)
+        return deploying(self._spec.policy_class(policy_name, self.policy_aliases))
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
@@ -154,6 +154,7 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        self._spec.check_action_space(self.action_space)
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_choice("deploy", self.deploy, self.deploy_choices)
         check_rollouts(self)
@@ -316,6 +317,11 @@ class HybridAlgorithm(OffPolicyModel):
     def learner_agent(self) -> BasePolicy:
         """The learner's actor; has ``predict``, for ``evaluate_policy``."""
         return self.actor  # type: ignore[return-value]
+
+    @property
+    def _deployed_learner(self) -> Any:
+        """The learner's network that acts where a learner is deployed."""
+        return self.actor
 
     def individual(self, index: int) -> BasePolicy:
         """

@@ -174,7 +174,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         :param n_updates: how many updates are made
         :return: means of what the learner logs
         """
-        return self.learner_rule.update(sample, n_updates)
+        return self.learner.update(sample, n_updates)
 
     # ---------------------------------------------------------------- files
 
@@ -198,4 +198,4 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         load_buffer(self, super().load_replay_buffer, path, truncate_last_traj)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner_rule", "_learner_host"]
+        return [*super()._excluded_save_params(), "learner", "_learner_host"]

@@ -70,7 +70,7 @@ class SafeBufferMixin:
 class LearnerHostMixin(AddressedMixin):
     """Runs a learner's updates on the replay buffer; stands before an SB3 off-policy class."""
 
-    learner_rule: Learner
+    learner: Learner
     replay_buffer: Any
     batch_size: Any  # SB3 says int; None stands for the learner's own
     precision: Precision = "fp32"
@@ -105,9 +105,9 @@ class LearnerHostMixin(AddressedMixin):
     @contextmanager
     def _updates(self, batch_size: int) -> Iterator[None]:
         """Inside, the learner has the algorithm's constants, random numbers, precision and, if wanted, compiled losses."""
-        self.learner_rule.follow(self, batch_size)
+        self.learner.follow(self, batch_size)
         if self.compile:
-            self.learner_rule.compile()
+            self.learner.compile()
         with scoped_generators(self._learning_sequence()), products_in(self.precision, self.device):
             yield
 
@@ -128,4 +128,4 @@ class LearnerHostMixin(AddressedMixin):
         return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
 
     def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
-        return self.learner_rule.update(sample, n_updates)
+        return self.learner.update(sample, n_updates)

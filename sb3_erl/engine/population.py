@@ -15,7 +15,8 @@ from torch import Tensor
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
-from sb3_erl.evolution.base import Evolver, Migration, check_capability
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.capabilities import Migration, check_capability
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first
@@ -71,9 +72,7 @@ class Population:
         vectors = torch.cat([candidates, *(other[None].to(candidates.dtype) for other in others)]) if others else candidates
         return self.representation.act(vectors)
 
-    def tell(
-        self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None
-    ) -> None:
+    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None) -> None:
         """
         :param candidates: ``(pop_size, n_params)`` as they were evaluated
         :param fitness: ``(pop_size,)``, higher is better, NaN is worst

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import Tensor
 
-from sb3_erl.core.arguments import known_to
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
-from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
-from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.generation import GenerationalMixin
-from sb3_erl.evolution.base import Evolver, to_numpy
-from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
+from sb3_erl.engine.model import EvolvingModel
+from sb3_erl.engine.population import Population, make_evolver
+from sb3_erl.engine.representation import WholeNetworks
+from sb3_erl.engine.rollout_phase import Rollouts, StepStore, check_rollouts
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
-from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population
-from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
+from sb3_erl.rollouts.jobs import Job, PopulationActor
+
+if TYPE_CHECKING:
+    from sb3_erl.remote.evaluator import RemoteEvaluator
 
 
-class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
+class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     """
-    Evolution alone: ask, evaluate, tell, deploy, log.
+    Evolution alone: ask, evaluate, score, tell, deploy, log.
 
-    A subclass builds its evolver in :meth:`_make_evolver` and may override how episodes become fitness and which vector is
-    deployed. See ``examples/custom_system.py`` for a whole one.
+    Usable as it is, with any evolver and fitness, and the base of all systems without a learner.
 
     :param policy: policy alias or class; or, without ``env``, the environment or its id
     :param env: environment (vectorized or not), its id, or ``None`` for loading
     :param learning_rate: step size of evolvers that have one
     :param pop_size: candidates per generation, at least 2
     :param n_eval_episodes: episodes per candidate and generation
+    :param fitness: what is maximized: ``"return"`` (undiscounted), another key, ``"package.module:Name"``, a function of
+        episodes, or a weighted sum such as ``{"return": 1.0, "energy": 0.1}``; see
+        :func:`~sb3_erl.evolution.fitness.base.make_fitness`. Returns are logged in any case
+    :param evolver: ``"ga"``, ``"cem"``, ``"package.module:Name"`` or a subclass of
+        :class:`~sb3_erl.evolution.base.Evolver`
+    :param evolver_kwargs: further arguments of the evolver
+    :param generation_steps: steps of your own in each generation, see :mod:`sb3_erl.engine.steps`
     :param evaluator: who runs the episodes: ``"vec"``, the model's own env in this process; ``"process"``, worker processes;
         ``"ray"``, a Ray cluster; or a :class:`~sb3_erl.remote.process.ProcessEvaluator` or
         :class:`~sb3_erl.remote.ray.RayEvaluator` with settings. The result is the same
@@ -52,14 +62,19 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
 
     default_policy: ClassVar[str] = "MlpPolicy"
     takes_discrete_actions: ClassVar[bool] = False
-    begins_with_actors: ClassVar[bool] = True
-    """Whether the evolver is given ``pop_size`` fresh actors, and not a single one because it makes its own."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorOnlyPolicy,
         "CnnPolicy": ActorOnlyCnnPolicy,
     }
-    evolver: Evolver
+    generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "deploy", "log")
+    episode_needs: ClassVar[frozenset[str]] = frozenset()
+    """What episodes carry beside that which the fitness needs."""
     policy: ActorOnlyPolicy
+    champion_fitness: float | None = None
+    """Fitness of the last evaluated champion, ``None`` before the first evaluation."""
+    champion_return: float | None = None
+    """Return of the last evaluated champion, ``None`` before, and where fitness is not the return."""
+    _injected_slot: int | None = None
 
     def __init__(
         self,
@@ -68,6 +83,10 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         learning_rate: float | Schedule = 1e-2,
         pop_size: int = 10,
         n_eval_episodes: int = 1,
+        fitness: Any = "return",
+        evolver: Any = "ga",
+        evolver_kwargs: dict[str, Any] | None = None,
+        generation_steps: Sequence[Any] = (),
         evaluator: EvaluatorChoice = "vec",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -78,86 +97,130 @@ class EvolutionaryAlgorithm(GenerationalMixin, BaseAlgorithm):
         _init_setup_model: bool = True,
     ):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
-        self.pop_size = pop_size
-        self.n_eval_episodes = n_eval_episodes
-        self.evaluator = evaluator
-        self._init_generational()
+        self.pop_size, self.n_eval_episodes, self.fitness_class = pop_size, n_eval_episodes, fitness
+        self.evolver_class, self.evolver_kwargs, self.generation_steps = evolver, evolver_kwargs, generation_steps
+        self.evaluator, self.rollouts = evaluator, Rollouts(self)
+        self.n_generations = 0
+        """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
+        self.fitness_state: dict[str, Any] = {}
         with spaces_checked(self, verbose, policy_kwargs):
-            super().__init__(**known_to(BaseAlgorithm.__init__, locals()), support_multi_env=True)
+            super().__init__(
+                policy=policy,
+                env=env,
+                learning_rate=learning_rate,
+                policy_kwargs=policy_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                verbose=verbose,
+                device=device,
+                support_multi_env=True,
+                seed=seed,
+            )
         if _init_setup_model:
             self._setup_model()
+
+    # ---------------------------------------------------------------- set-up
 
     def _setup_model(self) -> None:
         check_common(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
-        self._check_rollouts()
+        check_rollouts(self)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
-        policy: Any = self.policy_class(*arguments, **self.policy_kwargs)
+        policy: Any = self.policy_class(*arguments, **self._policy_arguments())
         self.policy = policy.to(self.device)
-        self._setup_addresses()
-        makers = [self.policy.make_actor] * (self.pop_size if self.begins_with_actors else 1)
-        fresh = th.stack([read_parameters(make()) for make in makers])
-        self.evolver = self._make_evolver(fresh, ParameterLayout.of(self.policy.deployed)).to(self.device)
-        self._pool = NetworkPool(self.policy.make_actor)
+        self.run.choose_seed()
+        self.population = self._make_population()
+        self.fitness: Fitness = make_fitness(self._fitness_choice)
+        self.fitness.load_state_dict(self.fitness_state)
+        self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
-    @abstractmethod
-    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
-        """
-        :param candidates: ``(pop_size, n_params)``, freshly initialized actors; one row if not :attr:`begins_with_actors`
-        :param layout: tensors of one actor
-        :return: the evolver; its tensors are loaded afterwards where a model is loaded
-        """
-
-    def _generation(self, callback: BaseCallback) -> bool:
-        rng = self._rng(Stream.EVOLUTION)
-        candidates = self.evolver.ask(rng)
-        jobs = [Job(i, k) for i in range(len(candidates)) for k in range(self.n_eval_episodes)]
-        episodes = self._evaluate(jobs, self._population_actor(candidates), callback)
-        if episodes is None:
-            return False
-        fitness = self._fitness(candidates, episodes)
-        self.evolver.tell(candidates, fitness, rng)
-        write_parameters(self._deployed_vector(candidates, fitness), self.policy.deployed)
-        self.logger.record("time/generations", self.n_generations + 1, exclude="tensorboard")
-        self._log_population(fitness)
-        return True
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy; ``policy_kwargs`` has precedence over those that follow from the model's own."""
+        return self.policy_kwargs
 
     @property
-    def _network(self) -> BasePolicy:
-        """Whose statistics of observations the candidates act with."""
-        return self.policy.deployed
+    def _fitness_choice(self) -> Any:
+        """The fitness that was chosen, or that follows from other arguments."""
+        return self.fitness_class
 
-    def _population_actor(self, candidates: th.Tensor) -> PopulationActor:
-        network = self._network
-        plain = numpy_population(network, candidates_stack(network, to_numpy(candidates)))
-        return ModuleActor(self._pool.filled(candidates, network)) if plain is None else plain
+    def _make_population(self) -> Population:
+        representation = WholeNetworks(self.policy, self.policy.deployed)
+        mean = read_parameters(self.policy.deployed)
+        evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments(), mean)
+        return Population(evolver.to(self.device), representation)
 
-    def _fitness(self, candidates: th.Tensor, episodes: EpisodeBatch) -> np.ndarray:
-        """:return: ``(pop_size,)``, higher is better, NaN is worst"""
-        return episode_return(episodes, len(candidates))
+    def _evolver_arguments(self) -> dict[str, Any]:
+        """Arguments of the evolver beside candidates and layout, or mean and number."""
+        return dict(self.evolver_kwargs or {})
 
-    def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
-        """:return: ``(n_params,)``, what ``predict`` uses from now on; the best candidate by default"""
-        return candidates[int(np.nanargmax(np.where(np.isnan(fitness), -np.inf, fitness)))]
+    @property
+    def n_rollouts(self) -> int:
+        """Rollouts in a generation."""
+        return self.pop_size * self.n_eval_episodes
+
+    # ---------------------------------------------------------------- the verbs of a generation
+
+    def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        run_generations(self, total_timesteps, callback, log_interval)
+
+    def _plan_rollouts(self, candidates: Tensor) -> tuple[list[Job], PopulationActor]:
+        """:return: the jobs of this generation, and who acts"""
+        jobs = [Job(i, k) for i in range(len(candidates)) for k in range(self.n_eval_episodes)]
+        return jobs, self.population.act(candidates)
+
+    def _step_store(self) -> StepStore | None:
+        """What takes the steps of this generation; ``None``: they are not kept."""
+        return None
+
+    def is_of_population(self, job: Job) -> bool:
+        """Whether a rollout is an individual's."""
+        return True
+
+    def _migrants(self, generation: Generation) -> Tensor | None:
+        """There is no learner that individuals could come from."""
+        return None
+
+    @property
+    def _fitness_is_return(self) -> bool:
+        return self.fitness_class == "return"
+
+    def _deploy(self, generation: Generation) -> None:
+        """Write ``policy.deployed``; the only place that does."""
+        assert self.population.champion is not None
+        self.population.representation.write(self.population.champion.vector, self.policy.deployed)
+
+    # ---------------------------------------------------------------- agents
+
+    @property
+    def evolver(self) -> Evolver:
+        """Proposes the candidates; ``evolver.candidates`` has the parameters of the population."""
+        return self.population.evolver
+
+    @property
+    def workers(self) -> RemoteEvaluator | None:
+        """The evaluator with workers, to add some, remove some or ``close()`` it; ``None`` without, or before ``learn``."""
+        return self.rollouts.workers
 
     def individual(self, index: int) -> BasePolicy:
         """
         :param index: slot in the population, from 0
         :return: a policy of its own with the parameters that the evolver holds there; has ``predict``
         """
-        agent = self.policy.make_actor()
-        write_parameters(self.evolver.candidates[range(self.pop_size)[index]], agent)
-        agent.set_training_mode(False)
-        return agent
+        return self.population.individual(index)
 
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
+    # ---------------------------------------------------------------- saving
+
+    def _plain_state(self) -> dict[str, Any]:
+        return {**super()._plain_state(), "fitness_state": self.fitness.state_dict()}
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "evolver", "_evaluator", "_callback", "_pool", "_stopwatch", "_failures"]
+        return [*super()._excluded_save_params(), "population", "fitness", "extra_steps", "rollouts"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "evolver"], []

@@ -13,7 +13,7 @@ from sb3_erl.engine.generation import Generation, Verb
 
 
 @dataclass
-class every:  # noqa: N801 reads as a verb: every(3, Reseed(std=0.1))
+class every:
     """
     Do a step every so many generations.
 

@@ -239,9 +239,11 @@ class MirroredES(Evolver):
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; the width, and length and relative size of the last step."""
-        last = {} if self.last_update is None else {
-            "grad_norm": self.last_update.grad_norm, "update_ratio": self.last_update.update_ratio
-        }
+        last = (
+            {}
+            if self.last_update is None
+            else {"grad_norm": self.last_update.grad_norm, "update_ratio": self.last_update.update_ratio}
+        )
         return {"sigma": self.sigma, **last}
 
     def _check_number(self, values: np.ndarray) -> None:

@@ -118,8 +118,8 @@ class Portfolio(Learner):
 
 def _saved_name(number: int, name: str) -> str:
     """Name of a learner's attribute as one of the algorithm."""
-    own = name.removeprefix("learner_rule.")
-    return f"learner_rule.learner_{number}.{own if own != name else 'policy.' + name}"
+    own = name.removeprefix("learner.")
+    return f"learner.learner_{number}.{own if own != name else 'policy.' + name}"
 
 
 def _structure(actor: nn.Module) -> tuple[type, ParameterLayout, str]:

@@ -98,7 +98,7 @@ class SB3Learner(Learner):
         """See :attr:`Learner.save_params`."""
         state_dicts, variables = self.model._get_torch_save_params()
         own = [name for name in state_dicts if name != "policy"]
-        return [f"learner_rule.model.{name}" for name in own], [f"learner_rule.model.{name}" for name in variables]
+        return [f"learner.model.{name}" for name in own], [f"learner.model.{name}" for name in variables]
 
     def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
         """See :meth:`Learner.begin`; the model keeps its own learning rate schedule."""

@@ -12,6 +12,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, fused_adam
+from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.layers import PlainNorm
 
 
@@ -100,3 +101,14 @@ class CEMRLCnnPolicy(CEMRLPolicy):
     def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
         kwargs["features_extractor_class"] = features_extractor_class
         super().__init__(*args, **kwargs)
+
+
+class CEMPolicy(ActorOnlyPolicy):
+    """The actor of CEM-RL alone."""
+
+    actor_class = CEMRLActor
+    default_net_arch = (400, 300)
+
+
+class CEMCnnPolicy(CEMPolicy, ActorOnlyCnnPolicy):
+    """:class:`CEMPolicy` behind SB3's ``NatureCNN``."""

@@ -131,7 +131,7 @@ class NormalizerGuard:
         normalizer = self.normalizer
         if normalizer is None:
             return False
-        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():  
+        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():
             return False
         for rms, numbers in self._kept:
             vars(rms).update(numbers)

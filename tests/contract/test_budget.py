@@ -94,4 +94,4 @@ def test_learning_rate_schedule_ends_at_zero(name: str) -> None:
 
 
 def _optimizers(model: Any) -> list[Any]:
-    return list(model.learner_rule.optimizers.values())
+    return list(model.learner.optimizers.values())

@@ -171,14 +171,14 @@ def test_batched_steps_are_the_sequential_ones(learner: str) -> None:
     np.random.seed(0)
     batches = [[model.replay_buffer.sample(size) for _ in range(n_critic)] for _ in range(n)]
     observations = [[model.replay_buffer.sample(size).observations for _ in range(n)] for _ in range(n_actor)]
-    plain = copy.deepcopy(model.learner_rule)
-    for rule in (model.learner_rule, plain):
+    plain = copy.deepcopy(model.learner)
+    for rule in (model.learner, plain):
         rule.buffer = None  # no priorities for batches that were drawn beforehand
 
     left, many = [batch for block in batches for batch in block], list(observations)
     steps = GradientSteps(model.policy.make_actor(), lambda tensors: th.optim.Adam(tensors, lr=1e-3))
     th.manual_seed(0)
-    improved, losses = steps(model.learner_rule, candidates, lambda: left.pop(0), lambda k: many.pop(0)[:k], n_critic, n_actor)
+    improved, losses = steps(model.learner, candidates, lambda: left.pop(0), lambda k: many.pop(0)[:k], n_critic, n_actor)
     assert not left and not many
 
     rows = [model.policy.make_actor() for _ in range(n)]
@@ -206,7 +206,7 @@ def test_batched_steps_are_the_sequential_ones(learner: str) -> None:
     moved = (expected - candidates).abs()
     assert moved.amax() > 1e-3 and th.isfinite(th.tensor(list(losses.values()))).all()
     assert th.allclose(improved.float(), expected, rtol=0, atol=2e-5)
-    critic, reference = (read_parameters(rule.policy.critic) for rule in (model.learner_rule, plain))
+    critic, reference = (read_parameters(rule.policy.critic) for rule in (model.learner, plain))
     assert th.allclose(critic, reference, rtol=0, atol=1e-6)
 
 

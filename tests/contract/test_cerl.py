@@ -36,9 +36,7 @@ def make_cerl(**overrides: Any) -> Any:
 @pytest.mark.parametrize("learner", ["td3", "ddpg", "td7", "sac", ["td7", "sac"]])
 def test_every_learner_has_its_own_discount_factor(learner: Any) -> None:
     model = make_cerl(learner=learner, gammas=(0.25, 0.75), learner_kwargs=None).learn(60)
-    found = [
-        member.model.gamma if hasattr(member, "model") else member.settings.gamma for member in model.learner_rule.members
-    ]
+    found = [member.model.gamma if hasattr(member, "model") else member.settings.gamma for member in model.learner.members]
     assert found == [0.25, 0.75] and model._n_updates > 0
 
 
@@ -55,15 +53,15 @@ def test_targets_differ_by_the_discount_factor() -> None:
         following = first.critic_target(batch.next_observations, action).amin(dim=0)
         values = first.critic(batch.observations, batch.actions)
     expected = [float((values - (batch.rewards + g * following)).square().mean(dim=(1, 2)).sum()) for g in (0.0, 0.5)]
-    model.learner_rule.begin(rates_of(model, n), model.replay_buffer)
-    metrics = model.learner_rule.update(lambda: batch, 1)
+    model.learner.begin(rates_of(model, n), model.replay_buffer)
+    metrics = model.learner.update(lambda: batch, 1)
     assert [metrics[f"learner_{i}/critic_loss"] for i in (0, 1)] == pytest.approx(expected, rel=1e-5)
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
 
 
 def test_every_learner_takes_the_same_number_of_updates() -> None:
     model = make_cerl(learner=["td3", "td7", SAC], gammas=(0.9, 0.95, 0.99), rollout_size=3, learner_kwargs=None).learn(100)
-    td3, td7, sac = model.learner_rule.members
+    td3, td7, sac = model.learner.members
     assert model._n_updates == td3.n_updates == td7.n_updates == sac.model._n_updates > 0
 
 
@@ -71,10 +69,10 @@ def test_critic_target_moves_at_every_update_and_the_actors_at_every_second() ->
     model = make_cerl(learning_starts=0, gradient_steps=1, train_freq=1000).learn(40)
     member = model.policy.members[0]
     before = [read_parameters(network) for network in (member.critic_target, member.actor_target)]
-    model.learner_rule.begin(rates_of(model, 16), model.replay_buffer)
-    for member_rule in model.learner_rule.members:
+    model.learner.begin(rates_of(model, 16), model.replay_buffer)
+    for member_rule in model.learner.members:
         member_rule.n_updates = 0
-    model.learner_rule.update(lambda: model._sample(16), 1)
+    model.learner.update(lambda: model._sample(16), 1)
     after = [read_parameters(network) for network in (member.critic_target, member.actor_target)]
     assert not th.equal(before[0], after[0]) and th.equal(before[1], after[1])
 
@@ -100,9 +98,9 @@ def test_networks_are_the_published_ones() -> None:
 def test_settings_for_single_learners() -> None:
     kwargs = {"net_arch": [8], "by_learner": [{}, {"net_arch": [4]}]}
     model = make_cerl(policy_kwargs=kwargs, learner_kwargs=[{"policy_delay": 3}, {}])
-    assert [member.settings.policy_delay for member in model.learner_rule.members] == [3, 2]
+    assert [member.settings.policy_delay for member in model.learner.members] == [3, 2]
     assert [member.actor.net_arch for member in model.policy.members] == [[8], [4]]
-    assert model.learner_rule.migrants == [0]
+    assert model.learner.migrants == [0]
     with pytest.raises(ValueError, match=r"by_learner must hold one mapping per learner, 2; got 1"):
         make_cerl(policy_kwargs={"net_arch": [8], "by_learner": [{}]})
 
@@ -111,7 +109,7 @@ def test_n_step_returns_are_discounted_by_each_learner() -> None:
     model = make_cerl(gammas=(0.5, 0.9), n_steps=3).learn(60)
     buffer = model.replay_buffer
     assert isinstance(buffer, NStepReplayBuffer) and model._n_updates > 0
-    for model.learner_rule.active, gamma in enumerate((0.5, 0.9)):
+    for model.learner.active, gamma in enumerate((0.5, 0.9)):
         discounts = model._sample(64).discounts
         assert np.isclose(discounts.numpy(), gamma ** np.arange(1, 4)).any(axis=1).all() and discounts.min() < gamma**2
 
@@ -213,7 +211,7 @@ def test_all_learners_migrate_before_their_updates_into_unselected_slots(monkeyp
 
 def test_who_migrates() -> None:
     def migrants(learner: Any, **kwargs: Any) -> list[int]:
-        return make_cerl(learner=learner, gammas=(0.9,) * len(learner), rollout_size=3, **kwargs).learner_rule.migrants
+        return make_cerl(learner=learner, gammas=(0.9,) * len(learner), rollout_size=3, **kwargs).learner.migrants
 
     assert migrants(["td3", "ddpg", "td3"]) == [0, 1, 2]
     assert migrants(["td3", "sac", "td3"]) == [0, 2]
@@ -260,13 +258,13 @@ def test_priorities_for_each_td7_and_uniform_draws_for_the_others() -> None:
     model = make_cerl(learner=["td7", "td3", "td7"], gammas=(0.9, 0.95, 0.99), rollout_size=3, learner_kwargs=None).learn(90)
     buffer = model.replay_buffer
     assert isinstance(buffer, LAPReplayBuffer) and len(buffer.trees) == 2
-    assert [getattr(member, "owner", None) for member in model.learner_rule.members] == [0, None, 1]
+    assert [getattr(member, "owner", None) for member in model.learner.members] == [0, None, 1]
     first, second = (tree.priority[:90] for tree in buffer.trees)
     assert not np.array_equal(first, second) and (first != 1).any() and (second != 1).any()
     for tree in buffer.trees:
         tree.write(np.arange(90), np.r_[1.0, np.zeros(89)])
     rows = []
-    for model.learner_rule.active in range(3):
+    for model.learner.active in range(3):
         rows.append(len(np.unique(model._sample(64).rewards.numpy())))
     assert rows[0] == rows[2] == 1 and rows[1] > 20
     assert model.replay_buffer_kwargs == {}

@@ -85,7 +85,7 @@ def test_the_critic_judges_actions(learner: Any) -> None:
     policy_kwargs = {"net_arch": [8], "zs_dim": 8} if learner == "td7" else {"net_arch": [8]}
     model = make("pderl", learner=learner, policy_kwargs=policy_kwargs).learn(100)
     states = model.evolver.learned.prepare(model.evolver.memories.latest(0, 6)[0])
-    rule, actor = model.learner_rule, model.learner_rule.greedy_actor()
+    rule, actor = model.learner, model.learner.greedy_actor()
     with torch.no_grad():
         actions = actor(states)
         first, smallest = rule.value(states, actions, pessimistic=False), rule.value(states, actions)
@@ -100,9 +100,9 @@ def test_the_filter_is_what_was_asked_for() -> None:
     states = smaller.evolver.learned.prepare(smaller.evolver.memories.latest(0, 20)[0])
     actions = torch.zeros(20, *smaller.action_space.shape)
     with torch.no_grad():
-        both = smaller.learner_rule.all_values(states, actions)[..., 0]
+        both = smaller.learner.all_values(states, actions)[..., 0]
         assert torch.equal(smaller.evolver.learned.value(states, actions), both.amin(dim=0))
-        both = first.learner_rule.all_values(states, actions)[..., 0]
+        both = first.learner.all_values(states, actions)[..., 0]
         assert torch.equal(first.evolver.learned.value(states, actions), both[0]) and not torch.equal(both[0], both[1])
 
 

@@ -366,7 +366,7 @@ def test_other_buffers_have_no_priorities(name: str, buffer_class: Any, n_envs: 
     assert type(model.replay_buffer) is buffer_class and model._n_updates > 0
     assert tables.column("train/critic_loss") and not tables.column("train/max_priority")
     batch = model._sample(32)
-    prepared = model.learner_rule._prepare(batch)
+    prepared = model.learner._prepare(batch)
     discounts = th.full((32, 1), 0.9) if batch.discounts is None else batch.discounts
     assert th.allclose(prepared.discounts, discounts * (1 - batch.dones))
     assert (len(discounts.unique()) > 1) == (buffer_class is NStepReplayBuffer)
@@ -396,7 +396,7 @@ def test_learning_rates(name: str) -> None:
     actor = model.actor
     before = [parameter.clone() for parameter in actor.parameters()]
     model.learn(100)
-    used = {key: optimizer.param_groups[0]["lr"] for key, optimizer in model.learner_rule.optimizers.items()}
+    used = {key: optimizer.param_groups[0]["lr"] for key, optimizer in model.learner.optimizers.items()}
     assert used == {"encoder.optimizer": 2e-3, "critic.optimizer": 1e-3, "actor.optimizer": 0.0}
     assert all(th.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True)) and model._n_updates > 50
 
@@ -417,7 +417,7 @@ def test_offline_it_learns_from_the_buffer_alone(tmp_path: Path) -> None:
     assert np.allclose(model.predict(OBSERVATIONS, deterministic=True)[0], 2 * live_actions(model), atol=1e-6)
     changed = [key for key in differences(stored, transitions(model)) if "priority" not in key]
     assert changed == [], "the data are only read"
-    assert model.learner_rule.settings.bc_coef == 0.1 and TD7(env).learner_rule.settings.bc_coef == 0.0
+    assert model.learner.settings.bc_coef == 0.1 and TD7(env).learner.settings.bc_coef == 0.0
     with pytest.raises(ValueError, match="use_checkpoints"):
         make("td7", offline=True, use_checkpoints=True)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.base import Learner, products_in
+from sb3_erl.learners.gradient_steps import GradientSteps
 from tests.parity.cases import Case, discover
 
 HERE = Path(__file__).parent

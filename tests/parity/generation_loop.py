@@ -55,7 +55,7 @@ class RecordedRe2(ERLRe2):
         return self.recorded["mode_draw"]
 
     def _fitness(self, candidates: torch.Tensor, episodes: Any) -> np.ndarray | None:
-        learner: Any = self.learner_rule
+        learner: Any = self.learner
         learner.bootstrap = lambda *_: 0.0
         self.seen = super()._fitness(candidates, episodes)
         return self.seen

@@ -15,9 +15,9 @@ from torch import nn
 from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.evolution.cem import DiagonalCEM, log_rank_weights
-from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
 from sb3_erl.learners.base import LearnerSettings
+from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td_rule import DDPGRule, TD3Rule
 from sb3_erl.policies.cem_rl import CEMRLPolicy
@@ -238,7 +238,7 @@ def check_schedule(case: Case) -> None:
         seed=0,
     )
     blocks: list[list[list[Any]]] = []
-    critic_update, steps = model.learner_rule.critic_update, GradientSteps.__call__  # type: ignore[attr-defined]
+    critic_update, steps = model.learner.critic_update, GradientSteps.__call__  # type: ignore[attr-defined]
     counted: dict[str, int] = {}
 
     def count_critic(batch: Any, actor: Any) -> torch.Tensor:
@@ -258,7 +258,7 @@ def check_schedule(case: Case) -> None:
         totals.append(model.num_timesteps)
         return ask(rng)
 
-    model.learner_rule.critic_update = count_critic  # type: ignore[union-attr]
+    model.learner.critic_update = count_critic  # type: ignore[union-attr]
     model._sample_candidates = note_generation  # type: ignore[method-assign]
     GradientSteps.__call__ = count_blocks  # type: ignore[assignment,method-assign]
     try:

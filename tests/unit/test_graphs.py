@@ -48,7 +48,7 @@ def record_operations(function: Callable[[], Any]) -> tuple[Any, Callable[[], No
 
 
 def learners_of(model: Any) -> list[Learner]:
-    return getattr(model.learner_rule, "members", [model.learner_rule])
+    return getattr(model.learner, "members", [model.learner])
 
 
 def trained(name: str, extra: dict[str, Any], record: Any = None) -> Any:
@@ -92,15 +92,15 @@ def forgets(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
 def test_without_a_good_recording_updates_run_as_they_are(record: Any, problem: str) -> None:
     with pytest.warns(UserWarning, match=f"without CUDA graphs.*{problem}"):
         model = trained("td7", {}, record)
-    assert problem in model.learner_rule.graphs.problem
+    assert problem in model.learner.graphs.problem
     assert_same(model, trained("td7", {}))
 
 
 def test_recordings_can_be_switched_off() -> None:
     model = trained("erl", {}, record_operations)
-    model.learner_rule.use_graphs = False
+    model.learner.use_graphs = False
     model.train(2, 16)
-    assert model.learner_rule.graphs is None
+    assert model.learner.graphs is None
 
 
 def counted(calls: list[int]) -> tuple[UpdateGraphs, list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
