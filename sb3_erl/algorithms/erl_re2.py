@@ -31,8 +31,8 @@ from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy
-from sb3_erl.policies.pevfa import PolicyEncoder, PolicyExtendedCritic
+from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
+
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 

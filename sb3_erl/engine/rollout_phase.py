@@ -20,8 +20,9 @@ from sb3_erl.rollouts.jobs import (
     NoSummary,
     PopulationActor,
     Summarizer,
-    ToEnvironment,
+
 )
+from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.soundness import FailureCount
 from sb3_erl.rollouts.vectorized import VectorizedEvaluator
 

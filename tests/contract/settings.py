@@ -11,13 +11,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
 from sb3_erl.buffers.lap import LAPReplayBuffer
-from sb3_erl.engine.generation import GenerationalMixin
+
 from tests.envs import toy_vec_env
 
 NAMES = list(ALGOS)
 HYBRIDS = [name for name in NAMES if issubclass(ALGOS[name], OffPolicyAlgorithm)]
 """Classes with a learner and a replay buffer."""
-GENERATIONAL = [name for name in NAMES if issubclass(ALGOS[name], GenerationalMixin)]
+GENERATIONAL = [name for name in NAMES if hasattr(ALGOS[name], "generation_order")]
 """Classes whose unit of work is a generation of whole rollouts."""
 STEPWISE = [name for name in HYBRIDS if name not in GENERATIONAL]
 """Classes that store and learn between any two vector steps, in SB3's own ``collect_rollouts``."""
