@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import read_parameters, write_parameters
@@ -19,7 +18,7 @@ from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
-from sb3_erl.engine.rollout_phase import ReplayStore
+from sb3_erl.engine.rollout_phase import CountingStore
 from sb3_erl.evolution.capabilities import ImportanceMixing, check_capability
 from sb3_erl.evolution.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.learners.base import Learner
@@ -29,21 +28,6 @@ from sb3_erl.policies.cem_rl import CEMRLCnnPolicy, CEMRLPolicy
 from sb3_erl.policies.erl import fused_adam
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import Job, PopulationActor
-
-
-class CountingStore(ReplayStore):
-    """Counts what it puts into the replay buffer; with ``reward_mode="episodic"`` rewards move to the end of the episode."""
-
-    def store(self, job: Job, summary: Steps) -> None:
-        """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
-        model, n = self.model, len(summary)
-        model.n_stored += n
-        model.n_env_steps += n
-        if model.reward_mode == "episodic" and n > 0:
-            rewards = np.zeros(n)
-            rewards[-1] = float(sum(summary.rewards.tolist()))
-            summary = summary.with_rewards(rewards)
-        super().store(job, summary)
 
 
 class CEMRL(HybridAlgorithm):
@@ -85,10 +69,10 @@ class CEMRL(HybridAlgorithm):
     :param max_grad_norm: clip the critic's gradient at this norm, ``None`` for no clipping
     :param n_gradient_actors: how many of the sampled individuals are learned, ``None`` for half of them, 0 for none
     :param n_noisy_episodes: additional exploring episodes per generation, by the first individuals
-    :param n_parents: see :class:`~sb3_erl.evolution.cem.CEM`
-    :param sigma_init: see :class:`~sb3_erl.evolution.cem.CEM` (a variance)
-    :param antithetic: see :class:`~sb3_erl.evolution.cem.CEM`
-    :param elitism: see :class:`~sb3_erl.evolution.cem.CEM`
+    :param n_parents: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
+    :param sigma_init: see :class:`~sb3_erl.evolution.cem.DiagonalCEM` (a variance)
+    :param antithetic: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
+    :param elitism: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
     :param importance_mixing: reuse individuals of the last generation that still look like draws of the new Gaussian
     :param reward_mode: ``"dense"``; ``"episodic"`` stores zeros but for each episode's last step, which gets its return
     :param evolver: ``"cem"``, or another evolver; one that is no distribution deploys its best individual
@@ -215,40 +199,17 @@ class CEMRL(HybridAlgorithm):
         if self.learned.waiting is not None:
             candidates[:n_learned] = self.learned.waiting
         elif n_learned > 0 and self.budget > 0 and self._is_warm:
-            candidates[:n_learned] = self._improved(candidates[:n_learned])
-            self.learned.keep(candidates[:n_learned])
-
-    def _improved(self, candidates: th.Tensor) -> th.Tensor:
-        """:return: ``(n_learned, n_params)``, the candidates after the gradient steps of the last generation's budget"""
-        size = self.batch_size or self._default_batch_size
-        n_critic = self.budget // len(candidates)
-        self.policy.set_training_mode(True)
-
-        def observations(n: int) -> list[Any]:
-            return list(self._sample(n * size).observations.split(size))
-
-        def batch() -> Any:
-            return self._sample(size)
-
-        rule: Any = self.learner
-        try:
-            with self.rollouts.stopwatch.measure("learning"), self._learner_host.updates(size):
-                improved, metrics = self.gradient_steps_of_actors(rule, candidates, batch, observations, n_critic, self.budget)
-        finally:
+            improved = self._learner_host.improve(candidates[:n_learned], self.gradient_steps_of_actors, self.budget)
             write_parameters(self._mean, self.actor)
-            self.policy.set_training_mode(False)
-        self._n_updates += len(candidates) * n_critic
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
-        return improved
+            candidates[:n_learned] = improved
+            self.learned.keep(improved)
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         n_actions, n_noisy = get_action_dim(self.action_space), self.n_noisy_episodes
         noise = self.action_noise or NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1))
         jobs = [Job(self.pop_size + i, explorer=NoiseExploration(noise)) for i in range(n_noisy)]
         jobs += [Job(i, k) for i in range(self.pop_size) if i not in self._kept for k in range(self.n_eval_episodes)]
-        return jobs, self.population.act(candidates, list(candidates[:n_noisy]))
+        return jobs, self.population.act(th.cat([candidates, candidates[:n_noisy]]))
 
     def _step_store(self) -> CountingStore:
         return CountingStore(self)

@@ -20,13 +20,11 @@ from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import check_ga_arguments, ga_arguments
 from sb3_erl.learners.allocation import ResourceManager
-from sb3_erl.learners.base import Learner
-from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
-from sb3_erl.learners.portfolio import Portfolio
+from sb3_erl.learners.choice import LearnerChoice, LearnerSpec
+from sb3_erl.learners.portfolio import Portfolio, build_portfolio, portfolio_specs
 from sb3_erl.learners.sb3 import SB3Learner
-from sb3_erl.learners.td_rule import DDPGRule, TDRule
+from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
-from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -154,22 +152,9 @@ class CERL(HybridAlgorithm):
     def _n_learners(self) -> int:
         return len(self.gammas)
 
-    def _per_learner(self, name: str, given: Any, plain: type | tuple[type, ...]) -> list[Any]:
-        """The values of an argument that is one value for all learners, of a type ``plain``, or a sequence of them."""
-        if isinstance(given, plain) or not isinstance(given, list | tuple):
-            return [given] * self._n_learners
-        if len(given) != self._n_learners:
-            raise ValueError(
-                f"{name} must be one for all learners or a sequence with one for each of gammas={list(self.gammas)}, "
-                f"{self._n_learners}; got {len(given)}: {given!r}"
-            )
-        return list(given)
-
     @property
     def _specs(self) -> list[LearnerSpec]:
-        choices = self._per_learner("learner", self.learner_class, (str, type, TDRule))
-        kwargs = self._per_learner("learner_kwargs", self.learner_kwargs, dict)
-        return [learner_spec(c, k, learning_rates=self.published_rates) for c, k in zip(choices, kwargs, strict=True)]
+        return portfolio_specs(self.gammas, self.learner_class, self.learner_kwargs, self.published_rates)
 
     @property
     def _spec(self) -> LearnerSpec:
@@ -217,21 +202,7 @@ class CERL(HybridAlgorithm):
         return {"members": [(spec.policy_class(alias, own), spec.policy_arguments) for spec in self._specs]}
 
     def _make_learner(self) -> Portfolio:
-        specs, members = self._specs, []
-        common = {key: value for key, value in self.policy_kwargs.items() if key != "by_learner"}
-        by_learner = self.policy_kwargs.get("by_learner") or [{}] * self._n_learners
-        for number, spec in enumerate(specs):
-            member: Learner = spec.build(
-                self.policy.members[number],  # type: ignore[arg-type]
-                {"delay_critic_target": False},
-                priority_set=sum(each.buffer_class is not None for each in specs[:number]),
-                learning_rate=self.learning_rate,
-                policy_kwargs={**common, **by_learner[number]},
-            )
-            if spec.sb3_class is not None:
-                self.policy.adopt(number, member.policy)
-            members.append(member)
-        return Portfolio(self.policy, members, self.gammas)
+        return build_portfolio(self.policy, self._specs, self.gammas, self.learning_rate, self.policy_kwargs)
 
     def _evolver_arguments(self) -> dict[str, Any]:
         own, given = ga_arguments(self), super()._evolver_arguments()
@@ -255,19 +226,8 @@ class CERL(HybridAlgorithm):
         jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
         for slot, learner in enumerate(self.manager.allocation.tolist()):
             jobs.append(Job(self.pop_size + slot, explorer=self._explorer_of(learner)))
-        return jobs, self._joint_actor(candidates)
-
-    def _joint_actor(self, candidates: th.Tensor) -> PopulationActor:
-        """Acts for the population and for the learners in their slots; those of the population's shape act with it."""
-        actors, migrants = self.learner.actors, self.learner.migrants
-        parts = [self.population.act(candidates, list(self._parameters(migrants)))]
-        places = {number: (0, self.pop_size + row) for row, number in enumerate(migrants)}
-        for number, actor in enumerate(actors):
-            if number not in migrants:
-                places[number] = (len(parts), 0)
-                parts.append(numpy_population(actor, tensors_of) or ModuleActor([actor]))
-        population = [(0, row) for row in range(self.pop_size)]
-        return JointActor(parts, population + [places[learner] for learner in self.manager.allocation.tolist()])
+        numbers = self.manager.allocation.tolist()
+        return jobs, self.population.act_with(candidates, self.learner.actors, self.learner.migrants, numbers)
 
     def _parameters(self, learners: Sequence[int]) -> th.Tensor:
         return th.stack([read_parameters(self.learner.actors[number]) for number in learners])
@@ -338,27 +298,6 @@ class CERL(HybridAlgorithm):
     def learner_agents(self) -> list[BasePolicy]:
         """The actors of all learners."""
         return self.learner.actors
-
-    # ---------------------------------------------------------------- saving
-
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        """
-        See ``OffPolicyAlgorithm.load_replay_buffer``.
-
-        :param path: file name or open file
-        :param truncate_last_traj: for HER buffers only
-        :raises ValueError: if the file has priorities, but not for each TD7; the model then keeps its buffer
-        """
-        kept = self.replay_buffer
-        super().load_replay_buffer(path, truncate_last_traj)
-        wanted = self._n_priorities
-        found = len(getattr(self.replay_buffer, "trees", range(wanted)))  # a buffer without priorities fits as well
-        if found != wanted:
-            self.replay_buffer = kept
-            raise ValueError(
-                f"path must hold a replay buffer with {wanted} sets of priorities, one per TD7 learner; got one with {found}. "
-                "Load the buffer of a model with the same learners"
-            )
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "manager", "_shares"]

@@ -32,7 +32,6 @@ from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
-
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 

@@ -29,7 +29,6 @@ from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.policies.erl import deploying
 from sb3_erl.remote.choice import EvaluatorChoice
-from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -182,9 +181,6 @@ class HybridAlgorithm(OffPolicyModel):
         self.run.choose_seed()
         self._setup_parts()
 
-    _n_priorities = 1
-    """Sets of priorities in a replay buffer that keeps any."""
-
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
         return self._spec.policy_arguments
@@ -267,12 +263,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _act(self, candidates: Tensor) -> PopulationActor:
         """Acts for the candidates, and for the learner with the number after them."""
-        own = self.population.representation.from_learner()
-        if own is not None:
-            return self.population.act(candidates, [own])
-        actor: Any = self.learner_agent
-        parts = [self.population.act(candidates), numpy_population(actor, tensors_of) or ModuleActor([actor])]
-        return JointActor(parts, [(0, row) for row in range(len(candidates))] + [(1, 0)])
+        alike = [] if self.population.representation.from_learner() is None else [0]
+        return self.population.act_with(candidates, [self.actor], alike, [0])
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from torch import Tensor
 
 from sb3_erl.core.checks import check_choice
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.learners.base import Precision, Rates, products_in
+from sb3_erl.learners.gradient_steps import GradientSteps
 
 if TYPE_CHECKING:
     from sb3_erl.engine.off_policy_model import OffPolicyModel
@@ -45,6 +47,36 @@ class LearnerHost:
         with self.updates(size):
             metrics = model._update(lambda: model._sample(size), n_updates)
         model.policy.set_training_mode(False)
+        self._log(n_updates, metrics)
+
+    def improve(self, candidates: Tensor, steps: GradientSteps, n_steps: int) -> Tensor:
+        """
+        Let candidates take gradient steps on the learner's critic, which is trained with each of them.
+
+        :param candidates: ``(n, n_params)``, not written
+        :param steps: does it
+        :param n_steps: actor steps of each candidate, and critic steps of all together
+        :return: ``(n, n_params)``, the improved candidates
+        """
+        model = self._model
+        size = model.batch_size or model._default_batch_size
+        n_critic = n_steps // len(candidates)
+        learner: Any = model.learner
+
+        def observations(n: int) -> list[Any]:
+            return list(model._sample(n * size).observations.split(size))
+
+        model.policy.set_training_mode(True)
+        try:
+            with model.rollouts.stopwatch.measure("learning"), self.updates(size):
+                improved, metrics = steps(learner, candidates, lambda: model._sample(size), observations, n_critic, n_steps)
+        finally:
+            model.policy.set_training_mode(False)
+        self._log(len(candidates) * n_critic, metrics)
+        return improved
+
+    def _log(self, n_updates: int, metrics: dict[str, float]) -> None:
+        model = self._model
         model._n_updates += n_updates
         model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         for name, value in metrics.items():

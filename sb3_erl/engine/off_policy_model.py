@@ -55,6 +55,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
+    _n_priorities = 1
+    """Sets of priorities in a replay buffer that keeps any."""
     learner: Learner
 
     def __init__(
@@ -193,9 +195,9 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         :param path: file name (``.pkl`` may be left out) or open file
         :param truncate_last_traj: for HER buffers only
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the file is damaged, or of a model with other environments
+        :raises ValueError: if the file is damaged, of a model with other environments, or has another number of priority sets
         """
-        load_buffer(self, super().load_replay_buffer, path, truncate_last_traj)
+        load_buffer(self, super().load_replay_buffer, path, truncate_last_traj, self._n_priorities)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_learner_host"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from sb3_erl.evolution.capabilities import Migration, check_capability
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first
+from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.jobs import PopulationActor
 
 
@@ -63,14 +64,36 @@ class Population:
         """
         return self.evolver.ask(rng)
 
-    def act(self, candidates: Tensor, others: Sequence[Tensor] = ()) -> PopulationActor:
+    def act(self, candidates: Tensor) -> PopulationActor:
         """
         :param candidates: ``(n, n_params)``
-        :param others: further individuals of the same shape, ``(n_params,)`` each, which get the numbers after them
         :return: acts for all of them
         """
-        vectors = torch.cat([candidates, *(other[None].to(candidates.dtype) for other in others)]) if others else candidates
-        return self.representation.act(vectors)
+        return self.representation.act(candidates)
+
+    def act_with(
+        self, candidates: Tensor, networks: Sequence[Any], alike: Collection[int], numbers: Sequence[int]
+    ) -> PopulationActor:
+        """
+        Let candidates and networks from outside act side by side.
+
+        :param candidates: ``(n, n_params)``, which have the numbers from 0
+        :param networks: further networks, such as the learners' actors
+        :param alike: which of them are networks of the individuals' kind, and act in one batch with them
+        :param numbers: which network acts under each of the numbers from ``n`` on
+        :return: acts for all of them
+        """
+        n, stacked = len(candidates), sorted(alike)
+        own = [self.representation.read(networks[i])[None].to(candidates.dtype) for i in stacked]
+        together = self.representation.act(torch.cat([candidates, *own]))
+        if stacked == list(numbers):
+            return together
+        parts, places = [together], {number: (0, n + row) for row, number in enumerate(stacked)}
+        for number, network in enumerate(networks):
+            if number not in places:
+                places[number] = (len(parts), 0)
+                parts.append(numpy_population(network, tensors_of) or ModuleActor([network]))
+        return JointActor(parts, [(0, row) for row in range(n)] + [places[number] for number in numbers])
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None) -> None:
         """

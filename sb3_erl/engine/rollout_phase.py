@@ -13,6 +13,7 @@ from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.stopwatch import Stopwatch
 from sb3_erl.remote.choice import check_evaluator, remote_evaluator
+from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.jobs import (
     EpisodeBatch,
     Evaluator,
@@ -20,9 +21,7 @@ from sb3_erl.rollouts.jobs import (
     NoSummary,
     PopulationActor,
     Summarizer,
-
 )
-from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.soundness import FailureCount
 from sb3_erl.rollouts.vectorized import VectorizedEvaluator
 
@@ -70,6 +69,21 @@ class ReplayStore:
         if not self.model.is_of_population(job):
             self.model.n_learner_steps += len(summary)
         append_steps(self.model.replay_buffer, summary)
+
+
+class CountingStore(ReplayStore):
+    """Counts what it puts into the replay buffer; with ``reward_mode="episodic"`` rewards move to the end of the episode."""
+
+    def store(self, job: Job, summary: Steps) -> None:
+        """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
+        model, n = self.model, len(summary)
+        model.n_stored += n
+        model.n_env_steps += n
+        if model.reward_mode == "episodic" and n > 0:
+            rewards = np.zeros(n)
+            rewards[-1] = float(sum(summary.rewards.tolist()))
+            summary = summary.with_rewards(rewards)
+        super().store(job, summary)
 
 
 class Rollouts:

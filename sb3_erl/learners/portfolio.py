@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import nn
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.learners.base import Learner, LearnerSettings, Rates, Sampler
+from sb3_erl.learners.choice import LearnerSpec, learner_spec
+from sb3_erl.learners.td_rule import TDRule
 
 
 class Portfolio(Learner):
@@ -125,3 +127,59 @@ def _saved_name(number: int, name: str) -> str:
 def _structure(actor: nn.Module) -> tuple[type, ParameterLayout, str]:
     """What two networks have in common that are the same function of their parameters: layers, sizes, activations."""
     return type(actor), ParameterLayout.of(actor), repr(actor)
+
+
+def portfolio_specs(
+    gammas: Sequence[float], learners: Any, kwargs: Any, learning_rates: Mapping[type[TDRule], tuple[float, float]]
+) -> list[LearnerSpec]:
+    """
+    :param gammas: discount factors, one per learner
+    :param learners: one choice for all learners or a sequence with one for each
+    :param kwargs: their further arguments, in the same way
+    :param learning_rates: published rates for some rules
+    :return: what each learner is
+    :raises ValueError: if a sequence is not one per learner, or a choice is unknown
+    """
+    choices = _per_learner("learner", learners, gammas, (str, type, TDRule))
+    each = _per_learner("learner_kwargs", kwargs, gammas, dict)
+    return [learner_spec(choice, own, learning_rates=learning_rates) for choice, own in zip(choices, each, strict=True)]
+
+
+def _per_learner(name: str, given: Any, gammas: Sequence[float], plain: type | tuple[type, ...]) -> list[Any]:
+    """The values of an argument that is one value for all learners, of a type ``plain``, or a sequence of them."""
+    if isinstance(given, plain) or not isinstance(given, list | tuple):
+        return [given] * len(gammas)
+    if len(given) != len(gammas):
+        raise ValueError(
+            f"{name} must be one for all learners or a sequence with one for each of gammas={list(gammas)}, "
+            f"{len(gammas)}; got {len(given)}: {given!r}"
+        )
+    return list(given)
+
+
+def build_portfolio(
+    policy: Any, specs: Sequence[LearnerSpec], gammas: Sequence[float], learning_rate: Any, policy_kwargs: dict[str, Any]
+) -> Portfolio:
+    """
+    :param policy: holds the learners' networks as ``members``; takes over those that classes of SB3 make themselves
+    :param specs: one per learner
+    :param gammas: their discount factors
+    :param learning_rate: of all learners, ``None`` for each one's own
+    :param policy_kwargs: of all policies; ``by_learner``, a sequence of mappings, has those of each
+    :return: the learners
+    """
+    members: list[Learner] = []
+    common = {key: value for key, value in policy_kwargs.items() if key != "by_learner"}
+    by_learner = policy_kwargs.get("by_learner") or [{}] * len(specs)
+    for number, spec in enumerate(specs):
+        member = spec.build(
+            policy.members[number],
+            {"delay_critic_target": False},
+            priority_set=sum(each.buffer_class is not None for each in specs[:number]),
+            learning_rate=learning_rate,
+            policy_kwargs={**common, **by_learner[number]},
+        )
+        if spec.sb3_class is not None:
+            policy.adopt(number, member.policy)
+        members.append(member)
+    return Portfolio(policy, members, gammas)

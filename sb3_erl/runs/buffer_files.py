@@ -34,14 +34,17 @@ def save_buffer(sb3_save: Callable[[Any], None], path: File) -> None:
         seal(temporary)
 
 
-def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool) -> None:
+def load_buffer(
+    model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool, n_priorities: int
+) -> None:
     """
     :param model: keeps its own replay buffer if the file is of no use
     :param sb3_load: ``load_replay_buffer`` of SB3's class
     :param path: file name (``.pkl`` may be left out) or open file
     :param truncate_last_traj: for HER buffers only
+    :param n_priorities: sets of priorities that a buffer with priorities must have
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the file is damaged, or of a model with other environments
+    :raises ValueError: if the file is damaged, of a model with other environments, or has another number of priority sets
     """
     kept = model.replay_buffer
     try:
@@ -49,6 +52,12 @@ def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, t
             check_seal(path)
             sb3_load(path, truncate_last_traj)
             check_buffer(path, model.replay_buffer, model, None if kept is None else kept.n_envs)
+        found = len(getattr(model.replay_buffer, "trees", range(n_priorities)))  # a buffer without priorities fits as well
+        if found != n_priorities:
+            raise ValueError(
+                f"{named(path)} must hold a replay buffer with {n_priorities} sets of priorities, one per learner that uses "
+                f"them; got one with {found}. Load the buffer of a model with the same learners"
+            )
     except BaseException:
         model.replay_buffer = kept
         raise

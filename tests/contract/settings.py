@@ -11,7 +11,6 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import ALGOS
 from sb3_erl.buffers.lap import LAPReplayBuffer
-
 from tests.envs import toy_vec_env
 
 NAMES = list(ALGOS)

@@ -13,7 +13,6 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from benchmarks.killed_run import differences, fingerprint
 from sb3_erl import ALGOS
-from sb3_erl.engine.generation import GenerationalMixin
 from tests.zoo.conftest import Command
 
 # One worker runs all commands of an algorithm after the training they need.
@@ -61,7 +60,7 @@ def has_buffer(algo: str) -> bool:
 
 def family(algo: str) -> tuple[bool, bool]:
     """What decides how the Zoo and a class meet: whether there is a buffer, and whose loop steps the environments."""
-    return has_buffer(algo), issubclass(ALGOS[algo], GenerationalMixin)
+    return has_buffer(algo), hasattr(ALGOS[algo], "generation_order")
 
 
 ONE_OF_EACH_FAMILY = list({family(algo): algo for algo in reversed(ALGOS)}.values())
