@@ -27,7 +27,7 @@ from sb3_erl.evolution.cem import CEM as CEMDistribution
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
-from sb3_erl.learners.td_rule import DDPGRule
+from sb3_erl.learners.td_rule import DDPGRule, TDRule
 from sb3_erl.policies.actor_only import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.cem_rl import CEMRLActor, CEMRLCnnPolicy, CEMRLPolicy
 from sb3_erl.policies.erl import fused_adam
@@ -36,7 +36,7 @@ from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, 
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor, Transition
 
-LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+LEARNING_RATES: dict[type[TDRule], tuple[float, float]] = {DDPGRule: (1e-3, 1e-3)}
 """Those of the authors' code where ERL's differ."""
 CRITIC_METHODS = ("critic_update", "critic_snapshot", "individual_loss")
 """Methods of a learner whose critic serves many actors."""

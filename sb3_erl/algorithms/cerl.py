@@ -31,7 +31,7 @@ from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, t
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
 
-LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+LEARNING_RATES: dict[type[TDRule], tuple[float, float]] = {DDPGRule: (1e-3, 1e-3)}
 """Those of the portfolio's TD3 where ERL's differ."""
 
 # core/neuroevolution.py of the authors' code; the paper's table has the stronger values of ERL

@@ -30,7 +30,7 @@ from sb3_erl.learners.erl_re2 import EncoderStep, Heads, SharedTD3Learner
 from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.learners.td_rule import DDPGRule
+from sb3_erl.learners.td_rule import DDPGRule, TDRule
 from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
 from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
@@ -39,7 +39,7 @@ from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 FORMS: dict[type[Learner], type[Learner]] = {TD3Learner: SharedTD3Learner, TD7Learner: SharedTD7Learner}
 """Learners on a shared encoder."""
-LEARNING_RATES = {DDPGRule: (1e-3, 1e-3)}
+LEARNING_RATES: dict[type[TDRule], tuple[float, float]] = {DDPGRule: (1e-3, 1e-3)}
 """The DDPG form is that of the paper's section 10 with TD3's learning rates."""
 
 
