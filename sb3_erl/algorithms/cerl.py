@@ -23,7 +23,6 @@ from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec, learner_spec
 from sb3_erl.learners.portfolio import Portfolio
-from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td_rule import DDPGRule, TDRule
 from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
@@ -322,7 +321,7 @@ class CERL(WholeActorHybrid):
 
     def _explorer_of(self, learner: int) -> Explorer:
         member, noise = self.learner_rule.members[learner], self.action_noise
-        if isinstance(member, SB3Learner):
+        if member.policy_explores:
             return PolicyExploration(member.policy.actor, noise)  # type: ignore[arg-type]
         n_actions = get_action_dim(self.action_space)
         return NoiseExploration(noise or NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1)))

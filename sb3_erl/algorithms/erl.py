@@ -185,7 +185,7 @@ class ERL(WholeActorHybrid):
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         n_actions = get_action_dim(self.action_space)
-        if self._learner_spec.sb3_class is not None:
+        if self.learner_rule.policy_explores:
             return PolicyExploration(self.actor, noise)
         if noise is None and isinstance(self._learner_spec.rule, DDPGRule):
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)

@@ -1,4 +1,4 @@
-"""``train``, written once for every algorithm that has a learner and a replay buffer."""
+"""Gradient updates on a replay buffer, for every algorithm that has a learner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LearnerHostMixin(AddressedMixin):
 
     learner_rule: Learner
     replay_buffer: Any
-    batch_size: Any  # SB3 says int; None stands for the learner's own
+    batch_size: Any  # int in SB3; None for the learner's own
     precision: Precision = "fp32"
     compile: bool = False
     device: torch.device
@@ -53,7 +53,7 @@ class LearnerHostMixin(AddressedMixin):
 
     @contextmanager
     def _updates(self, batch_size: int) -> Iterator[None]:
-        """Inside, the learner has the algorithm's constants, random numbers, precision and, if wanted, compiled losses."""
+        """Context of updates: constants and rates are set, random numbers addressed, precision and compilation chosen."""
         rates = rates_of(self, batch_size)
         self.learner_rule.begin(rates, self.replay_buffer)
         if rates.learning_rate is not None:
@@ -65,7 +65,7 @@ class LearnerHostMixin(AddressedMixin):
 
     @property
     def _default_batch_size(self) -> int:
-        """Transitions per update where neither the call nor the model says."""
+        """Transitions per update if neither the call nor the model has a number."""
         return 256
 
     @property

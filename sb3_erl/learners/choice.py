@@ -55,7 +55,7 @@ class LearnerSpec:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Constants of the learner where ``learner_kwargs`` says nothing."""
+        """Constants of the learner that ``learner_kwargs`` does not have."""
         return self.learner_class.settings_defaults if self.rule is None else self.rule.settings_defaults
 
     @property

@@ -37,12 +37,17 @@ class Ensemble(TDRule):
         return values.mean(dim=0)
 
 
-class PessimisticTD7(TD7Learner):
-    """TD7 whose actor maximizes the smaller value."""
+class PessimisticRule(TD7Rule):
+    """The actor maximizes the smaller value."""
 
-    class rule_class(TD7Learner.rule_class):
-        def actor_value(self, values: Tensor) -> Tensor:
-            return values.amin(dim=0)
+    def actor_value(self, values: Tensor) -> Tensor:
+        return values.amin(dim=0)
+
+
+class PessimisticTD7(TD7Learner):
+    """TD7 with a rule of one's own."""
+
+    rule_class = PessimisticRule
 
 
 NAMES = ["erl", "pderl", "cem_rl", "cerl", "erl_re2"]
