@@ -103,7 +103,7 @@ class Learner:
     learning_rates: tuple[float, float] = (1e-3, 1e-3)
     """Published learning rates of actor and critic, used where the user gives none."""
     n_critics: ClassVar[int | None] = None
-    """Critics that its policy is built with, unless ``learner_kwargs`` has ``n_critics``; ``None`` for a policy without such an argument."""
+    """Critics of its policy, unless ``learner_kwargs`` has ``n_critics``; ``None`` for a policy without such an argument."""
     batch_size: ClassVar[int | None] = None
     """Published batch size; ``None`` for that of the algorithm."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = None
