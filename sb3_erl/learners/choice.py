@@ -137,7 +137,7 @@ def learner_spec(
     choice: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    learning_rates: Mapping[type[TDRule], Pair] | None = None,
+    learning_rates: Mapping[Any, Pair] | None = None,
     forms: Mapping[type[Learner], type[Learner]] | None = None,
     needs: Sequence[str] = (),
 ) -> LearnerSpec:
