@@ -16,6 +16,7 @@ from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, SquashedMean, frozen, step_optimizer
 from sb3_erl.learners.td3 import td_targets, towers
+from sb3_erl.policies.erl import fused_adam
 from sb3_erl.policies.sequential import fuse_sequentials
 
 EPSILON = 1e-6
@@ -100,7 +101,8 @@ class SACLearner(Learner):
         """Logarithm of the entropy coefficient."""
         self.ent_coef_optimizer: torch.optim.Optimizer | None = None
         if settings.learns_ent_coef:
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.learning_rates[1])
+            kwargs = fused_adam(torch.optim.Adam)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.learning_rates[1], **kwargs)
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

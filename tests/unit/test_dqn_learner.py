@@ -18,8 +18,10 @@ from sb3_erl.core.parameters import read_parameters
 from sb3_erl.learners.base import Rates
 from sb3_erl.learners.choice import learner_spec
 from sb3_erl.learners.dqn import DQNSettings
+from sb3_erl.learners.graphs import UpdateGraphs
 from sb3_erl.policies.q_network import QNetworkCnnPolicy, QNetworkPolicy
 from tests.parity.test_sb3_learners import dqn, own_dqn
+from tests.unit.test_graphs import record_operations
 
 
 def test_double_dqn_lets_the_online_network_choose() -> None:
@@ -54,6 +56,19 @@ def test_priorities_are_written_where_the_buffer_has_them() -> None:
     learner.update(sample, 1)
     expected = errors[0].detach().abs().clamp(min=0.5) ** 0.4
     assert buffer.trees[0].priority[buffer._drawn] == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_recorded_updates_are_the_updates() -> None:
+    model = dqn()
+    plain, recorded = (own_dqn(model, loss="huber", max_grad_norm=1.0, target_update_interval=4) for _ in range(2))
+    recorded.policy.load_state_dict(plain.policy.state_dict())
+    recorded.graphs = UpdateGraphs(recorded._state, lambda: list(recorded.optimizers.values()), record_operations)
+    for learner in (plain, recorded):
+        np.random.seed(2)
+        learner.update(lambda: model.replay_buffer.sample(16), 12)  # type: ignore[union-attr]
+    assert recorded.graphs.problem is None and any(each is not None for each in recorded.graphs._recordings.values())
+    for expected, actual in zip(plain.policy.parameters(), recorded.policy.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_targets_are_copied_every_so_many_updates() -> None:
