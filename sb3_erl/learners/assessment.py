@@ -1,4 +1,4 @@
-"""When TD7 trains, and which policy it keeps: the assessment of a frozen policy by its training episodes."""
+"""TD7's checkpoints: a frozen policy is assessed by its training episodes before it is trained on."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Assessment:
 
     Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, section 4.2; authors' code: sfujim/TD7,
     ``TD7.py: maybe_train_and_checkpoint``. The score of a policy is its worst undiscounted return; an assessment ends at
-    the first return below the stored score, or when all its episodes are finished, and one update is owed per
+    the first return below the stored score, or when all its episodes are finished, and one update follows per
     environment step. With several environments, episodes are counted in the order in which they start, at least as many
-    as there are environments; others are paid for but not judged.
+    as there are environments; the steps of others count, their returns do not.
 
     :param state: plain values that the algorithm saves; an empty dict is filled
     :param settings: constants
@@ -49,7 +49,7 @@ class Assessment:
         fresh = {"score": -1e8, "worst": EMPTY, "n_finished": 0, "owed": 0, "is_late": False, "n_accepted": 0, "n_rejected": 0}
         for key, value in fresh.items():
             state.setdefault(key, value)
-        self._judged = [False] * n_envs
+        self._counted = [False] * n_envs
         self._n_begun = int(state["n_finished"])
 
     @property
@@ -59,7 +59,7 @@ class Assessment:
 
     @property
     def _n_needed(self) -> int:
-        return max(self.n_episodes, len(self._judged))
+        return max(self.n_episodes, len(self._counted))
 
     @property
     def score(self) -> float:
@@ -72,15 +72,15 @@ class Assessment:
         return self.state["owed"]
 
     def begin(self, env: int) -> None:
-        """An episode begins; it is judged if the assessment needs it."""
+        """An episode begins; its return counts if the assessment needs it."""
         self.abandon(env)
-        self._judged[env] = self._n_begun < self._n_needed
-        self._n_begun += self._judged[env]
+        self._counted[env] = self._n_begun < self._n_needed
+        self._n_begun += self._counted[env]
 
     def abandon(self, env: int) -> None:
         """An episode is cut off from outside; another one may take its place."""
-        self._n_begun -= self._judged[env]
-        self._judged[env] = False
+        self._n_begun -= self._counted[env]
+        self._counted[env] = False
 
     def step(self, n_steps: int) -> None:
         """Environment steps with the frozen policy."""
@@ -92,13 +92,13 @@ class Assessment:
 
         :param env: in this environment
         :param total_reward: with this undiscounted return
-        :return: whether it is judged
+        :return: whether its return counts
         """
-        judged, self._judged[env] = self._judged[env], False
-        if judged:
+        counts, self._counted[env] = self._counted[env], False
+        if counts:
             self.state["n_finished"] += 1
             self.state["worst"] = min(self.state["worst"], float(total_reward))
-        return judged
+        return counts
 
     @property
     def verdict(self) -> Verdict | None:
@@ -111,9 +111,9 @@ class Assessment:
         """
         End the assessment; the caller stores the policy on ``"accept"`` and runs the updates.
 
-        :param verdict: what :attr:`verdict` said
+        :param verdict: see :attr:`verdict`
         :param n_updates: gradient updates done so far
-        :param due: updates that follow, by default one per step that is owed
+        :param due: updates that follow, by default one per step since the last assessment
         :return: updates that are due now
         """
         state = self.state
@@ -123,11 +123,11 @@ class Assessment:
         due = state["owed"] if due is None else due
         self.pass_updates(n_updates, due)
         state["worst"], state["n_finished"], state["owed"] = EMPTY, 0, 0
-        self._n_begun, self._judged = 0, [False] * len(self._judged)
+        self._n_begun, self._counted = 0, [False] * len(self._counted)
         return due
 
     def pass_updates(self, n_before: int, n_updates: int) -> None:
-        """The late phase begins, and the score is forgiven a little, at the update that is due for it."""
+        """Begin the late phase, with a lower score to beat, if one of these updates is the one that it begins with."""
         state, settings = self.state, self.settings
         if not state["is_late"] and n_before <= settings.updates_before_late < n_before + n_updates:
             state["is_late"] = True

@@ -103,11 +103,13 @@ class Learner:
     learning_rates: tuple[float, float] = (1e-3, 1e-3)
     """Published learning rates of actor and critic, used where the user gives none."""
     n_critics: ClassVar[int | None] = None
-    """Critics that its policy is built with, where ``learner_kwargs`` says nothing; ``None`` for a policy without a choice."""
+    """Critics of its policy, unless ``learner_kwargs`` has ``n_critics``; ``None`` for a policy without such an argument."""
     batch_size: ClassVar[int | None] = None
     """Published batch size; ``None`` for that of the algorithm."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = None
     """Policy classes it needs, by alias; ``None`` for those of the algorithm."""
+    policy_explores: ClassVar[bool] = False
+    """Whether its actor draws actions at random, which is then its exploration."""
     action_space_class: ClassVar[type[spaces.Space]] = spaces.Box
     """Actions it can learn."""
     pure_methods: ClassVar[tuple[str, ...]] = ()
@@ -237,6 +239,21 @@ class Metrics:
     def means(self) -> dict[str, float]:
         """:return: the means as floats (this waits for the device)"""
         return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+class SquashedMean(nn.Module):
+    """
+    Deterministic actions of SB3's actors with a squashed Gaussian, without its distribution objects.
+
+    :param actor: actor of SAC, TQC or CrossQ
+    """
+
+    def __init__(self, actor: Any):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, observations: Any) -> torch.Tensor:
+        return torch.tanh(self.actor.get_action_dist_params(observations)[0])
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class LearnerSpec:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Constants of the learner where ``learner_kwargs`` says nothing."""
+        """Constants of the learner that ``learner_kwargs`` does not have."""
         return self.learner_class.settings_defaults if self.rule is None else self.rule.settings_defaults
 
     @property
@@ -137,7 +137,7 @@ def learner_spec(
     choice: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    learning_rates: Mapping[type[TDRule], Pair] | None = None,
+    learning_rates: Mapping[Any, Pair] | None = None,
     forms: Mapping[type[Learner], type[Learner]] | None = None,
     needs: Sequence[str] = (),
 ) -> LearnerSpec:

@@ -26,7 +26,7 @@ class SharedSettings(LearnerSettings):
     """
     Constants of ERL-Re2's update beside those of TD3.
 
-    :param encoder_step: which gradient of the learner's loss the encoder sees, see :class:`SharedTD3Learner`
+    :param encoder_step: which gradient of the learner's loss the encoder gets, see :class:`SharedTD3Learner`
     :param n_shared_heads: heads (K) in the encoder's loss
     :param pevfa_heads_per_step: heads in one temporal-difference step of the PeVFA, or ``"all"``
     :param rl_loss_weight: weight of the learner's term in the encoder's loss
@@ -80,14 +80,14 @@ class SharedTD3Learner(Learner):
 
     PeVFA step, critic step and, on every ``policy_delay``-th iteration, head step, encoder step and soft updates. The
     encoder minimizes ``rl_loss_weight * L_RL + pevfa_loss_weight * sum_j -V1(s, pi_j(s), W_j)``, Hao et al. (2023),
-    section 3. The learner's head steps before the encoder; which ``L_RL`` the encoder sees is a choice:
+    section 3. The learner's head steps before the encoder; ``encoder_step`` chooses which ``L_RL`` the encoder minimizes:
 
     - ``"recompute"`` (default): evaluated again with the stepped head;
     - ``"joint"``: one forward pass for both, the head steps last;
     - ``"torch11"``: activations from before the head's step times its weights from after it, what the authors' code
       computed on torch 1.1; for comparisons only.
 
-    Differences: the PeVFA reads rows that are encoded once a batch; no gradient is computed that nobody uses.
+    Differences: the PeVFA reads rows that are encoded once a batch; unused gradients are not computed.
 
     :param policy: networks and optimizers
     :param settings: constants
@@ -259,7 +259,7 @@ class SharedTD3Learner(Learner):
         if order == "recompute":
             step_optimizer(actor.optimizer, head_loss, self._head, limit)
             rl_loss = self._rl_loss(batch, torch.tanh(actor.head(features)))
-        else:  # one pass through the critic, whose compiled form can be walked back once
+        else:  # one pass through the critic, because a compiled graph allows one backward pass
             slope = torch.autograd.grad(head_loss, pre_activation)[0]
             head_grads = torch.autograd.grad(pre_activation, self._head, slope, retain_graph=True)
             if order == "torch11":

@@ -1,5 +1,5 @@
 """
-Updates as CUDA graphs: one launch in place of hundreds of kernels, each of which waits for Python.
+Updates as CUDA graphs: one launch in place of hundreds of kernels that Python launches one by one.
 
 Batches are drawn on the host, as on a CPU, so that both devices learn from the same transitions; what follows is recorded.
 """
@@ -61,7 +61,7 @@ class UpdateGraphs:
     :param optimizers: gives the optimizers that functions use
     :param record: makes recordings
 
-    :attr:`problem` says why nothing is recorded any more, ``None`` while all is well.
+    :attr:`problem` is the reason why nothing is recorded any more, ``None`` while updates are recorded.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class UpdateGraphs:
     def run(self, key: Hashable, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         """
         :param key: names the function and all numbers in it that are no tensors
-        :param function: from tensors to tensors, without a look at a value
+        :param function: from tensors to tensors, whose control flow does not depend on values
         :param inputs: tensors, ``None``, and tuples of them
         :return: what the function returns; the next call writes into the same tensors
         """

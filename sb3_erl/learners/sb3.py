@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
-from sb3_erl.learners.base import Learner, LearnerSettings, Rates, Sampler
+from sb3_erl.learners.base import Learner, LearnerSettings, Rates, Sampler, SquashedMean
 
 
 class _Batches:
@@ -28,21 +28,6 @@ class _Batches:
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
         """The next batch of the common buffer; its size is the algorithm's ``batch_size``."""
         return self._sample()
-
-
-class _SquashedMean(nn.Module):
-    """
-    Deterministic actions of SB3's actors with a squashed Gaussian, without its distribution objects.
-
-    :param actor: actor of SAC, TQC or CrossQ
-    """
-
-    def __init__(self, actor: Any):
-        super().__init__()
-        self.actor = actor
-
-    def forward(self, observations: Any) -> torch.Tensor:
-        return torch.tanh(self.actor.get_action_dist_params(observations)[0])
 
 
 class SB3Learner(Learner):
@@ -61,6 +46,8 @@ class SB3Learner(Learner):
     :param device: device of the networks
     :param kwargs: arguments of the class
     """
+
+    policy_explores = True
 
     def __init__(
         self,
@@ -85,7 +72,7 @@ class SB3Learner(Learner):
     def greedy_actor(self) -> nn.Module:
         """See :meth:`Learner.greedy_actor`; of a squashed Gaussian the action of highest density before squashing."""
         actor: Any = self.policy.actor
-        return _SquashedMean(actor) if hasattr(actor, "get_action_dist_params") else actor
+        return SquashedMean(actor) if hasattr(actor, "get_action_dist_params") else actor
 
     def all_values(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
         """See :meth:`Learner.all_values`; of a critic with quantiles their mean."""

@@ -21,7 +21,7 @@ class TD3Learner(Learner):
     One temporal-difference rule: critic step, and every ``policy_delay``-th update actor step and soft updates.
 
     Fujimoto et al. (2018), https://arxiv.org/abs/1802.09477. With TD3's and DDPG's rules equal to SB3's ``train`` on the same
-    batches and torch seed, with optional gradient clipping; no gradient is computed that nobody uses.
+    batches and torch seed, with optional gradient clipping; unused gradients are not computed.
 
     :param policy: SB3's ``TD3Policy`` or a policy of the same structure
     :param settings: constants
@@ -92,11 +92,11 @@ class TD3Learner(Learner):
     @torch.no_grad()
     def _targets(self, batch: ReplayBufferSamples, noise: Tensor, target_actor: nn.Module) -> Tensor:
         next_actions = (target_actor(batch.next_observations) + noise).clamp(-1, 1)
-        next_values = _towers(self.policy.critic_target(batch.next_observations, next_actions))
+        next_values = towers(self.policy.critic_target(batch.next_observations, next_actions))
         return td_targets(batch, self.rule.target(next_values), self.settings.gamma)
 
     def _critic_loss(self, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
-        values = _towers(self.policy.critic(batch.observations, batch.actions))
+        values = towers(self.policy.critic(batch.observations, batch.actions))
         return self.rule.critic_loss(values, targets)
 
     def actor_step(self, batch: ReplayBufferSamples) -> Tensor:
@@ -120,11 +120,11 @@ class TD3Learner(Learner):
             return critic(observations, actions, n_towers=n_towers)
         if n_towers == 1:
             return critic.q1_forward(observations, actions)[None]
-        return _towers(critic(observations, actions))[:n_towers]
+        return towers(critic(observations, actions))[:n_towers]
 
     def all_values(self, observations: Any, actions: Tensor) -> Tensor:
         """See :meth:`Learner.all_values`."""
-        return _towers(self.policy.critic(observations, actions))
+        return towers(self.policy.critic(observations, actions))
 
     # ---------------------------------------------------------------- one critic for many actors
 
@@ -182,6 +182,6 @@ def td_targets(batch: ReplayBufferSamples, next_values: Tensor, gamma: float) ->
     return batch.rewards + (1 - batch.dones) * discounts * next_values
 
 
-def _towers(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+def towers(values: Tensor | tuple[Tensor, ...]) -> Tensor:
     """``(towers, batch, 1)`` from a stack or from SB3's tuple."""
     return torch.stack(values) if isinstance(values, tuple) else values

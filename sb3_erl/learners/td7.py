@@ -86,7 +86,7 @@ class TD7Learner(Learner):
 
     Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, appendix A; authors' code: sfujim/TD7,
     ``TD7.py: Agent.train``. Bootstrapped values are clipped to the range of the targets seen before the last hard copy,
-    which starts at [0, 0]. No gradient is computed that nobody uses.
+    which starts at [0, 0]. Unused gradients are not computed.
 
     :param policy: networks and optimizers
     :param settings: constants

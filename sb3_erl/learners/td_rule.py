@@ -16,15 +16,16 @@ class TDRule:
     (:class:`~sb3_erl.learners.erl_re2.SharedTD3Learner`) use the same rule, so a rule is written once: derive from this class
     and pass the class, or ``"package.module:Name"``, as ``learner``.
 
-    Methods look at no value of a tensor and write into none, so that they can be compiled.
+    The control flow of methods must not depend on values of tensors, and they must not write into their arguments: then
+    they can be compiled. A rule that draws random numbers (with torch) sets :attr:`use_graphs` to ``False``.
 
     Fujimoto et al. (2018), https://arxiv.org/abs/1802.09477, algorithm 1.
     """
 
     n_critics: ClassVar[int] = 2
-    """Critics (towers) where ``learner_kwargs`` says nothing."""
+    """Critics (towers), unless ``learner_kwargs`` has ``n_critics``."""
     settings_defaults: ClassVar[dict[str, Any]] = {"policy_delay": 2, "target_policy_noise": 0.2}
-    """Constants of :class:`~sb3_erl.learners.base.LearnerSettings` where ``learner_kwargs`` says nothing."""
+    """Constants of :class:`~sb3_erl.learners.base.LearnerSettings` that ``learner_kwargs`` does not have."""
     learning_rates: ClassVar[tuple[float, float]] = (1e-3, 1e-3)
     """Learning rates of actor and critics where the user gives none."""
     actor_towers: ClassVar[int | None] = 1

@@ -324,7 +324,7 @@ def test_priorities_per_individual() -> None:
 
 def test_shared_priorities() -> None:
     model = pop(priorities="shared", lap_min_priority=0.01).learn(100)
-    assert len(model.replay_buffer.trees) == 1 and [learner.owner for learner in model.learners] == [0, 0, 0]
+    assert len(model.replay_buffer.trees) == 1 and [learner.priority_set for learner in model.learners] == [0, 0, 0]
     assert model.winner is not None and min(model.own_updates) >= LENGTH
     assert len(np.unique(model.replay_buffer.trees[0].priority[:100])) > 20
 

@@ -175,7 +175,7 @@ def check_update(case: Case) -> None:
 
     start = read_parameters(policy.actor)
     for k in range(n_critic):
-        learner._smoothing_noise = lambda _, k=k: noise[k]
+        learner._smoothing_noise = lambda _, k=k: noise[k]  # type: ignore[method-assign, misc]
         case.close(learner.critic_update(batch(k), policy.actor), case.array("critic_loss")[k])
         for net, prefix in (("critic", f"critic{k + 1}."), ("critic_target", f"critic_target{k + 1}.")):
             case.network_close(tensors_of(policy, net, n_towers), case.under(prefix), case.under("critic0."))

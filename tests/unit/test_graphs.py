@@ -16,9 +16,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.graphs import MOST, UpdateGraphs
+from sb3_erl.learners.sac import SACLearner
 from tests.contract.settings import make
 
-RECORDED = [("erl_re2", {}), ("erl", {}), ("erl", {"learner": "td3"}), ("td7", {}), ("cerl", {})]
+RECORDED: list[tuple[str, dict[str, Any]]] = [
+    ("erl_re2", {}),
+    ("erl", {}),
+    ("erl", {"learner": "td3"}),
+    ("erl", {"learner": SACLearner, "policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"fused": True}}}),
+    ("td7", {}),
+    ("cerl", {}),
+]
 
 
 def record_operations(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
