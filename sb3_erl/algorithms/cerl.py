@@ -234,7 +234,7 @@ class CERL(HybridAlgorithm):
 
     def _explorer_of(self, number: int) -> Explorer:
         member, noise = self.learner.members[number], self.action_noise
-        if isinstance(member, SB3Learner):
+        if member.policy_explores:
             return PolicyExploration(member.policy.actor, noise)  # type: ignore[arg-type]
         n_actions = get_action_dim(self.action_space)
         return NoiseExploration(noise or NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1)))

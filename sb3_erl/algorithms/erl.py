@@ -142,7 +142,7 @@ class ERL(HybridAlgorithm):
             start, end = self.exploration_initial_eps, self.exploration_final_eps
             return EpsilonGreedyExploration(int(self.action_space.n), start + done * (end - start))
         n_actions, spec = get_action_dim(self.action_space), self._spec
-        if spec.sb3_class is not None:
+        if self.learner.policy_explores:
             return PolicyExploration(self.actor, noise)
         if noise is None and isinstance(spec.rule, DDPGRule):
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)

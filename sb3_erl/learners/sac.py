@@ -107,11 +107,11 @@ class SACLearner(Learner):
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         networks = {"actor.optimizer": self.policy.actor.optimizer, "critic.optimizer": self.policy.critic.optimizer}
-        return networks | ({"learner_rule.ent_coef_optimizer": self.ent_coef_optimizer} if self.ent_coef_optimizer else {})
+        return networks | ({"learner.ent_coef_optimizer": self.ent_coef_optimizer} if self.ent_coef_optimizer else {})
 
     @property
     def save_params(self) -> tuple[list[str], list[str]]:
-        return list(self.optimizers), ["learner_rule.log_ent_coef"] if self.ent_coef_optimizer else []
+        return list(self.optimizers), ["learner.log_ent_coef"] if self.ent_coef_optimizer else []
 
     def _state(self) -> list[Tensor]:
         return [*super()._state(), self.log_ent_coef]

@@ -258,7 +258,7 @@ def test_priorities_for_each_td7_and_uniform_draws_for_the_others() -> None:
     model = make_cerl(learner=["td7", "td3", "td7"], gammas=(0.9, 0.95, 0.99), rollout_size=3, learner_kwargs=None).learn(90)
     buffer = model.replay_buffer
     assert isinstance(buffer, LAPReplayBuffer) and len(buffer.trees) == 2
-    assert [getattr(member, "owner", None) for member in model.learner.members] == [0, None, 1]
+    assert [member.priority_set for member in model.learner.members] == [0, None, 1]
     first, second = (tree.priority[:90] for tree in buffer.trees)
     assert not np.array_equal(first, second) and (first != 1).any() and (second != 1).any()
     for tree in buffer.trees:

@@ -70,10 +70,10 @@ def test_another_actor_takes_steps_on_the_same_critics() -> None:
 
 def test_is_a_learner_of_a_hybrid_that_is_saved_and_loaded(tmp_path: Path) -> None:
     model = make("erl", learner=SACLearner, learner_kwargs={"ent_coef": "auto_0.5"}).learn(250)
-    learner = model.learner_rule
+    learner = model.learner
     assert model._n_updates > 0 and learner.log_ent_coef.item() != pytest.approx(np.log(0.5))
     model.save(tmp_path / "model")
-    loaded = ALGOS["erl"].load(tmp_path / "model", device="cpu").learner_rule
+    loaded = ALGOS["erl"].load(tmp_path / "model", device="cpu").learner
     assert loaded.log_ent_coef.item() == learner.log_ent_coef.item()
     state = loaded.ent_coef_optimizer.state_dict()["state"][0]
     assert torch.equal(state["exp_avg"], learner.ent_coef_optimizer.state_dict()["state"][0]["exp_avg"])

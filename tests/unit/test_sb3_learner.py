@@ -69,7 +69,7 @@ class Counting(TD3):
 def test_a_users_class_is_called_for_every_step_that_updates_stand_for(tmp_path: Any) -> None:
     model = make("erl", learner=Counting).learn(200)
     assert (model.train_freq.frequency, model.gradient_steps) == (4, 1) and model._n_updates > 0
-    assert model.learner_rule.model.seen == list(range(1, 4 * model._n_updates + 1))
+    assert model.learner.model.seen == list(range(1, 4 * model._n_updates + 1))
     model.save(tmp_path / "model")
     loaded = ERL.load(tmp_path / "model", env=model.get_env())
     model.save_replay_buffer(tmp_path / "buffer")
@@ -77,7 +77,7 @@ def test_a_users_class_is_called_for_every_step_that_updates_stand_for(tmp_path:
     loaded.set_logger(model.logger)
     loaded.train(2, 16)
     first = 4 * model._n_updates + 1
-    assert loaded.learner_rule.model.seen == list(range(first, first + 8))
+    assert loaded.learner.model.seen == list(range(first, first + 8))
 
 
 def test_logged_values_are_means_over_single_updates() -> None:

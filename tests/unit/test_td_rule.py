@@ -55,7 +55,7 @@ BY_NAME = "tests.unit.test_td_rule:Ensemble"
 
 
 def learner_of(model: Any) -> Any:
-    return getattr(model.learner_rule, "members", [model.learner_rule])[0]
+    return getattr(model.learner, "members", [model.learner])[0]
 
 
 def critic_after_training(name: str, **arguments: Any) -> tuple[Any, Tensor]:
@@ -99,7 +99,7 @@ def test_trains_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_actor_loss_is_the_mean_of_all_critics() -> None:
     model = make("cem_rl", learner=Ensemble).learn(60)
-    learner, batch = model.learner_rule, model.replay_buffer.sample(16)
+    learner, batch = model.learner, model.replay_buffer.sample(16)
     actor = dict(model.actor.named_parameters())
     values = model.critic(batch.observations, model.actor(batch.observations))
     loss = learner.individual_loss(actor, learner.critic_snapshot(), batch.observations)
@@ -127,9 +127,9 @@ def test_is_saved_and_loaded(learner: Any, tmp_path: Path) -> None:
     model = make("erl", learner=learner, learner_kwargs={"n_critics": 4}).learn(100)
     model.save(tmp_path / "model")
     loaded = ALGOS["erl"].load(tmp_path / "model", device="cpu")
-    assert loaded.learner == learner
+    assert loaded.learner_class == learner
     assert torch.equal(read_parameters(loaded.critic), read_parameters(model.critic))
-    assert type(loaded.learner_rule.rule) is type(model.learner_rule.rule)
+    assert type(loaded.learner.rule) is type(model.learner.rule)
 
 
 def test_choice_by_key_name_class_and_object() -> None:
