@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
-from sb3_erl import ALGOS, evaluation
+from sb3_erl import ALGOS, buffers, remote, rollouts
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.remote.dispatcher import WorkerError
 from sb3_erl.remote.process import ProcessEvaluator
@@ -106,7 +106,7 @@ def test_a_callback_that_says_no(name: str, evaluators: Evaluators) -> None:
     assert expected["num_timesteps"] == 77 and differences(expected, result) == []
 
 
-def test_steps_that_nobody_watches_are_counted(evaluators: Evaluators) -> None:
+def test_steps_that_no_callback_observes_are_counted(evaluators: Evaluators) -> None:
     model = make("openai_es", toy(), evaluator=evaluators())
     shown, after_step = [], model.after_step
 
@@ -288,7 +288,7 @@ def test_interrupt_leaves_nobody(evaluators: Evaluators) -> None:
 @pytest.mark.parametrize("name", ["openai_es", "erl"])
 def test_interrupt_in_any_line(name: str, evaluators: Evaluators) -> None:
     """In lines of the back-end and of multiprocessing drawn by chance; the same evaluator goes on and leaves nothing."""
-    folders = tuple(str(Path(module.__file__).parent) for module in (evaluation, multiprocessing))
+    folders = tuple(str(Path(module.__file__).parent) for module in (buffers, remote, rollouts, multiprocessing))
     others, segments = set(multiprocessing.active_children()), unused_memory()
 
     def interrupt(number: int) -> tuple[Any, tuple[str, int]]:

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl.remote.ray import RayEvaluator
+from sb3_erl.rollouts.jobs import EPISODE_PARTS, Job, NoSummary
+from tests.backends.records import Record, assert_same_episodes, evaluate
 from tests.backends.troubles import TroubledEnv, end_of_generation, run
 from tests.contract.helpers import differences
 from tests.contract.settings import make
@@ -69,6 +72,19 @@ def test_any_number_of_workers(name: str, n_generations: int, evaluator: RayEval
         result, other = run(name, end, evaluator=evaluator)
         assert differences(expected, result) == [] and other == log
         assert evaluator.n_deaths == deaths + dies and evaluator.traffic.messages_in > 0
+
+
+@pytest.mark.parametrize("summarizer", [NoSummary(), None], ids=["scores", "steps"])
+def test_what_is_needed_is_there(summarizer: Any, evaluator: RayEvaluator) -> None:
+    def episodes(needs: list[str], remote: RayEvaluator | None) -> Any:
+        jobs = [Job(0), Job(1, 1), Job(2, horizon=3)]
+        env = DummyVecEnv([partial(TroubledEnv, "none")])
+        return evaluate(env, jobs, Record(summarizer=summarizer, needs=needs), remote=remote)[0]
+
+    needs = sorted(EPISODE_PARTS)
+    assert_same_episodes(episodes(needs, evaluator), episodes(needs, None))
+    with pytest.raises(ValueError, match=r"must declare that it needs 'rewards'"):
+        episodes([], evaluator).episodes[0].rewards
 
 
 class Trouble(BaseCallback):

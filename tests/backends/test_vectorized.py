@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -21,74 +21,14 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_erl import ALGOS, OpenAIES
-from sb3_erl.core.seeding import Address
 from sb3_erl.rollouts.exploration import UniformExploration
-from sb3_erl.rollouts.jobs import EpisodeBatch, Job, Transition
-from sb3_erl.rollouts.vectorized import VectorizedEvaluator
+from sb3_erl.rollouts.jobs import Job
+from tests.backends.records import Record, act, evaluate, table
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, known, make, n_rollouts, variants
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 # ---------------------------------------------------------------- the evaluator alone
-
-
-class Record:
-    """Takes what an evaluator reports; stops it after some vector steps if asked to; lets some environment steps pass."""
-
-    def __init__(self, stop_after: int | None = None, budget: int | None = None, n_free_steps: int = 0):
-        self.stop_after, self.budget, self.n_free_steps = stop_after, budget, n_free_steps
-        self.skipped: list[int] = []
-        self.episodes = self.said = 0
-        self.running: list[np.ndarray] = []
-        self.variables: list[dict[str, Any]] = []
-        self.stored: list[tuple[Job, list[Transition]]] = []
-
-    @property
-    def n_timesteps(self) -> int:
-        return int(sum(running.sum() for running in self.running)) + sum(self.skipped)
-
-    @property
-    def has_budget(self) -> bool:
-        return self.budget is None or self.n_timesteps < self.budget
-
-    digest = None
-
-    def skip_steps(self, n_steps: int, n_envs: int = 1) -> None:
-        self.skipped.append(n_steps * n_envs)
-        self.n_free_steps -= n_steps * n_envs
-
-    def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
-        self.running.append(running.copy())
-        self.variables.append({key: np.copy(variables[key]) for key in ("dones", "rewards", "actions", "new_obs")})
-        self.episodes += sum("episode" in info for info, runs in zip(variables["infos"], running, strict=True) if runs)
-        self.said += sum("episode" in info for info in variables["infos"])
-        return len(self.running) != self.stop_after
-
-    def store(self, job: Job, transitions: Sequence[Transition]) -> None:
-        self.stored.append((job, list(transitions)))
-
-
-def act(observations: np.ndarray, candidates: Sequence[int]) -> np.ndarray:
-    """A different linear policy for each candidate."""
-    scale = np.array(candidates, dtype=np.float32)[:, None] + 1
-    return np.tanh(observations.reshape(len(observations), -1)[:, :2] * scale).astype(np.float32)
-
-
-def evaluate(env: VecEnv, jobs: Sequence[Job], record: Record | None = None) -> tuple[EpisodeBatch | None, Record]:
-    record = Record() if record is None else record
-    env.reset()  # as learn() does: slots without a job are stepped too
-    normalizer = env if isinstance(env, VecNormalize) else None
-    evaluator = VectorizedEvaluator(env, normalizer, lambda action: 2 * action, (2,))
-    return evaluator.evaluate(jobs, act, Address(7, 1), record), record
-
-
-def table(record: Record) -> list[tuple[Any, ...]]:
-    """Everything that was stored, in order, as plain values."""
-    return [
-        (job.candidate, job.episode, *(np.asarray(part).tolist() for part in step[:5]), "TimeLimit.truncated" in step.info)
-        for job, steps in record.stored
-        for step in steps
-    ]
 
 
 def varied_jobs() -> list[Job]:
@@ -163,7 +103,7 @@ def test_idle_slots_are_neither_counted_nor_stored_nor_shown(subprocess: bool, n
     finally:
         env.close()
     assert batch is not None and batch.n_timesteps == 5 + 5 + 2
-    assert record.episodes == 2 and (subprocess or record.said == 2), "an episode is told once"
+    assert record.episodes == 2 and (subprocess or record.shown == 2), "callbacks see an episode once"
     assert [running.tolist() for running in record.running] == [[True, True, True, False]] * 2 + [
         [True, True, False, False]
     ] * 3
@@ -171,27 +111,27 @@ def test_idle_slots_are_neither_counted_nor_stored_nor_shown(subprocess: bool, n
     assert sum(len(steps) for _, steps in record.stored) == 12
 
 
-def test_a_slot_that_rests_says_nothing() -> None:
+def test_callbacks_see_nothing_of_idle_slots() -> None:
     _, record = evaluate(ENVS["three"](), [Job(0), Job(1), Job(2)])
     assert len({episode.length for episode in evaluate(ENVS["one"](), [Job(0), Job(1), Job(2)])[0].episodes}) > 1
-    assert record.said == record.episodes == 3
+    assert record.shown == record.episodes == 3
 
 
-@pytest.mark.parametrize("n_free_steps", [1, 7, 1000])
+@pytest.mark.parametrize("n_unobserved", [1, 7, 1000])
 @pytest.mark.parametrize("kind", ["one", "three", "processes"])
-def test_steps_that_nobody_watches_are_counted_together(kind: str, n_free_steps: int) -> None:
-    """They are reported with the next step that somebody has to hear of, at the latest when a job ends."""
+def test_steps_that_no_callback_observes_are_counted_together(kind: str, n_unobserved: int) -> None:
+    """They are reported with the next observed step, at the latest when a job ends."""
     expected, stored = evaluate(ENVS["one"](), varied_jobs())
-    env, record = ENVS[kind](), Record(n_free_steps=n_free_steps)
+    env, record = ENVS[kind](), Record(n_unobserved=n_unobserved)
     try:
         batch, _ = evaluate(env, varied_jobs(), record)
     finally:
         env.close()
     assert batch is not None and expected is not None and table(record) == table(stored)
     assert batch.n_timesteps == record.n_timesteps == stored.n_timesteps
-    assert 0 < sum(record.skipped) <= n_free_steps
+    assert 0 < sum(record.unobserved) <= n_unobserved
     assert sum(int(variables["dones"].sum()) for variables in record.variables) == sum(not e.cut for e in batch.episodes)
-    if n_free_steps == 1000:  # nothing but the ends of jobs
+    if n_unobserved == 1000:  # nothing but the ends of jobs
         assert len(record.running) <= len(varied_jobs())
 
 
@@ -211,9 +151,9 @@ class Reusing(ToyEnv):
         return self.place, *rest, self.said
 
 
-@pytest.mark.parametrize("n_free_steps", [0, 1000])
-def test_environments_may_use_their_memory_again(n_free_steps: int) -> None:
-    record = Record(n_free_steps=n_free_steps)
+@pytest.mark.parametrize("n_unobserved", [0, 1000])
+def test_environments_may_use_their_memory_again(n_unobserved: int) -> None:
+    record = Record(n_unobserved=n_unobserved)
     evaluate(toy_vec_env(1, env_class=Reusing), [Job(0), Job(1, horizon=3)], record)
     _, expected = evaluate(toy_vec_env(1), [Job(0), Job(1, horizon=3)])
     assert table(record) == table(expected)
@@ -283,7 +223,7 @@ def test_frame_stack(n_envs: int) -> None:
             assert np.array_equal(step.next_observation[:6], step.observation[3:])
 
 
-def evaluate_with_record(env: VecEnv) -> tuple[list[list[Transition]], Record]:
+def evaluate_with_record(env: VecEnv) -> tuple[list[Any], Record]:
     _, record = evaluate(env, [Job(0, horizon=3), Job(1), Job(2, horizon=2), Job(3)])
     return [steps for _, steps in record.stored], record
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_erl.rollouts.exploration import NoiseExploration
+from sb3_erl.rollouts.exploration import EpsilonGreedyExploration, NoiseExploration
 
 
 class FadingNoise(NormalActionNoise):
@@ -24,3 +25,33 @@ def test_noise_of_a_users_class_is_drawn_when_it_is_needed() -> None:
     for step in range(1, 6):
         explorer(np.zeros(3), np.zeros(2, dtype=np.float32))
         assert FadingNoise.asked == step
+
+
+def greedy(epsilon: float, seed: int, n_steps: int = 2000) -> np.ndarray:
+    explorer, action = EpsilonGreedyExploration(4, epsilon), np.array([3.0], dtype=np.float32)
+    explorer.begin(np.random.SeedSequence(seed))
+    taken = [explorer(np.zeros(3), action) for _ in range(n_steps)]
+    assert action.tolist() == [3.0], "the greedy action is only read"
+    assert all(one.dtype == np.float32 and one.shape == (1,) for one in taken)
+    return np.concatenate(taken)
+
+
+def test_epsilon_greedy_draws_from_the_address() -> None:
+    first = greedy(0.4, seed=1)
+    assert np.array_equal(first, greedy(0.4, seed=1)) and not np.array_equal(first, greedy(0.4, seed=2))
+    shares = np.bincount(first.astype(int), minlength=4) / len(first)
+    assert shares == pytest.approx([0.1, 0.1, 0.1, 0.7], abs=0.03)
+    assert set(greedy(0.0, seed=1)) == {3.0}
+    assert np.bincount(greedy(1.0, seed=1).astype(int)) / 2000 == pytest.approx([0.25] * 4, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"n_actions": 0, "epsilon": 0.1}, "n_actions must be at least 1"),
+        ({"n_actions": 2, "epsilon": 1.5}, "epsilon must be at least 0 and at most 1; got 1.5"),
+    ],
+)
+def test_epsilon_greedy_out_of_range(kwargs: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        EpsilonGreedyExploration(**kwargs)  # type: ignore[arg-type]

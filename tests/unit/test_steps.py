@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_erl.buffers.append import store_steps, store_transition
+from sb3_erl.buffers.append import AFTER_COPY, append_one_by_one, append_steps
 from sb3_erl.buffers.lap import LAPReplayBuffer
-from sb3_erl.buffers.rollout_steps import StepRecorder, Steps, kept
+from sb3_erl.buffers.rollout_steps import StepRecorder, Steps, copy_info
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.rollouts.exploration import BLOCK, NoiseExploration, UnboundedExploration
 
@@ -54,8 +54,17 @@ def test_steps_have_their_own_rewards() -> None:
     assert last.steps(rewards, done=True).rewards.tolist() == [3]
 
 
+def test_other_rewards() -> None:
+    steps = rollout(3)
+    other = steps.with_rewards(np.array([0.0, 0.0, 5.0]))
+    assert [step.reward for step in other] == [0, 0, 5] and other.observations is steps.observations and other[-1].done
+    assert steps.rewards.sum() != 5, "the steps themselves are unchanged"
+    with pytest.raises(ValueError, match=r"rewards must have shape \(3,\), one per step; got \(2,\)"):
+        steps.with_rewards(np.zeros(2))
+
+
 class Counting(ReplayBuffer):
-    """A user's own buffer, which wants to hear of each transition."""
+    """A user's own buffer, which does something for each transition."""
 
     n_added = 0
 
@@ -79,9 +88,8 @@ def test_stored_at_once_as_one_by_one(buffer_class: type[ReplayBuffer], kwargs: 
     ours, theirs = (buffer_class(11, OBSERVATIONS, ACTIONS, "cpu", **kwargs) for _ in range(2))
     for number, length in enumerate((4, 3, 4, 9, 25, 1)):  # to the end, around it, more than once around
         steps = rollout(length, truncated=number % 2 == 0, seed=number)
-        store_steps(ours, steps)
-        for step in steps:
-            store_transition(theirs, step)
+        append_steps(ours, steps)
+        append_one_by_one(theirs, steps)
         for name, value in vars(theirs).items():
             if isinstance(value, np.ndarray | int):
                 assert np.array_equal(getattr(ours, name), value), (number, name)
@@ -96,10 +104,83 @@ def test_stored_at_once_as_one_by_one(buffer_class: type[ReplayBuffer], kwargs: 
     assert all(np.array_equal(a, b) for a, b in zip(*draws, strict=True) if a is not None)
 
 
+@pytest.mark.parametrize("known", list(AFTER_COPY))
+def test_a_subclass_that_overrides_add_gets_every_transition(known: type[ReplayBuffer]) -> None:
+    calls: list[float] = []
+
+    class Own(known):  # type: ignore[valid-type, misc]
+        def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+            calls.append(float(reward[0]))
+            super().add(obs, next_obs, action, reward, done, infos)
+
+    space = VIEWS if known is DictReplayBuffer else OBSERVATIONS
+    buffer, steps = Own(11, space, ACTIONS, "cpu"), views(5) if known is DictReplayBuffer else rollout(5)
+    append_steps(buffer, steps)
+    assert calls == steps.rewards.tolist() and buffer.size() == 5
+
+
+VIEWS = spaces.Dict(
+    {"x": spaces.Box(-1, 1, (3,), np.float64), "image": spaces.Box(0, 255, (2, 2, 1), np.uint8), "n": spaces.Discrete(4)}
+)
+
+
+def views(length: int, seed: int = 0) -> Steps:
+    """A rollout with Dict observations."""
+    rng = np.random.default_rng(seed)
+
+    def observation() -> dict[str, np.ndarray]:
+        return {"x": rng.standard_normal(3), "image": rng.integers(0, 256, (2, 2, 1), np.uint8), "n": rng.integers(4)}
+
+    recorder = StepRecorder(observation(), (2,), capacity=2)
+    for _ in range(length):
+        recorder.add(rng.uniform(-1, 1, 2), observation(), {})
+    return recorder.steps(rng.standard_normal(length).astype(np.float32).astype(np.float64), done=True)
+
+
+def test_dict_observations() -> None:
+    steps = views(9)
+    assert {key: array.shape for key, array in steps.observations.items()} == {
+        "x": (10, 3),
+        "image": (10, 2, 2, 1),
+        "n": (10,),
+    }
+    assert {key: array.dtype for key, array in steps.observations.items()} == {
+        "x": np.float64,
+        "image": np.uint8,
+        "n": np.int64,
+    }
+    for before, after in itertools.pairwise(steps):
+        np.testing.assert_equal(before.next_observation, after.observation)
+    np.testing.assert_equal(steps.until(3)[-1].next_observation, steps[3].observation)
+
+
+def test_dict_observations_are_stored_at_once_as_one_by_one() -> None:
+    ours, theirs = (DictReplayBuffer(11, VIEWS, ACTIONS, "cpu") for _ in range(2))
+    for number, length in enumerate((4, 3, 9, 25)):
+        steps = views(length, seed=number)
+        append_steps(ours, steps)
+        append_one_by_one(theirs, steps)
+        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full"):
+            np.testing.assert_equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.observations["image"].any() and not np.array_equal(ours.observations["x"], ours.next_observations["x"])
+
+
+def test_indices_of_discrete_actions_are_stored_as_integers() -> None:
+    buffers = [ReplayBuffer(5, OBSERVATIONS, spaces.Discrete(3), "cpu") for _ in range(2)]
+    recorder = StepRecorder(np.zeros(3), ())
+    for action in (2, 0, 1):
+        recorder.add(np.float32(action), np.zeros(3), {})  # type: ignore[arg-type]
+    steps = recorder.steps(np.zeros(3), done=True)
+    append_steps(buffers[0], steps)
+    append_one_by_one(buffers[1], steps)
+    for buffer in buffers:
+        assert buffer.actions[:3, 0, 0].tolist() == [2, 0, 1] and buffer.actions.dtype == np.int64
+
+
 def test_infos_are_copied_as_deeply_as_they_have_to() -> None:
     place = np.zeros(2)
     info = {"x": np.float64(1.0), "n": 3}
-    copy, deep = kept(info), kept({"place": place, "nested": {"list": [1]}})
+    copy, deep = copy_info(info), copy_info({"place": place, "nested": {"list": [1]}})
     info["n"], place[0] = 4, 9.0
     assert copy == {"x": 1.0, "n": 3} and deep["place"].tolist() == [0.0, 0.0]
 

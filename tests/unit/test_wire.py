@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ import pytest
 from sb3_erl import OpenAIES
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.remote.messages import RECORD, Answer, Score, pack_scores, pack_transitions, unpack_score, unpack_transitions
-from sb3_erl.rollouts.jobs import Episode, Job
+from sb3_erl.remote.messages import RECORD, Answer, Score, pack_scores, pack_steps, unpack_score, unpack_steps
+from sb3_erl.rollouts.jobs import Episode, EpisodeRecord, Job
 from tests.contract.settings import make
 
 
 def episode(n_steps: int = 5, **kwargs: Any) -> Episode:
     rewards = np.random.default_rng(n_steps).standard_normal(n_steps).astype(np.float32).astype(np.float64)
     ends = {"terminated": True, "cut": False, **kwargs}
-    return Episode(Job(3), rewards, np.full(3, 7.0, dtype=np.float32), **ends)
+    return Episode.from_rewards(Job(3), rewards, **ends)
 
 
 def test_scores() -> None:
@@ -37,32 +38,58 @@ def test_scores() -> None:
             assert getattr(found, name) == pytest.approx(getattr(sent, name), abs=0), name
         assert (found.behavior is None) == (sent.behavior is None)
         assert outcome.last_info == {key: value for key, value in info.items() if key != "terminal_observation"}
+        assert outcome.steps is None and found.record is None and found.last_observation is None
+
+
+@pytest.mark.parametrize("names", [("rewards",), ("actions", "infos"), ("rewards", "actions", "observations", "infos")])
+def test_scores_with_parts_of_the_episode(names: tuple[str, ...]) -> None:
+    """Parts that were recorded arrive unchanged; any other raises, and is never an empty array."""
+    plain = episode(4)
+    values: dict[str, Any] = {
+        "rewards": np.arange(4.0),
+        "actions": np.ones((4, 2), dtype=np.float32),
+        "observations": {"x": np.arange(5), "y": np.zeros((5, 2))},
+        "infos": [{"t": t} for t in range(4)],
+    }
+    sent = replace(plain, record=EpisodeRecord(**{name: values[name] for name in names}))
+    bodies = pickle.loads(pickle.dumps(pack_scores([Score(plain, {}, None), Score(sent, {}, None)])))
+    found = unpack_score(bodies, 1, sent.job).episode
+    for name in values:
+        if name in names:
+            np.testing.assert_equal(getattr(found, name), values[name])
+        else:
+            with pytest.raises(ValueError, match=rf"must declare that it needs '{name}'"):
+                getattr(found, name)
+    assert len(bodies[0]) == 2 * 29 and list(bodies[1]) == [1]
 
 
 def test_a_pair_of_episodes_takes_few_bytes() -> None:
     """Numbers of an episode, and a message with one pair; Salimans et al. (2017) need 16 and their code 347 bytes."""
     infos = [{"episode": {"r": 1.25, "l": 5, "t": 0.5}, "TimeLimit.truncated": False}] * 2
     bodies = pack_scores([Score(episode(), info, None) for info in infos])
-    assert RECORD.itemsize <= 32 and len(Answer(3, 10, bodies, 2, 0.1, None).packed()) < 2 * 347
+    assert RECORD.itemsize == 29 and len(bodies[0]) == 2 * 29 and bodies[1] == {}
+    assert len(Answer(3, 10, bodies, 2, 0.1, None).packed()) < 2 * 347
 
 
 def test_transitions() -> None:
     rng = np.random.default_rng(0)
-    sent = episode(5, behavior=np.arange(3.0))
+    sent = episode(5, behavior=np.arange(3.0), last_observation=np.full(3, 7.0, dtype=np.float32))
+    own_rewards = np.random.default_rng(5).standard_normal(5).astype(np.float32).astype(np.float64)
     infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False, "x": t} for t in range(5)]
     infos[3] = {"TimeLimit.truncated": False}
     observations, actions = rng.standard_normal((6, 3)).astype(np.float32), rng.standard_normal((5, 2))
-    steps = Steps(observations, actions, sent.rewards, infos, done=True)
-    body = pickle.loads(pickle.dumps(pack_transitions(sent, steps, step_infos=True)))
-    outcome = unpack_transitions(body, sent.job)
-    assert np.array_equal(outcome.episode.rewards, sent.rewards)
+    steps = Steps(observations, actions, own_rewards, infos, done=True)
+    body = pickle.loads(pickle.dumps(pack_steps(sent, steps, step_infos=True)))
+    outcome = unpack_steps(body, sent.job, frozenset({"rewards"}))
+    assert np.array_equal(outcome.episode.rewards, own_rewards) and outcome.episode.total_reward == sent.total_reward
+    assert outcome.steps is not None
     assert np.array_equal(outcome.episode.last_observation, sent.last_observation)
     assert outcome.episode.behavior is not None and outcome.episode.terminated
-    for t, (ours, theirs) in enumerate(zip(outcome.stored, steps, strict=True)):
+    for t, (ours, theirs) in enumerate(zip(outcome.steps, steps, strict=True)):
         assert all(np.array_equal(a, b) for a, b in zip(ours[:5], theirs[:5], strict=True)) and ours.info == theirs.info
         assert np.array_equal(ours.next_observation, observations[t + 1]) and ours.done == (t == 4)
-    brief = unpack_transitions(pack_transitions(sent, steps, step_infos=False), sent.job)
-    assert [step.info.get("x") for step in brief.stored] == [None, None, None, None, 4]
+    brief = unpack_steps(pack_steps(sent, steps, step_infos=False), sent.job, frozenset()).steps
+    assert brief is not None and [info.get("x") for info in brief.infos] == [None, None, None, None, 4]
     stopped = outcome.stored_until(2)
     assert [step.done for step in stopped] == [False, True] and stopped[-1].info["TimeLimit.truncated"] is True
 
