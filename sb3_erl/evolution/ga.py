@@ -92,8 +92,8 @@ class GA(Evolver):
         part = resolve(kind, choice)
         if getattr(part, "needs_memories", False) and not self.has_memories:
             raise ValueError(
-                f"{kind} must be one that works on parameters alone with {type(self).__name__}; got {choice!r}, which reads what "
-                "the individuals have seen. Use PDERL, or another operator"
+                f"{kind} must be one that works on parameters alone with {type(self).__name__}; got {choice!r}, which reads "
+                "what the individuals have seen. Use PDERL, or another operator"
             )
         return make_operator(kind, part, layout, kwargs)
 

@@ -79,7 +79,13 @@ def test_episodes_are_averaged() -> None:
 
 
 def test_what_is_needed() -> None:
-    wanted = {"return": set(), "sign_sum": set(), "discounted_return": {"rewards"}, "energy": {"actions"}, "novelty": {"behavior"}}
+    wanted = {
+        "return": set(),
+        "sign_sum": set(),
+        "discounted_return": {"rewards"},
+        "energy": {"actions"},
+        "novelty": {"behavior"},
+    }
     assert set(wanted) <= set(registry.PARTS["fitness"])
     for key, parts in wanted.items():
         assert make_fitness(key).needs == parts, key

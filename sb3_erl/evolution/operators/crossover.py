@@ -1,7 +1,7 @@
 """
 Crossover operators: two stacks of parents and a generator in, two stacks of children out.
 
-To add one: write a class with the signature of :class:`RowCrossover` and name it by ``"package.module:Name"``, or give it a key
+To add one, write a class with the signature of :class:`RowCrossover` and name it by ``"package.module:Name"``, or give it a key
 with :func:`sb3_erl.core.registry.register`. An operator with state defines ``state_dict()`` and ``load_state_dict(state)``,
 see :class:`~sb3_erl.evolution.operators.choice.OperatorStates`.
 """
