@@ -184,7 +184,7 @@ class Distribution(Evolver):
 def best_index(fitness: np.ndarray) -> int:
     """
     :param fitness: ``(n,)``, higher is better, NaN is worst
-    :return: who is best; among equals the lowest index
+    :return: index of the best; among equals the lowest
 
     >>> best_index(np.array([np.nan, 2.0, 3.0, 3.0]))
     2

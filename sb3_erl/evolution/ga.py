@@ -130,7 +130,7 @@ class GA(Evolver):
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
     ) -> Any:
-        """Decide who is copied, crossed and mutated."""
+        """Decide which individuals are copied, crossed and mutated."""
         return plan_epoch(
             rank_best_first(fitness),
             sorted(set(winners)),
@@ -147,7 +147,7 @@ class GA(Evolver):
         Carry out the decisions of an epoch.
 
         :param individuals: ``(pop_size + n_migrants, n_params)``
-        :param epoch: who is copied, crossed and mutated
+        :param epoch: which individuals are copied, crossed and mutated
         :param rng: generator for the operators
         :return: ``(pop_size, n_params)``, the next population
         """
