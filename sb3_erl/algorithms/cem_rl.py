@@ -373,8 +373,8 @@ class CEM(EvolutionaryAlgorithm):
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
-    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay
-    buffer, no gradients. The network is CEM-RL's actor.
+    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay buffer,
+    no gradients. The network is CEM-RL's actor.
 
     :param learning_rate: SB3's third argument; not used, because the distribution is refitted in closed form
     :param n_parents: candidates that the distribution is refitted on, ``None`` for half of them
@@ -420,7 +420,9 @@ class CEM(EvolutionaryAlgorithm):
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         own = {name: getattr(self, name) for name in ("n_parents", "antithetic", "elitism")}
         own["variance_init"] = self.sigma_init
-        return DiagonalCEM(read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})})
+        return DiagonalCEM(
+            read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})}
+        )
 
     def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
         evolver: Any = self.evolver
