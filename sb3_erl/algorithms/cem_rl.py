@@ -420,9 +420,7 @@ class CEM(EvolutionaryAlgorithm):
     def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
         own = {name: getattr(self, name) for name in ("n_parents", "antithetic", "elitism")}
         own["variance_init"] = self.sigma_init
-        return DiagonalCEM(
-            read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})}
-        )
+        return DiagonalCEM(read_parameters(self.policy.deployed), len(candidates), **{**own, **(self.evolver_kwargs or {})})
 
     def _deployed_vector(self, candidates: th.Tensor, fitness: np.ndarray) -> th.Tensor:
         evolver: Any = self.evolver

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.evolution.base import Distribution, Evolver
-from sb3_erl.evolution.capabilities import ImportanceMixing, Migration, MirroredPairs, check_capability
+from sb3_erl.evolution.base import Distribution, Evolver, ImportanceMixing, Migration, MirroredPairs, check_capability
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA
