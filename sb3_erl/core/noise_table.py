@@ -1,4 +1,4 @@
-"""Standard normal numbers that everybody can look up, so that a perturbation is one integer."""
+"""A table of standard normal numbers that processes share, so that a perturbation is one integer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from sb3_erl.core.checks import check_range
 
 PUBLISHED_SIZE = 250_000_000
-"""What the papers have for networks of up to four million parameters."""
+"""Size of the papers' tables, for networks of up to four million parameters."""
 _BLOCK = 1 << 20
 _lock = threading.Lock()
 _drawn: WeakValueDictionary[tuple[int, int], np.ndarray] = WeakValueDictionary()
@@ -75,10 +75,10 @@ class NoiseTable:
 
     def check_length(self, length: int) -> None:
         """
-        Refuse a table whose windows would nearly all overlap, and warn where many do.
+        Check that windows of this length overlap seldom enough.
 
         :param length: of a window
-        :raises ValueError: if the table is shorter than ten windows
+        :raises ValueError: if the table is shorter than ten windows; below a thousand windows a warning says so
         """
         enough = max(10 * length, min(1000 * length, PUBLISHED_SIZE))
         if self.size < 10 * length:

@@ -10,7 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.checks import check_range
 from sb3_erl.engine.generation import GenerationalMixin
-from sb3_erl.envs.behavior import BEHAVIORS, BehaviorWrapper, is_vector, mean_behavior
+from sb3_erl.envs.behavior import BEHAVIORS, is_vector, mean_behavior
+from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
 from sb3_erl.runs.loading import array_to_text, text_to_array
@@ -111,7 +112,7 @@ class NoveltyMixin(GenerationalMixin):
 
 def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | None) -> None:
     """
-    Put each environment of a ``DummyVecEnv`` into a :class:`~sb3_erl.envs.behavior.BehaviorWrapper`.
+    Put each environment of a ``DummyVecEnv`` into a :class:`~sb3_erl.envs.behavior_wrapper.BehaviorWrapper`.
 
     :param env: changed in place; environments in other processes must have the wrapper already
     :param behavior: see :func:`~sb3_erl.envs.behavior.make_behavior`

@@ -18,14 +18,16 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_erl.envs import deceptive_cup
+from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.envs.deceptive_cup import DeceptiveCup
-from sb3_erl.envs.hard_maze import HardMaze, MazeMap, VecHardMaze
+from sb3_erl.envs.hard_maze import HardMaze, VecHardMaze
+from sb3_erl.envs.maze import MazeMap
 
-__all__ = ["DeceptiveCup", "HardMaze", "MazeMap", "VecHardMaze", "draw_positions", "register_envs"]
+__all__ = ["BehaviorWrapper", "DeceptiveCup", "HardMaze", "MazeMap", "VecHardMaze", "draw_positions", "register_envs"]
 
 
 def register_envs() -> None:
-    """Register the environments of this module with Gymnasium; once is enough, and the import does it."""
+    """Register the environments of this module with Gymnasium, as the import of the module does."""
     entries: tuple[tuple[str, str, int | None, dict[str, Any]], ...] = (
         ("HardMaze-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "sensors"}),
         ("HardMazeImage-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "image"}),
@@ -40,7 +42,7 @@ def draw_positions(
     domain: Any, trajectories: Sequence[np.ndarray] = (), ends: np.ndarray | None = None, path: str | Path | None = None
 ) -> Any:
     """
-    Draw where episodes went and ended, early ones dark and late ones bright.
+    Draw the trajectories and ends of episodes, early ones dark and late ones bright.
 
     :param domain: one of this module's environments (wrappers do not matter), or a :class:`MazeMap`
     :param trajectories: each ``(T, 2)``; may be empty

@@ -1,9 +1,8 @@
 """
-What an episode was like, in a few numbers: the behavior that novelty compares.
+Behavior descriptors: arrays that describe an episode, which novelty compares.
 
-It is measured inside the environment, because SB3's vectorized environments reset a finished episode at once: simulator
-state that is read afterwards belongs to the next episode. Wrap each environment in :class:`BehaviorWrapper`; the last
-``info`` of an episode then holds the behavior under ``"bc"``.
+They are measured inside the environment, because SB3's vectorized environments reset a finished episode at once: simulator
+state that is read afterwards belongs to the next episode. See :class:`~sb3_erl.envs.behavior_wrapper.BehaviorWrapper`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ KEY = "bc"
 @dataclass
 class EpisodeTrace:
     """
-    An episode as a function of the user's own sees it.
+    An episode as a user's function of it receives it.
 
     :param env: the environment, still in its last state
     :param observations: T + 1 observations, the first one from ``reset``
@@ -44,7 +43,7 @@ BehaviorFunction = Callable[[EpisodeTrace], np.ndarray]
 
 
 class Behavior:
-    """Base of all characterizations; one object follows one environment."""
+    """Base of all behavior descriptors; one object follows one environment."""
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """An episode begins."""
@@ -120,7 +119,7 @@ class FinalPosition(Behavior):
 
 class PositionTrajectory(FinalPosition):
     """
-    The way of a robot: all x, then all y, one per step.
+    The trajectory of a robot: all x, then all y, one per step.
 
     The authors' option ``traj``, see :class:`FinalPosition`. A shorter episode stays where it ended.
 
@@ -134,26 +133,26 @@ class PositionTrajectory(FinalPosition):
         if max_steps is not None:
             check_range("max_steps", max_steps, 1, integer=True)
         self.max_steps = max_steps
-        self._way: list[np.ndarray] = []
+        self._track: list[np.ndarray] = []
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._way = []
+        self._track = []
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._way.append(self.position(env, info))
+        self._track.append(self.position(env, info))
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """:return: ``(2 T,)``"""
         length = self.max_steps or (env.spec.max_episode_steps if env.spec is not None else None)
-        if length is None or len(self._way) > length:
+        if length is None or len(self._track) > length:
             raise ValueError(
-                f"max_steps must be the length of the longest episode; got {length}, with an episode of {len(self._way)} "
+                f"max_steps must be the length of the longest episode; got {length}, with an episode of {len(self._track)} "
                 'steps. Give behavior_kwargs={"max_steps": ...}'
             )
-        way = self._way or [self.position(env, info)]
-        return np.array(way + way[-1:] * (length - len(way))).T.ravel()
+        track = self._track or [self.position(env, info)]
+        return np.array(track + track[-1:] * (length - len(track))).T.ravel()
 
 
 class Memory(Behavior):
@@ -228,10 +227,7 @@ class FromEpisode(Behavior):
 
 
 class Auto(Behavior):
-    """
-    ``info["bc"]`` if the environment gives it, else what fits its kind: center of mass (MuJoCo), memory (Atari), the last
-    observation where that is a vector.
-    """
+    """``info["bc"]`` where there is one; otherwise center of mass (MuJoCo), memory (Atari) or a vector's last observation."""
 
     def __init__(self) -> None:
         self._chosen: Behavior | None = None
@@ -274,14 +270,14 @@ BEHAVIORS: dict[str, type[Behavior]] = {
     "trajectory": PositionTrajectory,
     "memory": Memory,
 }
-"""Built-in characterizations by name."""
+"""Built-in behavior descriptors by name."""
 
 
 def make_behavior(behavior: str | type[Behavior] | BehaviorFunction, **kwargs: Any) -> Behavior:
     """
     :param behavior: key of :data:`BEHAVIORS`, a class, or a function of an :class:`EpisodeTrace`
     :param kwargs: further arguments of the class
-    :return: a characterization for one environment
+    :return: a descriptor for one environment
     :raises ValueError: if a string is unknown
 
     >>> make_behavior("final_position", point="torso").point
@@ -293,56 +289,6 @@ def make_behavior(behavior: str | type[Behavior] | BehaviorFunction, **kwargs: A
     if isinstance(behavior, type):
         return behavior(**kwargs)
     return FromEpisode(behavior)
-
-
-class BehaviorWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """
-    Writes the behavior of each episode into ``info["bc"]`` of its last step.
-
-    :param env: environment, time limit included
-    :param behavior: key of :data:`BEHAVIORS`, a :class:`Behavior` class, or a function of an :class:`EpisodeTrace`
-    :param behavior_kwargs: further arguments of the class
-    :raises ValueError: if ``behavior`` is unknown; at the end of an episode, if the environment does not give it
-    """
-
-    def __init__(
-        self,
-        env: gym.Env,
-        behavior: str | type[Behavior] | BehaviorFunction = "auto",
-        behavior_kwargs: dict[str, Any] | None = None,
-    ):
-        gym.utils.RecordConstructorArgs.__init__(self, behavior=behavior, behavior_kwargs=behavior_kwargs)
-        super().__init__(env)
-        self._characterization = make_behavior(behavior, **(behavior_kwargs or {}))
-        self._info: dict[str, Any] | None = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See Gymnasium."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._info = info
-        self._characterization.begin(self.env, observation, info)
-        return observation, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See Gymnasium."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._info = info
-        self._characterization.step(self.env, observation, action, float(reward), info)
-        if terminated or truncated:
-            info = {**info, KEY: self.current_behavior()}
-        return observation, reward, terminated, truncated, info
-
-    def current_behavior(self) -> np.ndarray:
-        """
-        The behavior so far, for an episode that is cut off from outside: ask before the next ``reset``, in a VecEnv with
-        ``env_method("current_behavior")``.
-
-        :return: ``(dim,)``, or ``(T, ...)`` for a sequence
-        :raises ValueError: before the first ``reset``, or if the environment does not give it
-        """
-        if self._info is None:
-            raise ValueError("env must have begun an episode to have a behavior; got none. Call reset() first")
-        return _checked(self._characterization.end(self.env, self._info))
 
 
 def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
@@ -360,7 +306,7 @@ def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
             f"env must give the behavior of an episode as info[{key!r}] of its last step; got only {sorted(info)}. Let the "
             "environment write it, or wrap it: BehaviorWrapper(env, behavior=function of the episode)"
         )
-    return _checked(np.array(info[key]))
+    return checked_behavior(np.array(info[key]))
 
 
 def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
@@ -383,7 +329,12 @@ def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(np.array(behaviors, dtype=np.float64), axis=0)
 
 
-def _checked(behavior: np.ndarray) -> np.ndarray:
+def checked_behavior(behavior: np.ndarray) -> np.ndarray:
+    """
+    :param behavior: an array of numbers
+    :return: the same, ``(1,)`` for a single number
+    :raises ValueError: if it is empty or does not hold numbers
+    """
     if behavior.size == 0 or behavior.dtype.kind not in "buif":
         raise ValueError(
             f"a behavior must be an array of at least one number; got {behavior.dtype} of shape {behavior.shape}. Return "

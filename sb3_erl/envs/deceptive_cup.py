@@ -1,4 +1,4 @@
-"""The deceptive cup: a point that is paid for going right, and a cup that is open towards it."""
+"""The deceptive cup: a point is rewarded for moving right, where a cup that is open to the left is in its way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOXES = (
 
 HORIZON = 100
 ESCAPED = 7.0
-"""An agent that ends farther right than this has found its way around the cup."""
+"""An agent that ends farther right than this is outside the cup, beyond its front wall."""
 
 _SPEED, _RADIUS = 0.25, 0.1
 _VIEW = (-2.0, -6.5, 13.0)  # left, bottom and width of the square that pictures show
@@ -28,10 +28,10 @@ _RENDER_SIZE = 420
 
 class CupAgents:
     """
-    Points that do not see each other, each beside its own cup; nothing is random.
+    Independent points, each beside its own cup; nothing is random.
 
     Own design; the cup is that of the Deceptive Humanoid of Conti et al. (2018), uber-research/deep-neuroevolution,
-    ``extra/humanoid_maze.xml``, without its height. Whoever walks right as far as possible ends at x = 5.3 inside it.
+    ``extra/humanoid_maze.xml``, without its height. An agent that always moves right ends at x = 5.3 inside it.
 
     :param n: number of agents
     """
@@ -51,7 +51,7 @@ class CupAgents:
         Move by a quarter of the action; a move that would end in a wall, or touch it, is not made.
 
         :param actions: ``(n, 2)``, clipped to [-1, 1]
-        :return: ``(n,)`` who was blocked
+        :return: ``(n,)`` whether each was blocked
         """
         moved = self.positions + np.clip(np.asarray(actions, np.float64), -1, 1) * _SPEED
         blocked = (np.abs(moved[:, None] - self._centers) <= self._reach).all(axis=2).any(axis=1)

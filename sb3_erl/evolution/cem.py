@@ -167,7 +167,7 @@ class DiagonalCEM(Distribution):
         return {"sigma": float(self.variance.sqrt().mean())}
 
     def _columns(self, device: torch.device) -> Iterator[slice]:
-        """Blocks of columns in multiples of 64, whose sums equal those of a single block to the last bit; the last is longer."""
+        """Blocks of columns in multiples of 64, so that sums equal those of one block to the last bit; the last is longer."""
         n_params = self.mean.numel()
         width = max(1, _CACHED // self.n_parents // 64) * 64 if device.type == "cpu" else n_params
         starts = range(0, max(1, n_params // width) * width, width)

@@ -18,8 +18,8 @@ from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
 from sb3_erl.evolution.es_source import MirroredSource, Windows
 from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
 
-_N_COMPARED = 32
-"""In how many columns told candidates are compared with those that were asked for."""
+_N_COMPARED = 8
+"""In about how many columns told candidates are compared with those that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class MirroredES(Evolver):
         self.register_buffer("starts", torch.zeros(pop_size // 2, dtype=torch.float64))
         self._more: list[tuple[int, int]] = []
         self._is_asked = False
-        self._columns = torch.zeros(0, dtype=torch.long)
+        self._columns = slice(0)
         self._compared = torch.zeros(0, 0)
         """``(n, n_compared)``, those columns of the candidates as they were asked for."""
         self.last_update: ESUpdate | None = None
@@ -170,12 +170,10 @@ class MirroredES(Evolver):
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
         self._more, self._is_asked = [], True
         candidates = self._build(pairs)
-        n_params = self.mean.numel()
-        columns = np.arange(n_params)
-        if n_params > _N_COMPARED:  # others in every generation, without a draw from the generator of the run
-            columns = np.random.default_rng(pairs[0][0]).integers(n_params, size=_N_COMPARED)
-        self._columns = torch.as_tensor(columns, device=candidates.device)
-        self._compared = candidates[:, self._columns]
+        step = max(1, self.mean.numel() // _N_COMPARED)
+        first = int(np.random.default_rng(pairs[0][0]).integers(step))  # varies, without a draw from the generator of the run
+        self._columns = slice(first, None, step)
+        self._compared = candidates[:, self._columns].clone()
         return candidates
 
     def ask_more(self, rng: np.random.Generator, n_pairs: int) -> Tensor:
@@ -199,7 +197,7 @@ class MirroredES(Evolver):
         Move the mean.
 
         :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs. They are compared with what
-            was asked for in 32 columns, which differ from generation to generation
+            was asked for in about 8 evenly spaced columns, which differ from generation to generation
         :param fitness: ``(n,)``, higher is better, NaN is worst
         :param rng: not used
         :raises ValueError: before :meth:`ask`, if sizes do not fit, or if candidates were changed since they were asked for
@@ -233,8 +231,8 @@ class MirroredES(Evolver):
         :raises ValueError: always
         """
         raise ValueError(
-            f"slots must be empty with {type(self).__name__}, whose candidates are mirrored pairs of perturbations and not free "
-            f"vectors; got {list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
+            f"slots must be empty with {type(self).__name__}, whose candidates are mirrored pairs and not free vectors; "
+            f"got {list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
         )
 
     def metrics(self) -> dict[str, float]:

@@ -92,8 +92,8 @@ class GA(Evolver):
         part = resolve(kind, choice)
         if getattr(part, "needs_memories", False) and not self.has_memories:
             raise ValueError(
-                f"{kind} must be one that works on parameters alone with {type(self).__name__}; got {choice!r}, which reads what "
-                "the individuals have seen. Use PDERL, or another operator"
+                f"{kind} must be one that works on parameters alone with {type(self).__name__}; got {choice!r}, which reads "
+                "what the individuals have seen. Use PDERL, or another operator"
             )
         return make_operator(kind, part, layout, kwargs)
 
@@ -130,7 +130,7 @@ class GA(Evolver):
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator
     ) -> Any:
-        """Decide who is copied, crossed and mutated."""
+        """Decide which individuals are copied, crossed and mutated."""
         return plan_epoch(
             rank_best_first(fitness),
             sorted(set(winners)),
@@ -147,7 +147,7 @@ class GA(Evolver):
         Carry out the decisions of an epoch.
 
         :param individuals: ``(pop_size + n_migrants, n_params)``
-        :param epoch: who is copied, crossed and mutated
+        :param epoch: which individuals are copied, crossed and mutated
         :param rng: generator for the operators
         :return: ``(pop_size, n_params)``, the next population
         """

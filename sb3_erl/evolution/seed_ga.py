@@ -35,7 +35,7 @@ def best_first(fitness: np.ndarray) -> np.ndarray:
 
 def finalists(fitness: np.ndarray, n_finalists: int, has_elite: bool) -> list[int]:
     """
-    Such et al. (2017), algorithm 1: who is evaluated on further episodes to find the elite.
+    Such et al. (2017), algorithm 1: the individuals that are evaluated on further episodes to find the elite.
 
     :param fitness: ``(n,)``
     :param n_finalists: how many
@@ -81,8 +81,8 @@ class SeedGA(Evolver):
     Such et al. (2017), https://arxiv.org/abs/1712.06567, algorithm 1; authors' code: uber-research/deep-neuroevolution,
     ``gpu_implementation/ga.py``. Per generation: :meth:`ask`, evaluate, evaluate :meth:`finalists` on further episodes,
     :meth:`tell`. What is saved are genomes; parameters are rebuilt when they are needed. ``sigma`` may be set before each
-    generation, since every mutation remembers its power. Difference: 25 million noise numbers where the authors have 250
-    million.
+    generation, since a genome holds the power of each mutation. Difference: 25 million noise numbers where the authors have
+    250 million.
 
     :param layout: tensors of one individual
     :param pop_size: children per generation, at least 2

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_erl.envs.behavior import BehaviorWrapper
+from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 
 MakeEnv = Callable[[], "gym.Env | VecEnv"]
 WAY_OUT = (
@@ -100,7 +100,7 @@ class EnvironmentMaker:
     :param spec: gymnasium's description of it and its wrappers
     :param layers: SB3's vectorized wrappers, innermost first
     :param is_monitored: put SB3's Monitor around an environment of ``make_env`` that has none
-    :param behavior: put a :class:`~sb3_erl.envs.behavior.BehaviorWrapper` with these arguments around one of ``make_env``
+    :param behavior: put a :class:`~sb3_erl.envs.BehaviorWrapper` with these arguments around one of ``make_env``
     """
 
     make_env: MakeEnv | None

@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_erl.envs.deceptive_cup import CupAgents
-from sb3_erl.envs.hard_maze import REACH, MazeMap, MazePicture, MazeRobots, VecHardMaze
+from sb3_erl.envs.hard_maze import REACH, VecHardMaze
+from sb3_erl.envs.maze import MazeMap, MazePicture, MazeRobots
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive, behavior_distances
 from sb3_erl.evolution.fitness.shaping import centered_ranks
 from sb3_erl.evolution.novelty import (

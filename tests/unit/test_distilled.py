@@ -27,9 +27,9 @@ def actor() -> nn.Sequential:
 
 def prefers(vector: Tensor) -> Any:
     """A critic that values actions by how near they are to those of this individual."""
-    judge = actor()
-    write_parameters(vector, judge)
-    return lambda states, actions: -(judge(states) - actions).square().sum(dim=-1)
+    preferred = actor()
+    write_parameters(vector, preferred)
+    return lambda states, actions: -(preferred(states) - actions).square().sum(dim=-1)
 
 
 def population(seed: int = 0, seen: int = CAPACITY, **kwargs: Any) -> DistilledGA:

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
 
 from sb3_erl.envs import DeceptiveCup, HardMaze, MazeMap, VecHardMaze, draw_positions, register_envs
 from sb3_erl.envs.deceptive_cup import CupAgents
-from sb3_erl.envs.hard_maze import MazePicture, MazeRobots, wall_distances
+from sb3_erl.envs.maze import MazePicture, MazeRobots, wall_distances
 from sb3_erl.rollouts.slot_reset import SlotResetter
 
 IDS = ("HardMaze-v0", "HardMazeImage-v0", "DeceptiveCup-v0")

@@ -10,7 +10,8 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_erl.envs.behavior import BehaviorWrapper, EpisodeTrace, make_behavior, mean_behavior, read_behavior
+from sb3_erl.envs.behavior import EpisodeTrace, make_behavior, mean_behavior, read_behavior
+from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive, behavior_distances
 from sb3_erl.evolution.fitness.shaping import centered_ranks
 from sb3_erl.evolution.novelty import (
@@ -84,7 +85,7 @@ def test_an_individual_is_not_its_own_neighbor_but_its_double_is() -> None:
     assert NoveltyArchive().novelty(population, 1, extra=population).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_failed_episodes_are_worst_and_nobodys_neighbors() -> None:
+def test_failed_episodes_are_worst_and_not_neighbors_of_others() -> None:
     population = np.array([[0.0, 0.0], [np.nan, 1.0], [3.0, 4.0]])
     archive = NoveltyArchive()
     assert archive.extend(population) == 2 and len(archive) == 2 and not archive.append(population[1])

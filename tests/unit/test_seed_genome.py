@@ -152,7 +152,7 @@ def test_candidates_are_the_parameters_of_the_genomes() -> None:
         for row, genome in zip(asked, evolver.population, strict=True):
             np.testing.assert_array_equal(row, fresh(genome))
         evolver.tell(asked, worth(asked))
-        assert torch.equal(evolver.candidates, asked), "those of the children, whoever is parent now"
+        assert torch.equal(evolver.candidates, asked), "those of the children, whatever the present parents"
         assert torch.equal(evolver.rebuild(evolver.parents[0]), torch.from_numpy(fresh(evolver.parents[0])))
 
 

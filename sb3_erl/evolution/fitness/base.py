@@ -177,8 +177,8 @@ def make_fitness(choice: Any, kwargs: dict[str, Any] | None = None) -> Fitness:
         return part
     if not callable(part):
         raise TypeError(
-            "fitness must be a key, 'package.module:Name', a Fitness (class or object), a function of (episodes, context), or a "
-            f"dict of names with weights; got {part!r}"
+            "fitness must be a key, 'package.module:Name', a Fitness (class or object), a function of (episodes, context), or "
+            f"a dict of names with weights; got {part!r}"
         )
     return FunctionFitness(part)
 
@@ -187,8 +187,8 @@ def _weighted_sum(weights: Mapping[Any, Any], kwargs: dict[str, Any]) -> Weighte
     unknown = sorted(set(kwargs) - set(weights))
     if not weights or unknown:
         raise ValueError(
-            f"fitness must be a dict of at least one name, and fitness_kwargs arguments by these names; got {dict(weights)} and "
-            f"arguments of {unknown}"
+            f"fitness must be a dict of at least one name, and fitness_kwargs arguments by these names; got {dict(weights)} "
+            f"and arguments of {unknown}"
         )
     for name, weight in weights.items():
         is_number = isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)

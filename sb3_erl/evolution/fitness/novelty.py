@@ -1,4 +1,4 @@
-"""How far behaviors lie from those that were seen before."""
+"""Novelty: distances between behaviors, and an archive of those seen before."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class NoveltyArchive:
         self.entries: list[np.ndarray] = []
         """Oldest first; treat them as read-only."""
         self.n_added = 0
-        """How many entries there ever were; tells a copy elsewhere what it lacks, see :meth:`since`."""
+        """How many entries were added in all; a copy elsewhere is brought up to date by it, see :meth:`since`."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -108,7 +108,7 @@ class NoveltyArchive:
     def append(self, behavior: np.ndarray) -> bool:
         """
         :param behavior: one behavior; it is copied
-        :return: whether it was added; one that is not finite (a failed episode) would be nobody's neighbor and is left out
+        :return: whether it was added; one that is not finite (a failed episode) has no distances and is left out
         :raises ValueError: if it is unlike the entries in more than its length
         """
         return self.extend([np.asarray(behavior)]) == 1

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
 
-PLAIN = (bool, int, float, str, type(None), Tensor)
-
 
 def make_operator(kind: str, choice: Any, layout: ParameterLayout, kwargs: dict[str, Any] | None = None) -> Any:
     """
@@ -33,7 +31,7 @@ def make_operator(kind: str, choice: Any, layout: ParameterLayout, kwargs: dict[
         raise TypeError(f"{kind} must be a key, 'package.module:Name', a class or something to call; got {part!r}")
     if kwargs:
         raise ValueError(
-            f"{kind}_kwargs must be empty where {kind} is an operator that is constructed already; got {kwargs}. Give its class"
+            f"{kind}_kwargs must be empty where {kind} is an operator that is constructed already; got {kwargs}. Give a class"
         )
     return part
 
@@ -62,10 +60,11 @@ class OperatorStates:
         :raises TypeError: if a state holds something that cannot be saved safely
         """
         for name, part in self._stateless().items():
-            if name in self._before and _fingerprint(getattr(part, "__dict__", {})) != self._before.pop(name):
+            if name in self._before and self._before[name] != _fingerprint(getattr(part, "__dict__", {})):
+                del self._before[name]  # warned of once
                 warnings.warn(
-                    f"{name}={type(part).__name__} has changed its attributes, which are not saved: a loaded model goes on with "
-                    "those of the constructor. Give it state_dict() and load_state_dict(state), or derive it from "
+                    f"{name}={type(part).__name__} has changed its attributes, which are not saved: a loaded model goes on "
+                    "with those of the constructor. Give it state_dict() and load_state_dict(state), or derive it from "
                     "torch.nn.Module and register buffers",
                     stacklevel=2,
                 )
@@ -80,7 +79,7 @@ class OperatorStates:
         :raises ValueError: if there is a state for an operator that takes none
         """
         for name, state in states.items():
-            part = self._operators.get(name)
+            part: Any = self._operators.get(name)
             if not hasattr(part, "load_state_dict"):
                 raise ValueError(
                     f"{name} must be the operator that the model was saved with, which has a state; got "
@@ -90,7 +89,7 @@ class OperatorStates:
 
 
 def _fingerprint(value: Any) -> Any:
-    """A value that differs if numbers, strings or arrays differ, also in lists and dicts; of other objects only the class counts."""
+    """A value that differs if numbers, strings or arrays (also in lists and dicts) differ; other objects count by class."""
     if isinstance(value, dict):
         return {str(key): _fingerprint(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -110,7 +109,7 @@ def _check_plain(value: Any, owner: str) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_plain(item, owner)
-    elif not isinstance(value, PLAIN):
+    elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, type(None)):
         raise TypeError(
             f"state_dict() of {owner} must hold numbers, strings, tensors, lists and dicts of them; got "
             f"{type(value).__name__}. Use float(x) for NumPy's numbers and torch.as_tensor(x) for its arrays"

@@ -1,9 +1,9 @@
 """
 Crossover operators: two stacks of parents and a generator in, two stacks of children out.
 
-To add one: write a class with the signature of :class:`RowCrossover` and name it by ``"package.module:Name"``, or give it a key
-with :func:`sb3_erl.core.registry.register`. An operator with state defines ``state_dict()`` and ``load_state_dict(state)``,
-see :class:`~sb3_erl.evolution.operators.choice.OperatorStates`.
+To add one, write a class with the signature of :class:`RowCrossover`. Its name is ``"package.module:Name"``, or a key by
+:func:`sb3_erl.core.registry.register`. An operator with state defines ``state_dict()`` and ``load_state_dict(state)``, see
+:class:`~sb3_erl.evolution.operators.choice.OperatorStates`.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class RowCrossover:
         Cross pairs out of a population in place, as a call on copies of them would.
 
         :param population: ``(n, n_params)``, C-contiguous, overwritten
-        :param first: ``(n_pairs,)`` who is crossed
-        :param second: ``(n_pairs,)`` with whom; nobody occurs twice
+        :param first: ``(n_pairs,)`` rows of the first parents
+        :param second: ``(n_pairs,)`` rows of the second parents; no row occurs twice
         :param rng: generator
         """
         self._exchange(population, first, second, self.draw(len(first), rng))

@@ -1,4 +1,4 @@
-"""Distillation crossover: a child learns from both parents, in each state from the one whose action is worth more."""
+"""Distillation crossover: a child imitates, in each state, the parent whose action has the higher value."""
 
 from __future__ import annotations
 

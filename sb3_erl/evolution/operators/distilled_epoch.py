@@ -16,9 +16,8 @@ class DistilledEpoch:
     """
     The next population in terms of the current one, in order.
 
-    :param copies: (source, slot): who is copied over whom
-    :param children: (first parent, second parent, slot): who is distilled into which slot; parents are slots after the
-        copies
+    :param copies: (source, slot): ``source`` is copied to ``slot``
+    :param children: (first parent, second parent, slot) of each distilled child; parents are slots after the copies
     :param crossings: (slot, mate): selected parents that are replaced by a child of theirs
     :param mutants: slots to be mutated at the end
     :param protected: slots that hold unchanged copies of the elites, best first
@@ -50,8 +49,8 @@ def plan_distilled_epoch(
 
     Elites are copied over unselected slots, the other unselected slots become distilled children of the best pairs among
     elites and selected parents. Differences: an elite's copy is ranked with the elite's fitness (theirs has the fitness of
-    the individual it replaced), and nobody is paired with itself; where there is but one parent, the slots become copies
-    of it.
+    the individual it replaced), and no individual is paired with itself; where there is only one parent, the slots become
+    copies of it.
 
     :param ranking: ``(n,)`` indices, best first
     :param fitness: ``(n,)``
@@ -69,20 +68,20 @@ def plan_distilled_epoch(
         winners.append(winners[draws.index(len(winners))])
     chosen = set(winners) | set(elites)
     losers = draws.shuffle([i for i in range(n) if i not in chosen])
-    who = list(range(n))
+    sources = list(range(n))
     copies = []
     for elite in elites:
         slot = losers.pop(0) if losers else winners.pop(0)
         copies.append((elite, slot))
-        who[slot] = who[elite]
+        sources[slot] = sources[elite]
     protected = [slot for _, slot in copies]
     if official_pairing:
         pairs = matching([*protected, *winners], fitness)
     else:
-        parents = list(dict.fromkeys(who[slot] for slot in (*protected, *winners)))
+        parents = list(dict.fromkeys(sources[slot] for slot in (*protected, *winners)))
         pairs = matching(parents, fitness)
     children = [(*pairs[k % len(pairs)], slot) for k, slot in enumerate(losers)] if pairs else []
-    if not pairs:  # everybody else descends from the only parent
+    if not pairs:  # the only parent is copied instead
         copies += [(protected[0], slot) for slot in losers]
     crossings = []
     for slot in winners:

@@ -1,9 +1,9 @@
 """
 Mutation operators: a stack of parents and a generator in, a new stack out.
 
-To add one: write a class with the signature of :class:`GaussianMutation` and name it by ``"package.module:Name"``, or give it a key
-with :func:`sb3_erl.core.registry.register`. An operator with state defines ``state_dict()`` and ``load_state_dict(state)``,
-see :class:`~sb3_erl.evolution.operators.choice.OperatorStates`.
+To add one, write a class with the signature of :class:`GaussianMutation`. Its name is ``"package.module:Name"``, or a key by
+:func:`sb3_erl.core.registry.register`. An operator with state defines ``state_dict()`` and ``load_state_dict(state)``, see
+:class:`~sb3_erl.evolution.operators.choice.OperatorStates`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from sb3_erl.core.parameters import ParameterLayout
 
 _EVENTS, _HEADS = 1 << 15, 32
-"""How many events, or heads, are worked on at a time: what does not leave the processor's cache is several times faster."""
+"""How many events, or heads, are worked on at a time: arrays that stay in the processor's cache are several times faster."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WeightEvents:
 
 
 def _repeated(index: np.ndarray) -> np.ndarray:
-    """Where entries stand whose value occurred before them."""
+    """Positions of entries whose value occurs earlier in the array."""
     index = index - index.min()
     number = np.arange(len(index))
     first = np.empty(index.max() + 1, dtype=np.intp)
@@ -120,7 +120,7 @@ class GaussianMutation:
         Mutate some of a population in place, as a call on these rows would, without copying all of their weights.
 
         :param population: ``(n, n_params)``, C-contiguous, overwritten
-        :param rows: whom to mutate
+        :param rows: ``(n_parents,)`` rows that are mutated
         :param rng: generator
         """
         self._change(population, np.asarray(rows), self.draw(len(rows), rng))
@@ -198,7 +198,7 @@ class HeadMutation:
         Mutate some of a population in place, as a call on copies of them would.
 
         :param population: ``(n, n_params)``, C-contiguous, overwritten
-        :param rows: whom to mutate
+        :param rows: ``(n_parents,)`` rows that are mutated
         :param rng: generator
         """
         rows = np.asarray(rows)

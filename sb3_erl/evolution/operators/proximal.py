@@ -73,11 +73,11 @@ class ProximalMutation:
         )
 
     def scaling(self, sensitivities: np.ndarray) -> np.ndarray:
-        """What the noise is divided by: exact zeros become 1, then everything below the floor becomes the floor."""
+        """The divisor of the noise: sensitivities with exact zeros replaced by 1, then raised to the floor."""
         return np.maximum(np.where(sensitivities == 0, 1.0, sensitivities), self.floor)
 
     def batch_factor(self, n_states: int) -> float:
-        """What a sensitivity on this many states is multiplied by."""
+        """The factor for a sensitivity that was measured on this many states."""
         return self.batch_size / n_states if self.normalize_batch else 1.0
 
     def __call__(self, parents: np.ndarray, sensitivities: np.ndarray, rng: np.random.Generator) -> np.ndarray:

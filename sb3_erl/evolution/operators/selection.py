@@ -1,4 +1,4 @@
-"""Who becomes a parent, who survives, who is replaced: decisions on indices only."""
+"""Selection of parents, elites and slots to be replaced, as decisions on indices."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def plan_epoch(
     :param n_migrants: individuals from outside that take unselected slots before the elites do
     :param crossover_prob: probability of crossing two selected parents in place
     :param mutation_prob: probability of mutating an unprotected slot
-    :param repeat: who is repeated if the number of parents is odd: a random one, or this index (the last winner)
+    :param repeat: the parent that is repeated if their number is odd: a random one, or this index (the last winner)
     :param cross_each: decide about each selected parent, with a random mate (PDERL), not about consecutive pairs
     :param order: in which order individuals are visited, by default that of their numbers
     :return: the plan
