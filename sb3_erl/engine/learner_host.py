@@ -43,7 +43,7 @@ class LearnerHost:
         with self.updates(size):
             metrics = model._update(lambda: model._sample(size), n_updates)
         model.policy.set_training_mode(False)
-        model._n_updates += n_updates
+        model._count_updates(n_updates)
         model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
             model.logger.record(f"train/{name}", value)

@@ -14,8 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_erl.core.checks import check_learn
-from sb3_erl.engine.description import describe, env_name
 from sb3_erl.rollouts.soundness import environments_watched
+from sb3_erl.runs.description import describe, env_name
 from sb3_erl.runs.loading import load_model
 from sb3_erl.runs.resuming import resume
 from sb3_erl.runs.run import Run

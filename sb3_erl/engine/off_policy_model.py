@@ -7,8 +7,10 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
@@ -27,6 +29,33 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)
         super().__init__(*args, **kwargs)
+
+    # ---------------------------------------------------------------- set-up
+
+    def _setup_model(self) -> None:
+        policy_kwargs, buffer_kwargs, given = self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class
+        self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
+        self.replay_buffer_class = self._default_buffer_class() if given is None else given
+        if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
+            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
+        self.run.choose_seed()
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
+        return {}
+
+    def _default_buffer_class(self) -> type[ReplayBuffer] | None:
+        """Replay buffer where the user names none, ``None`` for SB3's choice."""
+        return None
+
+    @property
+    def _n_priorities(self) -> int:
+        """Sets of priorities in a replay buffer that keeps any."""
+        return 1
 
     # ---------------------------------------------------------------- learning
 
@@ -48,6 +77,15 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _learner_updates(self) -> int:
         """Updates that the learner which is trained has made."""
         return self._n_updates
+
+    @property
+    def learner_updates(self) -> int:
+        """Interim."""
+        return self._learner_updates
+
+    def _count_updates(self, n_updates: int) -> None:
+        """So many updates were made."""
+        self._n_updates += n_updates
 
     def _learning_sequence(self) -> np.random.SeedSequence:
         """Seed of the random numbers of the next updates."""

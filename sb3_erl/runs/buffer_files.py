@@ -48,7 +48,7 @@ def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, t
         with pickle_explained(path), old_modules_found():
             check_seal(path)
             sb3_load(path, truncate_last_traj)
-            check_buffer(path, model.replay_buffer, model, None if kept is None else kept.n_envs)
+            check_buffer(path, model.replay_buffer, model, kept)
     except BaseException:
         model.replay_buffer = kept
         raise
@@ -86,13 +86,13 @@ def _checksum(file: IO[bytes], size: int) -> int:
     return checksum
 
 
-def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None:
+def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
     """
     :param path: of the file
     :param found: what was in it
     :param model: that is to learn from it
-    :param n_envs: columns of the buffer that the model had, ``None`` if it had none
-    :raises ValueError: if it is none, or one for other environments
+    :param kept: the buffer that the model had, ``None`` if it had none
+    :raises ValueError: if it is none, or one for other environments or another number of learners
     """
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(model, name), getattr(found, name, None)
@@ -101,10 +101,17 @@ def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None
                 f"{named(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
                 "of a model with the same environment"
             )
-    if n_envs not in (None, found.n_envs):
+    if kept is not None and kept.n_envs != found.n_envs:
         raise ValueError(
-            f"{named(path)} must hold a replay buffer of {n_envs} environments as the model has it; got one of "
+            f"{named(path)} must hold a replay buffer of {kept.n_envs} environments as the model has it; got one of "
             f"{found.n_envs}. Use as many environments as when it was saved"
+        )
+    wanted = len(getattr(kept, "trees", ()))
+    n_sets = len(getattr(found, "trees", ()))
+    if wanted > 0 and n_sets > 0 and wanted != n_sets:  # a buffer without priorities fits as well
+        raise ValueError(
+            f"{named(path)} must hold a replay buffer with {wanted} sets of priorities, one per learner; it has {n_sets}. "
+            "Load the buffer of a model with the same pop_size, priorities and keep_losers"
         )
     rows = found.buffer_size
     for name in ("observations", "actions", "rewards", "dones"):

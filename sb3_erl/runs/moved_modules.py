@@ -57,7 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evolution.cem_planner": ("planning.cem_planner",),
     "evolution.distilled": ("evolution.distilled_ga",),
     "evolution.noise_table": ("core.noise_table",),
-    "fitness.assessment": ("engine.assessment",),
+    "fitness.assessment": ("learners.assessment",),
     "fitness.behaviour": ("envs.behavior",),
     "fitness.novelty": ("evolution.fitness.novelty",),
     "fitness.returns": ("evolution.fitness.returns",),
