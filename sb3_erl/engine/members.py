@@ -228,4 +228,5 @@ def read_old_attributes(attributes: dict[str, Any]) -> None:
         return
     lists = {key: attributes.pop(name) for name, key in OLD_LISTS.items()}
     states = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    attributes.pop("_noise_free", None)
     attributes.update({new: attributes.pop(old) for old, new in OLD_NAMES.items()}, member_states=states)
