@@ -16,7 +16,7 @@ from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
 
 MARK = b"sb3_erl crc32 "
-"""Stands at the end of a replay buffer file before eight hexadecimal digits; pickle does not read so far."""
+"""Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
 BLOCK = 1 << 20
 """Bytes that are read at once for a checksum."""
 
@@ -36,7 +36,7 @@ def save_buffer(sb3_save: Callable[[Any], None], path: File) -> None:
 
 def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool) -> None:
     """
-    :param model: keeps its own replay buffer if the file is of no use
+    :param model: keeps its own replay buffer if the file cannot be loaded
     :param sb3_load: ``load_replay_buffer`` of SB3's class
     :param path: file name (``.pkl`` may be left out) or open file
     :param truncate_last_traj: for HER buffers only
@@ -55,7 +55,7 @@ def load_buffer(model: Any, sb3_load: Callable[[Any, bool], None], path: File, t
 
 
 def seal(path: pathlib.Path) -> None:
-    """Write a checksum behind a pickle."""
+    """Append a checksum to a pickle."""
     with open(path, "r+b") as file:
         checksum = _checksum(file, os.path.getsize(path))
         file.seek(0, os.SEEK_END)
@@ -92,7 +92,7 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
     :param found: what was in it
     :param model: that is to learn from it
     :param kept: the buffer that the model had, ``None`` if it had none
-    :raises ValueError: if it is none, or one for other environments or another number of learners
+    :raises ValueError: if it is no replay buffer, or one for other environments or another number of learners
     """
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(model, name), getattr(found, name, None)
@@ -122,7 +122,12 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
 
 @contextmanager
 def pickle_explained(path: File) -> Iterator[None]:
-    """Around reading a pickle: a damaged one may raise anything."""
+    """
+    Turn errors of a damaged pickle, which may be of any type, into one with the file's name.
+
+    :param path: of the file
+    :raises ValueError: if the file is damaged or not a pickle of this version
+    """
     try:
         yield
     except FileNotFoundError:

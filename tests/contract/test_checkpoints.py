@@ -325,7 +325,7 @@ def learn_and_wait(folder: Path) -> None:
 
 def test_a_folder_is_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a process learns, and no longer: not after it was killed, nor after an error."""
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.2)
     process = processes().Process(target=learn_and_wait, args=(tmp_path,))
     process.start()
     while not (tmp_path / "is waiting").exists():
