@@ -22,7 +22,6 @@ from sb3_erl.engine.population import check_ga_arguments, ga_arguments
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec
 from sb3_erl.learners.portfolio import Portfolio, build_portfolio, portfolio_specs
-from sb3_erl.learners.sb3 import SB3Learner
 from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration

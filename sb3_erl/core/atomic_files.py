@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from sb3_erl.core.interrupts import uninterrupted
 @contextmanager
 def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     """
-    A temporary file beside ``path`` that takes its name once it is written completely.
+    Write a file under a temporary name, which is renamed to ``path`` when the block ends without an error.
 
     :param path: the file to write
     :param suffix: ending that is added to a path without one
+    :return: the temporary file, in the same folder
     """
     path = pathlib.Path(path)
     path = path if path.suffix else path.with_suffix(suffix)
@@ -33,12 +34,12 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
 
 
 def hidden_name(path: pathlib.Path) -> pathlib.Path:
-    """:return: a name beside ``path`` with the same ending that nobody has yet"""
+    """:return: an unused name in the folder of ``path``, hidden, with the same ending"""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
 
 
 def umask() -> int:
-    """The bits that new files of this process do not get."""
+    """:return: permissions that new files of this process are not given"""
     with uninterrupted():
         mask = os.umask(0)
         os.umask(mask)

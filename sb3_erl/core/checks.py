@@ -1,4 +1,4 @@
-"""Checks of what users pass in; every message names the argument, what was expected, what came and the way out."""
+"""Checks of arguments; every message names the argument, what was expected, what was given and what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resolve_policy_and_env(
     :param policy_aliases: known aliases
     :return: policy and environment
     :raises ValueError: if a string is neither a policy alias nor, without ``env``, a registered id
-    :raises TypeError: if ``policy`` is something else altogether
+    :raises TypeError: if ``policy`` is of another type
     """
     if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
         raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
@@ -97,10 +97,10 @@ def check_env(model: Any) -> None:
 
 def check_common(model: Any) -> None:
     """
-    Arguments that all classes have; those of SB3's that would fail much later, or with a message that names nothing.
+    Check arguments that all classes have, with SB3's that would fail much later or with a message that does not name them.
 
     :raises ValueError: naming the argument that is out of range
-    :raises TypeError: naming the argument that is something else altogether
+    :raises TypeError: naming the argument that is of another type
     """
     check_env(model)
     if model.seed is not None:
@@ -122,7 +122,7 @@ def check_policy_kwargs(policy_class: type, kwargs: dict[str, Any]) -> None:
     """:raises TypeError: if a policy does not have one of them"""
     known = inspect.signature(policy_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # it knows what to do with them
+        return  # the policy checks them
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
         own = [name for name in known if name not in ("observation_space", "action_space", "lr_schedule")]
@@ -131,8 +131,8 @@ def check_policy_kwargs(policy_class: type, kwargs: dict[str, Any]) -> None:
 
 def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: Any) -> None:
     """
-    :raises ValueError: if a model that shall learn has no environment, or there is nothing to do
-    :raises TypeError: if an argument is something else altogether
+    :raises ValueError: if a model that shall learn has no environment, or the number of steps is not positive
+    :raises TypeError: if an argument is of another type
     """
     if model.env is None:
         raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
@@ -146,7 +146,11 @@ def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: A
 
 @contextmanager
 def env_ids_explained() -> Iterator[None]:
-    """:raises ValueError: if ``gym.make`` knows no such id"""
+    """
+    Turn the error of ``gym.make`` for an unknown id into one that names ``env``.
+
+    :raises ValueError: if the id of an environment is unknown
+    """
     try:
         yield
     except gym.error.Error as error:
@@ -156,11 +160,11 @@ def env_ids_explained() -> Iterator[None]:
 @contextmanager
 def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
-    Check a model's spaces around SB3's own constructor, whose messages name classes and policies that we do not have.
+    Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
 
-    :param model: has its spaces after the block, or after SB3 complained about them; none while it is loaded
-    :param verbose: what SB3 compares before anybody looks at it
-    :param policy_kwargs: what some classes add to before anybody looks at it
+    :param model: has its spaces after the block, also if SB3 raised an error about them; none while it is loaded
+    :param verbose: argument that SB3 uses before it is checked
+    :param policy_kwargs: argument that some classes extend before it is checked
     :raises TypeError: if one of these is of another type
     :raises UnsupportedSpaceError: see :func:`check_spaces`
     :raises ValueError: if the id of the environment or the device is unknown
@@ -186,12 +190,12 @@ def check_range(
 ) -> None:
     """
     :param name: of the argument
-    :param value: what came
+    :param value: what was given
     :param low: smallest allowed value
     :param high: largest allowed value
     :param integer: whether it must be a whole number
     :param open_low: whether ``low`` itself is excluded
-    :raises TypeError: if it is no number, or no integer where one is needed
+    :raises TypeError: if it is not a number, or not an integer where one is needed
     :raises ValueError: if it is out of range
     """
     kind = int | np.integer if integer else int | float | np.integer | np.floating

@@ -14,7 +14,6 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, T
 from stable_baselines3.common.utils import ConstantSchedule
 from torch import Tensor
 
-from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
@@ -165,24 +164,17 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        n_envs, policy_kwargs = self.n_envs, self.policy_kwargs
-        buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
-        self.n_envs = 1  # transitions are stored job by job, so the buffer has one column
-        self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
-        if buffer_class is None and self.n_steps == 1:
-            self.replay_buffer_class = self._spec.buffer_class
-        if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
-            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
+        n_envs, self.n_envs = self.n_envs, 1  # transitions are stored job by job, so the buffer has one column
         try:
             super()._setup_model()
         finally:
-            self.n_envs, self.policy_kwargs = n_envs, policy_kwargs
-            self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
-        self.run.choose_seed()
+            self.n_envs = n_envs
         self._setup_parts()
 
+    def _default_buffer_class(self) -> type[ReplayBuffer] | None:
+        return self._spec.buffer_class if self.n_steps == 1 else None
+
     def _policy_arguments(self) -> dict[str, Any]:
-        """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
         return self._spec.policy_arguments
 
     def _setup_parts(self) -> None:

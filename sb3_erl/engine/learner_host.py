@@ -77,7 +77,7 @@ class LearnerHost:
 
     def _log(self, n_updates: int, metrics: dict[str, float]) -> None:
         model = self._model
-        model._n_updates += n_updates
+        model._count_updates(n_updates)
         model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
             model.logger.record(f"train/{name}", value)

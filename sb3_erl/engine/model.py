@@ -11,12 +11,14 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_erl.core.checks import check_learn
-from sb3_erl.engine.description import describe, env_name
 from sb3_erl.rollouts.soundness import environments_watched
+from sb3_erl.runs.description import describe, env_name
 from sb3_erl.runs.loading import load_model
+from sb3_erl.runs.moved_modules import renamed_tensors
 from sb3_erl.runs.resuming import resume
 from sb3_erl.runs.run import Run
 from sb3_erl.runs.saving import family, save_model
@@ -171,6 +173,21 @@ class EvolvingModel(BaseAlgorithm):
         """
         arguments = (env, device, custom_objects, print_system_info, force_reset)
         return load_model(cls, super().load, path, *arguments, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters into the networks, see ``BaseAlgorithm.set_parameters``; those of earlier versions fit, too.
+
+        :param load_path_or_dict: file name, or state dicts by name as :func:`~sb3_erl.runs.loading.load_parameters` gives them
+        :param exact_match: whether each of the model's state dicts must be there, and each of their tensors
+        :param device: where tensors of a file go
+        :raises ValueError: if there is one that the model does not have, or, with ``exact_match``, one is missing
+        """
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = load_from_zip_file(load_path_or_dict, load_data=False, device=device)[1]
+        super().set_parameters(renamed_tensors(load_path_or_dict, self.get_parameters()), exact_match, device)
 
     @classmethod
     def resume_from(

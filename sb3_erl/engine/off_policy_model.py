@@ -15,6 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHost
@@ -55,8 +56,6 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
-    _n_priorities = 1
-    """Sets of priorities in a replay buffer that keeps any."""
     learner: Learner
 
     def __init__(
@@ -135,6 +134,31 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         for name in ("tau", "gamma"):
             check_range(name, getattr(self, name), 0, 1)
 
+    def _setup_model(self) -> None:
+        policy_kwargs, buffer_kwargs, given = self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class
+        self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
+        self.replay_buffer_class = self._default_buffer_class() if given is None else given
+        if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
+            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
+        self.run.choose_seed()
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
+        return {}
+
+    def _default_buffer_class(self) -> type[ReplayBuffer] | None:
+        """Replay buffer where the user names none, ``None`` for SB3's choice."""
+        return None
+
+    @property
+    def _n_priorities(self) -> int:
+        """Sets of priorities in a replay buffer that keeps any."""
+        return 1
+
     # ---------------------------------------------------------------- learning
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
@@ -160,6 +184,10 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _optimizer_rates(self) -> Mapping[str, float]:
         """Learning rates of single optimizers, by name, in place of the common one."""
         return {}
+
+    def _count_updates(self, n_updates: int) -> None:
+        """Count gradient updates."""
+        self._n_updates += n_updates
 
     def _learning_sequence(self) -> np.random.SeedSequence:
         """Seed of the random numbers of the next updates."""

@@ -1,152 +1,216 @@
-"""SB3's own rollout loop with episodes that have an address: each begins with a seed of its own."""
+"""Base of learners that collect step by step and train between their episodes."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 
+from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.learner_host import LearnerHostMixin
-from sb3_erl.engine.old_mixins import SafeBufferMixin
-from sb3_erl.rollouts.exploration import UniformExploration
+from sb3_erl.engine.off_policy_model import OffPolicyModel
+from sb3_erl.learners.assessment import Assessment
+from sb3_erl.rollouts.episodes import Episodes
 from sb3_erl.rollouts.jobs import Explorer
-from sb3_erl.rollouts.slot_reset import SlotResetter
-from sb3_erl.rollouts.soundness import NormalizerGuard, check_finite, check_shape
+
+EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
 
 
-class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlgorithm):
+class StepwiseAlgorithm(OffPolicyModel):
     """
-    A single learner that collects step by step, as SB3's off-policy classes do.
+    A learner that collects with SB3's rollout loop, and trains after its policy was assessed by its training episodes.
 
     Every episode begins with a reset whose seed derives from the run's seed and the episode's number, and so does its
     exploration; ``learn`` begins with new episodes. An episode is random as a whole or follows the policy as a whole: it
     follows the policy if more than ``learning_starts`` steps were stored when it began.
 
     A reward or an observation that is not finite is an error, before the step is stored: every step is learned from.
+
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+
+    :param policy: ``"MlpPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param env: environment, vectorized or not, its id, or ``None`` for loading
+    :param learning_rate: a float or a schedule of the remaining progress
+    :param learning_starts: environment steps of the random warm-up, which lasts to the end of the running episode
+    :param batch_size: transitions per update
+    :param train_freq: only 1: when to train is decided by the assessment, or without checkpoints after each step
+    :param gradient_steps: -1 for one update per environment step with the policy, else updates per training call
+    :param replay_buffer_class: an SB3 replay buffer class, that of the published algorithm if ``None``
+    :raises ValueError: if an argument is out of range or the environment's spaces are not supported
     """
 
-    def _init_stepwise(self) -> None:
-        """Attributes that survive save and load; call it in ``__init__`` before ``_setup_model``."""
-        self._init_addresses()
+    own_log_interval = 4
+    assessment: Assessment
+    actor: Any
+
+    @inherits_arguments("tau", "optimize_memory_usage", "n_steps", learning_starts=25_000, batch_size=256, gradient_steps=-1)
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 3e-4,
+        **kwargs: Any,
+    ):
         self.n_begun = 0
         """Episodes begun over the life of the model, each of them an address of random numbers."""
         self.n_stored = 0
         """Environment steps stored over the life of the model; ``reset_num_timesteps`` does not reset it."""
-        self._resetter: SlotResetter | None = None
-        self._guard: NormalizerGuard | None = None
+        super().__init__(policy, env, learning_rate, **kwargs)
 
-    # ---------------------------------------------------------------- what a subclass hears
+    # ---------------------------------------------------------------- set-up
 
-    def _episode_begins(self, index: int) -> None:
-        """An episode that follows the policy begins in this environment."""
+    def _convert_train_freq(self) -> None:
+        super()._convert_train_freq()
+        if self.train_freq != EVERY_STEP:  # type: ignore[comparison-overlap]
+            raise ValueError(
+                f"train_freq must be 1: {type(self).__name__} trains after an assessment of its policy, or with "
+                f"use_checkpoints=False after each step; got {self.train_freq}. Set gradient_steps for more or fewer updates"
+            )
 
-    def _episode_is_cut(self, index: int) -> None:
-        """The episode in this environment, if one runs, is cut off from outside."""
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+        self._setup_parts()
+        self._episodes = Episodes(self)
 
-    def _steps_taken(self, n_steps: int) -> None:
-        """So many environments took a step with the policy."""
+    @abstractmethod
+    def _setup_parts(self) -> None:
+        """Build learner and assessment; also runs in ``load``, before their tensors are loaded."""
 
-    def _episode_ends(self, index: int, total_reward: float) -> None:
-        """An episode ended in this environment, with this undiscounted raw return."""
+    # ---------------------------------------------------------------- what a subclass decides
 
+    @property
+    @abstractmethod
+    def _has_checkpoints(self) -> bool:
+        """Whether policies are assessed and the best is kept; if not, updates follow each step."""
+
+    @abstractmethod
     def _exploration(self) -> Explorer | None:
         """Exploration of episodes that follow the policy, ``None`` for none."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def _keep_checkpoint(self) -> None:
+        """The policy was accepted: copy it, before it is trained."""
+
+    def _begin_online(self, callback: BaseCallback) -> bool:
+        """Complete what the previous ``learn`` left undone between two assessments; returns whether training goes on."""
+        return True
+
+    def _after_training(self, callback: BaseCallback) -> bool:
+        """After the updates that followed an assessment or a step; returns whether training goes on."""
+        return True
+
+    def _updates_for(self, n_steps: int) -> int:
+        """
+        :param n_steps: environment steps with the policy for which no updates were made
+        :return: updates that are made for them
+        """
+        return n_steps if self.gradient_steps < 0 else self.gradient_steps
+
+    # ---------------------------------------------------------------- the loops
+
+    def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        if self.num_timesteps >= total_timesteps:  # killed after its last checkpoint
+            return
+        self._episodes.use_environments()
+        self._cut_episodes()
+        goes_on = self._begin_online(callback)
+        while goes_on and self.num_timesteps < total_timesteps:
+            self._between_steps()
+            if not self._collect_step(callback, log_interval):
+                break
+            n_updates = self._updates_now()
+            if n_updates is not None:
+                self.train(n_updates, self.batch_size)
+                goes_on = self._after_training(callback)
+
+    def _collect_step(self, callback: BaseCallback, log_interval: int | None = None) -> bool:
+        """One vector step by SB3's loop; returns whether training goes on."""
+        assert self.env is not None and self.replay_buffer is not None
+        arguments: Any = (self.replay_buffer, None, int(self.learning_starts), log_interval)
+        return self.collect_rollouts(self.env, callback, EVERY_STEP, *arguments).continue_training
+
+    def _updates_now(self) -> int | None:
+        """
+        End the assessment if it has an outcome; an accepted policy becomes the checkpoint before it is trained.
+
+        :return: updates that follow now, ``None`` before the end of the assessment
+        """
+        assessment = self.assessment
+        if not self._has_checkpoints:
+            n_steps, assessment.state["untrained_steps"] = assessment.untrained_steps, 0
+            return self._updates_for(n_steps) if n_steps > 0 else None
+        outcome = assessment.outcome
+        if outcome is None:
+            return None
+        if outcome == "accept":
+            self._keep_checkpoint()
+        n_updates = assessment.close(outcome, self._learner_updates, self._updates_for(assessment.untrained_steps))
+        self.logger.record("checkpoint/score", assessment.score)
+        self.logger.record("checkpoint/episodes_per_assessment", assessment.n_episodes)
+        self.logger.record("checkpoint/n_accepted", assessment.state["n_accepted"])
+        self.logger.record("checkpoint/n_rejected", assessment.state["n_rejected"])
+        return n_updates
+
+    def _between_steps(self) -> None:
+        """Save the run if no episode runs; if there was no such moment for long, cut the episodes first."""
+        if not self._episodes.none_runs and self.run.is_overdue:
+            self._cut_episodes()
+        if self._episodes.none_runs:
+            self.run.at_boundary()
+
+    def _train_offline(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
+        """Updates on a filled replay buffer, counted as timesteps."""
+        assert self.replay_buffer is not None
+        if self.replay_buffer.size() == 0:
+            raise ValueError(
+                "replay_buffer must hold transitions for offline learning; it is empty. Fill it with load_replay_buffer(path) "
+                "or sb3_erl.buffers.offline.fill_replay_buffer(model, dataset)"
+            )
+        callback.on_rollout_start()
+        while self.num_timesteps < total_timesteps:
+            self.run.at_boundary()
+            self.train(1, self.batch_size)
+            self._after_training(callback)
+            self.num_timesteps += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return
+            if log_interval is not None and self.num_timesteps % (1000 * log_interval) == 0:
+                self.dump_logs()
+        callback.on_rollout_end()
 
     # ---------------------------------------------------------------- episodes
 
-    def _begin_rollouts(self) -> None:
-        """To be called in ``learn`` after ``_setup_learn``."""
-        assert self.env is not None
-        self._resetter, self._guard = SlotResetter(self.env), NormalizerGuard(self._vec_normalize_env)
-        self._cut_episodes()
-
-    def _forget_episodes(self) -> None:
-        self._ended = list(range(self.n_envs))
-        self._explorers: list[Explorer | None] = [None] * self.n_envs
-        self._uses_policy = np.zeros(self.n_envs, dtype=bool)
-        self._returns = np.zeros(self.n_envs)
-
     def _cut_episodes(self) -> None:
         """Begin new episodes everywhere; the transition that was stored last was the end of its episode."""
-        buffer = self.replay_buffer
-        assert buffer is not None
-        if buffer.size() > 0 and buffer.handle_timeout_termination:
-            last = buffer.pos - 1
-            running = buffer.dones[last] == 0
-            buffer.dones[last, running] = buffer.timeouts[last, running] = 1
+        assert self.replay_buffer is not None
+        self._episodes.cut(self.replay_buffer)
         for index in range(self.n_envs):
-            self._episode_is_cut(index)
-        self._forget_episodes()
+            self.assessment.abandon(index)
 
-    def _between_steps(self) -> None:
-        """A moment to save the run, if no episode runs; or if none was found for long, episodes are cut."""
-        has_end = len(self._ended) == self.n_envs
-        if not has_end and any(checkpointer.is_overdue for checkpointer in self._checkpointers):
-            self._cut_episodes()
-            has_end = True
-        if has_end:
-            self._at_boundary()
+    def _count_steps(self, n_steps: int) -> None:
+        """So many environments took a step with the policy."""
+        self.assessment.step(n_steps)
 
-    def _begin_episode(self, index: int) -> None:
-        """Reset an environment with a seed of its own; from here on it is random or it uses the policy."""
-        assert self._resetter is not None
-        self.n_begun += 1
-        observation, original = self._resetter(index, self.address.seed(Stream.ENVIRONMENT, self.n_begun))
-        check_shape("observations", observation, self.observation_space.shape or ())
-        check_finite(np.asarray(original))
-        self._last_obs = np.array(self._last_obs)
-        self._last_obs[index] = observation
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = np.array(self._last_original_obs)
-            self._last_original_obs[index] = original
-        self._uses_policy[index] = self.n_stored > self.learning_starts
-        self._returns[index] = 0.0
-        explorer = self._exploration() if self._uses_policy[index] else UniformExploration()
-        self._explorers[index] = explorer
-        if explorer is not None:
-            explorer.begin(self.address.sequence(Stream.EXPLORATION, self.n_begun))
-        if self._uses_policy[index]:
-            self._episode_begins(index)
+    def _count_return(self, total_reward: float) -> None:
+        """An episode that counts for the assessment ended with this undiscounted return."""
+        self.logger.record("rollout/learner_ep_rew_mean", total_reward)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        for index in self._ended:
-            self._begin_episode(index)
-        self._ended = []
-        observations = np.asarray(self._last_obs)
-        scaled = np.zeros((n_envs, get_action_dim(self.action_space)), dtype=np.float32)
-        if self._uses_policy.any():
-            with th.no_grad():
-                scaled = self.actor(self.policy.obs_to_tensor(observations)[0]).cpu().numpy()
-        for index, explorer in enumerate(self._explorers):
-            if explorer is not None:
-                scaled[index] = explorer(observations[index], scaled[index])
-        scaled = scaled.reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
-        assert self._guard is not None
-        self._guard.keep()
+        for index in self._episodes.begin_where_ended():
+            self.assessment.begin(index)
+        scaled = self._episodes.actions()
         return self.policy.unscale_action(scaled), scaled
-
-    def _check_step(self, new_obs: Any, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """:raises ValueError: if the step that was just taken is not finite or has another shape"""
-        assert self._guard is not None
-        shape, normalizer = self.observation_space.shape or (), self._vec_normalize_env
-        check_shape("observations", new_obs, (self.n_envs, *shape))
-        check_shape("rewards", reward, (self.n_envs,))
-        self._guard.restore()
-        observations: Any = new_obs if normalizer is None else normalizer.get_original_obs()
-        rewards = reward if normalizer is None else normalizer.get_original_reward()
-        for index in range(self.n_envs):
-            last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
-            check_shape("observations", last, shape)
-            check_finite(np.asarray(last), float(rewards[index]))
 
     def _store_transition(
         self,
@@ -157,20 +221,28 @@ class StepwiseOffPolicyAlgorithm(SafeBufferMixin, LearnerHostMixin, OffPolicyAlg
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_step(new_obs, reward, dones, infos)
+        self._episodes.check(new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        normalizer = self._vec_normalize_env
-        raw = reward if normalizer is None else normalizer.get_original_reward()
-        self._returns += np.asarray(raw, dtype=np.float32)  # DummyVecEnv rounds so, SubprocVecEnv does not
         self.n_stored += self.n_envs
-        self._steps_taken(int(self._uses_policy.sum()))
-        self._ended = [int(index) for index in np.flatnonzero(dones)]
-        for index in self._ended:
-            self._episode_ends(index, float(self._returns[index]))
+        self._count_steps(int(self._episodes.uses_policy.sum()))
+        for index, total_reward in self._episodes.step(reward, dones):
+            if self.assessment.finish(index, total_reward):
+                self._count_return(total_reward)
+
+    # ---------------------------------------------------------------- learning and saving
 
     def _learning_sequence(self) -> np.random.SeedSequence:
-        return self.address.sequence(Stream.LEARNING, self._n_updates)
+        return self.run.address.sequence(Stream.LEARNING, self._n_updates)
+
+    @property
+    def _phase_key(self) -> tuple[int, ...]:
+        """Episodes and updates take the place of generations."""
+        return self.n_begun, self._n_updates
+
+    @property
+    def learner_agent(self) -> BasePolicy:
+        """The live actor; has ``predict``, for ``evaluate_policy``."""
+        return self.actor
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_resetter", "_guard", "_explorers", "_ended", "_uses_policy", "_returns"]
-        return [*super()._excluded_save_params(), *own]
+        return [*super()._excluded_save_params(), "actor", "assessment", "_episodes"]

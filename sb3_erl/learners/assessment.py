@@ -1,19 +1,23 @@
-"""TD7's checkpoints: a frozen policy is assessed by its training episodes before it is trained on."""
+"""When TD7 trains, and which policy it keeps: assessment of a frozen policy by its training episodes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Verdict = Literal["accept", "reject"]
+Outcome = Literal["accept", "reject"]
 
 EMPTY = 1e8
 """Running minimum of an assessment without finished episodes."""
+RENAMED = {"owed": "untrained_steps"}
+"""Keys of the state in files of earlier versions."""
 
 
 @dataclass(frozen=True)
 class AssessmentSettings:
     """
+    Constants of an assessment.
+
     :param early_episodes: episodes per assessment in the early phase
     :param late_episodes: episodes per assessment in the late phase
     :param updates_before_late: gradient updates after which the late phase begins
@@ -31,13 +35,13 @@ class AssessmentSettings:
 
 class Assessment:
     """
-    Decides after each vector step whether the frozen policy was tried long enough, and how many updates are then due.
+    Says after each vector step whether the frozen policy has had enough episodes, and how many updates then follow.
 
     Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, section 4.2; authors' code: sfujim/TD7,
     ``TD7.py: maybe_train_and_checkpoint``. The score of a policy is its worst undiscounted return; an assessment ends at
-    the first return below the stored score, or when all its episodes are finished, and one update follows per
-    environment step. With several environments, episodes are counted in the order in which they start, at least as many
-    as there are environments; the steps of others count, their returns do not.
+    the first return below the stored score, or when all its episodes are finished, and one update follows for each
+    environment step. With several environments, episodes count in the order in which they start, at least as many as there
+    are environments; updates are made for the steps of the others too, but their returns do not count.
 
     :param state: plain values that the algorithm saves; an empty dict is filled
     :param settings: constants
@@ -46,10 +50,14 @@ class Assessment:
 
     def __init__(self, state: dict[str, Any], settings: AssessmentSettings, n_envs: int = 1):
         self.state, self.settings = state, settings
-        fresh = {"score": -1e8, "worst": EMPTY, "n_finished": 0, "owed": 0, "is_late": False, "n_accepted": 0, "n_rejected": 0}
-        for key, value in fresh.items():
+        for old, new in RENAMED.items():
+            if old in state:
+                state[new] = state.pop(old)
+        fresh = {"score": -1e8, "worst": EMPTY, "n_finished": 0, "untrained_steps": 0, "is_late": False}
+        for key, value in {**fresh, "n_accepted": 0, "n_rejected": 0}.items():
             state.setdefault(key, value)
-        self._counted = [False] * n_envs
+        self._counts = [False] * n_envs
+        """Whether the episode that runs in each environment counts."""
         self._n_begun = int(state["n_finished"])
 
     @property
@@ -59,7 +67,7 @@ class Assessment:
 
     @property
     def _n_needed(self) -> int:
-        return max(self.n_episodes, len(self._counted))
+        return max(self.n_episodes, len(self._counts))
 
     @property
     def score(self) -> float:
@@ -67,24 +75,24 @@ class Assessment:
         return self.state["score"]
 
     @property
-    def owed(self) -> int:
+    def untrained_steps(self) -> int:
         """Environment steps for which no update was made yet."""
-        return self.state["owed"]
+        return self.state["untrained_steps"]
 
     def begin(self, env: int) -> None:
-        """An episode begins; its return counts if the assessment needs it."""
+        """An episode begins; it counts if the assessment needs it."""
         self.abandon(env)
-        self._counted[env] = self._n_begun < self._n_needed
-        self._n_begun += self._counted[env]
+        self._counts[env] = self._n_begun < self._n_needed
+        self._n_begun += self._counts[env]
 
     def abandon(self, env: int) -> None:
-        """An episode is cut off from outside; another one may take its place."""
-        self._n_begun -= self._counted[env]
-        self._counted[env] = False
+        """An episode is cut off from outside; another one may count in its place."""
+        self._n_begun -= self._counts[env]
+        self._counts[env] = False
 
     def step(self, n_steps: int) -> None:
         """Environment steps with the frozen policy."""
-        self.state["owed"] += n_steps
+        self.state["untrained_steps"] += n_steps
 
     def finish(self, env: int, total_reward: float) -> bool:
         """
@@ -92,42 +100,47 @@ class Assessment:
 
         :param env: in this environment
         :param total_reward: with this undiscounted return
-        :return: whether its return counts
+        :return: whether it counts
         """
-        counts, self._counted[env] = self._counted[env], False
+        counts, self._counts[env] = self._counts[env], False
         if counts:
             self.state["n_finished"] += 1
             self.state["worst"] = min(self.state["worst"], float(total_reward))
         return counts
 
     @property
-    def verdict(self) -> Verdict | None:
+    def outcome(self) -> Outcome | None:
         """Whether the policy replaces the stored one; ``None`` while more episodes are needed."""
         if self.state["worst"] < self.score:
             return "reject"
         return "accept" if self.state["n_finished"] >= self._n_needed else None
 
-    def close(self, verdict: Verdict, n_updates: int, due: int | None = None) -> int:
+    def close(self, outcome: Outcome, n_before: int, n_updates: int | None = None) -> int:
         """
         End the assessment; the caller stores the policy on ``"accept"`` and runs the updates.
 
-        :param verdict: see :attr:`verdict`
-        :param n_updates: gradient updates done so far
-        :param due: updates that follow, by default one per step since the last assessment
-        :return: updates that are due now
+        :param outcome: what :attr:`outcome` said
+        :param n_before: gradient updates made so far
+        :param n_updates: updates that follow, by default one for each step without an update
+        :return: updates that follow
         """
         state = self.state
-        state[f"n_{verdict}ed"] += 1
-        if verdict == "accept":
+        state[f"n_{outcome}ed"] += 1
+        if outcome == "accept":
             state["score"] = state["worst"]
-        due = state["owed"] if due is None else due
-        self.pass_updates(n_updates, due)
-        state["worst"], state["n_finished"], state["owed"] = EMPTY, 0, 0
-        self._n_begun, self._counted = 0, [False] * len(self._counted)
-        return due
+        n_updates = state["untrained_steps"] if n_updates is None else n_updates
+        self.pass_updates(n_before, n_updates)
+        state["worst"], state["n_finished"], state["untrained_steps"] = EMPTY, 0, 0
+        self._n_begun, self._counts = 0, [False] * len(self._counts)
+        return n_updates
 
     def pass_updates(self, n_before: int, n_updates: int) -> None:
-        """Begin the late phase, with a lower score to beat, if one of these updates is the one that it begins with."""
+        """
+        Begin the late phase, and lower the demands on the next policy a little, if its update is among those that follow.
+
+        :param n_before: gradient updates made so far
+        :param n_updates: updates that follow
+        """
         state, settings = self.state, self.settings
         if not state["is_late"] and n_before <= settings.updates_before_late < n_before + n_updates:
             state["is_late"] = True

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and how it goes on: save, load, resume, checkpoints."""
+"""What a run leaves on disk and how it is continued: save, load, resume, checkpoints, replay buffer files."""

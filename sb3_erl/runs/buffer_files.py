@@ -16,7 +16,7 @@ from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
 
 MARK = b"sb3_erl crc32 "
-"""Stands at the end of a replay buffer file before eight hexadecimal digits; pickle does not read so far."""
+"""Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
 BLOCK = 1 << 20
 """Bytes that are read at once for a checksum."""
 
@@ -38,7 +38,7 @@ def load_buffer(
     model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool, n_priorities: int
 ) -> None:
     """
-    :param model: keeps its own replay buffer if the file is of no use
+    :param model: keeps its own replay buffer if the file cannot be loaded
     :param sb3_load: ``load_replay_buffer`` of SB3's class
     :param path: file name (``.pkl`` may be left out) or open file
     :param truncate_last_traj: for HER buffers only
@@ -51,7 +51,7 @@ def load_buffer(
         with pickle_explained(path), old_modules_found():
             check_seal(path)
             sb3_load(path, truncate_last_traj)
-            check_buffer(path, model.replay_buffer, model, None if kept is None else kept.n_envs)
+            check_buffer(path, model.replay_buffer, model, kept)
         found = len(getattr(model.replay_buffer, "trees", range(n_priorities)))  # a buffer without priorities fits as well
         if found != n_priorities:
             raise ValueError(
@@ -64,7 +64,7 @@ def load_buffer(
 
 
 def seal(path: pathlib.Path) -> None:
-    """Write a checksum behind a pickle."""
+    """Append a checksum to a pickle."""
     with open(path, "r+b") as file:
         checksum = _checksum(file, os.path.getsize(path))
         file.seek(0, os.SEEK_END)
@@ -95,13 +95,13 @@ def _checksum(file: IO[bytes], size: int) -> int:
     return checksum
 
 
-def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None:
+def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
     """
     :param path: of the file
     :param found: what was in it
     :param model: that is to learn from it
-    :param n_envs: columns of the buffer that the model had, ``None`` if it had none
-    :raises ValueError: if it is none, or one for other environments
+    :param kept: the buffer that the model had, ``None`` if it had none
+    :raises ValueError: if it is no replay buffer, or one for other environments or another number of learners
     """
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(model, name), getattr(found, name, None)
@@ -110,10 +110,17 @@ def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None
                 f"{named(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
                 "of a model with the same environment"
             )
-    if n_envs not in (None, found.n_envs):
+    if kept is not None and kept.n_envs != found.n_envs:
         raise ValueError(
-            f"{named(path)} must hold a replay buffer of {n_envs} environments as the model has it; got one of "
+            f"{named(path)} must hold a replay buffer of {kept.n_envs} environments as the model has it; got one of "
             f"{found.n_envs}. Use as many environments as when it was saved"
+        )
+    wanted = len(getattr(kept, "trees", ()))
+    n_sets = len(getattr(found, "trees", ()))
+    if wanted > 0 and n_sets > 0 and wanted != n_sets:  # a buffer without priorities fits as well
+        raise ValueError(
+            f"{named(path)} must hold a replay buffer with {wanted} sets of priorities, one per learner; it has {n_sets}. "
+            "Load the buffer of a model with the same pop_size, priorities and keep_losers"
         )
     rows = found.buffer_size
     for name in ("observations", "actions", "rewards", "dones"):
@@ -124,7 +131,12 @@ def check_buffer(path: File, found: Any, model: Any, n_envs: int | None) -> None
 
 @contextmanager
 def pickle_explained(path: File) -> Iterator[None]:
-    """Around reading a pickle: a damaged one may raise anything."""
+    """
+    Turn errors of a damaged pickle, which may be of any type, into one with the file's name.
+
+    :param path: of the file
+    :raises ValueError: if the file is damaged or not a pickle of this version
+    """
     try:
         yield
     except FileNotFoundError:

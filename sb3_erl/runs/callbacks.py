@@ -1,4 +1,4 @@
-"""Callbacks of this package."""
+"""``GenerationCheckpoint``, the callback that saves a run so that it can be continued exactly."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class GenerationCheckpoint(BaseCallback):
     """
     Saves a run between two generations, so that ``resume_from`` continues it bit for bit.
 
-    A checkpoint is a folder with model, replay buffer, ``VecNormalize`` statistics, log files, what SB3's callbacks remember
-    and the global generators. It appears in a single step when all of it is on disk: a kill at any moment leaves the
-    checkpoint before. There is one more at the end of the budget.
+    A checkpoint is a folder with model, replay buffer, ``VecNormalize`` statistics, log files, the state of SB3's callbacks
+    and of the global generators. It appears in a single step when all of it is on disk: a kill at any moment leaves the
+    previous checkpoint. There is one more at the end of the budget.
 
-    ``TD7`` and ``PopTD7`` have no generations: they are saved when no episode runs. Where there is no such moment within
+    ``TD7`` and ``PopTD7`` have no generations: they are saved when no episode runs. If there is no such moment within
     another ``save_freq`` steps, as with several environments, running episodes are cut and stored as truncated.
 
     :param save_freq: environment steps between two checkpoints; each is written at the first possible moment after them
-    :param save_path: folder of this run's checkpoints; while ``learn`` runs, no other process can use it
+    :param save_path: folder of this run's checkpoints, which no other process can use while ``learn`` runs
     :param keep: number of checkpoints that are kept, ``None`` for all
     :param verbose: 2 to say when a checkpoint is written
     :raises ValueError: if a number is out of range, another run is writing to the folder, or it holds later checkpoints than
@@ -91,16 +91,16 @@ class GenerationCheckpoint(BaseCallback):
 
     @property
     def is_due(self) -> bool:
-        """Whether ``save_freq`` steps are over."""
+        """Whether ``save_freq`` steps were taken since the last checkpoint."""
         return self.model.num_timesteps // self.save_freq > self._saved_at // self.save_freq
 
     @property
     def is_overdue(self) -> bool:
-        """Whether there was no possible moment for as many steps again."""
+        """Whether another ``save_freq`` steps were taken without a possible moment to save."""
         return self.model.num_timesteps // self.save_freq > self._saved_at // self.save_freq + 1
 
     def save(self) -> None:
-        """Write a checkpoint of the model as it is, and delete those that are too many."""
+        """Write a checkpoint of the model as it is, and delete the oldest beyond ``keep``."""
         model, normalizer = self.model, self.model.get_vec_normalize_env()
         about = {
             "algorithm": type(model).__name__,

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: folders that are whole or not there."""
+"""Checkpoints on disk: folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from sb3_erl.core.atomic_files import hidden_name, umask
 MANIFEST = "checkpoint.json"
 MODEL = "model.zip"
 BUFFER = "replay_buffer.pkl"
-"""The name under which the Zoo looks for a buffer beside a model."""
+"""Name under which rl_zoo3 looks for the replay buffer of a model."""
 NORMALIZER = "vecnormalize.pkl"
 RUN = "run.pkl"
 ENVIRONMENT = "env.pkl"
 LOGS = "logs"
 CHECKED_BY_LOAD = (MODEL, BUFFER)
-"""Files with checksums of their own, which may be too large to be read twice."""
+"""Files whose checksums are checked when they are loaded, because they may be too large to be read twice."""
 CHECKSUM = "checksum"
-"""Of the other entries of a manifest."""
+"""Key of the checksum of a manifest's other entries."""
 PREFIX = "checkpoint_"
 LOCK = ".lock"
-PATIENCE = 10.0
-"""Seconds to wait for a folder: environments of a run that was killed may need a moment to notice it."""
+LOCK_TIMEOUT = 10.0
+"""Seconds to wait for a folder: the environments of a run that was killed may hold it for a moment."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CheckpointFiles:
     :param model: zip file of the model
     :param buffer: replay buffer, which need not exist
     :param normalizer: statistics of ``VecNormalize``, which need not exist
-    :param manifest: what one of our checkpoints says about itself, ``None`` for one of SB3's
+    :param manifest: manifest of one of our checkpoints, ``None`` for one of SB3's
     """
 
     model: pathlib.Path
@@ -65,7 +65,7 @@ class CheckpointFiles:
 def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:
     """
     :param path: folder of a :class:`~sb3_erl.runs.callbacks.GenerationCheckpoint`, or one checkpoint in it
-    :return: its newest whole checkpoint, ``None`` if there is none, for example because the run has not begun
+    :return: the newest complete checkpoint, ``None`` if there is none, for example because the run has not begun
 
     >>> newest_checkpoint("no/such/folder") is None
     True
@@ -76,7 +76,7 @@ def newest_checkpoint(path: str | pathlib.Path) -> pathlib.Path | None:
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """:return: what a checkpoint says of itself, ``None`` if it is not whole"""
+    """:return: the manifest of a checkpoint, ``None`` if the checkpoint is not complete"""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         own = manifest.pop(CHECKSUM, None)  # the first versions wrote none
@@ -95,31 +95,31 @@ def _checksum(data: bytes) -> str:
 
 def claim(path: pathlib.Path) -> filelock.BaseFileLock:
     """
-    Take a folder for one run; the system frees it when the process ends, in whatever way.
+    Lock a folder for one run; the operating system unlocks it when the process ends, in whatever way.
 
     :param path: folder of checkpoints
-    :return: to be released when the run ends
-    :raises ValueError: if another process has it
+    :return: the lock, to be released when the run ends
+    :raises ValueError: if another process holds it
     """
     lock = filelock.FileLock(path / LOCK, is_singleton=True, thread_local=False)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=LOCK_TIMEOUT)
     except filelock.Timeout as error:
         raise ValueError(
-            f"save_path must be a folder that no other run is writing to; another process has {str(path)!r}. Give each run a "
-            "folder of its own, or end the other run before this one continues it"
+            f"save_path must be a folder that no other run is writing to; another process holds {str(path)!r}. Give each run "
+            "a folder of its own, or end the other run before this one continues it"
         ) from error
     return lock
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
-    """Delete what killed runs have left in the middle of writing or deleting a checkpoint."""
+    """Delete folders of killed runs that were writing or deleting a checkpoint."""
     for folder in path.glob(f".{PREFIX}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(path: pathlib.Path, keep: int) -> None:
-    """Delete all checkpoints but the newest ``keep`` whole ones, oldest first."""
+    """Delete all checkpoints but the newest ``keep`` complete ones, oldest first."""
     folders = sorted(path.glob(f"{PREFIX}*"))
     kept = [folder for folder in folders if read_manifest(folder) is not None][-keep:]
     for folder in folders:
@@ -130,11 +130,12 @@ def prune(path: pathlib.Path, keep: int) -> None:
 @contextmanager
 def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) -> Iterator[pathlib.Path]:
     """
-    A temporary folder that becomes the checkpoint in a single step when the block has filled it and all is on disk.
+    Make a temporary folder, which is renamed to the checkpoint when the block has filled it and all of it is on disk.
 
     :param path: folder with the checkpoints of a run
     :param n_timesteps: part of the name, with leading zeros, so that names sort by age
-    :param about: goes into the manifest, beside sizes and checksums of the files
+    :param about: entries of the manifest beside sizes and checksums of the files
+    :return: the temporary folder
     """
     final = path / f"{PREFIX}{n_timesteps:012d}"
     temporary = hidden_name(final)
@@ -150,7 +151,7 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
         for entry in (*temporary.rglob("*"), temporary):
             _to_disk(entry)
         os.chmod(temporary, 0o777 & ~umask())
-        if final.exists():  # not whole, or the model would not be at this step
+        if final.exists():  # incomplete: a complete one would be continued
             _delete(final)
         os.replace(temporary, final)
         _to_disk(path)
@@ -159,14 +160,14 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
 
 
 def _delete(folder: pathlib.Path) -> None:
-    """First the name, in a single step, so that a checkpoint that is there is whole; then the files."""
+    """Rename the folder first, in a single step, so that no checkpoint is ever half deleted; then delete its files."""
     hidden = hidden_name(folder)
     os.replace(folder, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _to_disk(path: pathlib.Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power failure."""
+    """Wait until a file, or the list of a folder's files, is on disk and would survive a power failure."""
     if path.is_dir() and os.name == "nt":  # Windows cannot do that for folders
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -36,11 +36,11 @@ File = str | pathlib.Path | io.BufferedIOBase
 
 def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, dict[str, Any]]:
     """
-    The parameters of a saved model and nothing else: no code of the file is run, whoever made it.
+    Read the parameters of a saved model without running any code in the file, so that it need not be trusted.
 
-    ``ALGOS[...].load`` unpickles what SB3 pickles, and so runs whatever a file says; this reads the tensors only, with
+    ``ALGOS[...].load`` unpickles what SB3 pickles, and so runs any code in a file; this reads the tensors only, with
     ``torch.load(weights_only=True)``. Construct the model yourself, with the settings that it was trained with, and give it
-    the parameters: ``model.set_parameters(load_parameters("stranger.zip"))``. Then ``predict`` acts as the saved model did.
+    the parameters: ``model.set_parameters(load_parameters("untrusted.zip"))``. Then ``predict`` acts as the saved model did.
 
     :param path: zip file of any SB3 model (``.zip`` may be left out), or open file
     :param device: where the tensors go
@@ -48,7 +48,7 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
     :raises FileNotFoundError: if there is no such file
     :raises ValueError: if the file is damaged, no model of SB3's, or holds anything but tensors and plain values
     """
-    path = beside_folder(path)
+    path = file_beside_folder(path)
     with opened(path, "zip") as file, _archive(file, path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".pth")]
         wanted = {name: name.removesuffix(".pth") for name in names if name.removesuffix(".pth") not in VARIABLES}
@@ -59,7 +59,7 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
             except Exception as error:
                 raise ValueError(
                     f"{named(path)} must hold tensors and plain values in {member}; it could not be read without running "
-                    f"code that is in it, which was not done: {brief(error)}. Load it otherwise only if you trust who made it"
+                    f"code that is in it, which was not done: {brief(error)}. Load it with load() only if you trust its author"
                 ) from error
     return found
 
@@ -84,7 +84,7 @@ def load_model(
     :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
     :raises TypeError: if there is no such attribute to change
     """
-    path = beside_folder(path)
+    path = file_beside_folder(path)
     data = check_model_file(path, family(cls))
     # SB3's own tests hand the arguments of off-policy classes to every class
     known = {*data, *(name for owner in (cls, OffPolicyAlgorithm) for name in inspect.signature(owner.__init__).parameters)}
@@ -98,9 +98,9 @@ def load_model(
         return sb3_load(path, env, *arguments, **kwargs)
 
 
-def beside_folder(path: File) -> File:
+def file_beside_folder(path: File) -> File:
     """
-    The Zoo puts a folder ``<name>`` with settings beside the model's file ``<name>.zip``.
+    Find the model's file ``<name>.zip`` beside the folder ``<name>`` in which rl_zoo3 keeps its settings.
 
     :param path: what ``load`` was given
     :return: the file, where ``path`` is a folder
@@ -123,7 +123,7 @@ def check_model_file(path: File, algorithm: str) -> dict[str, Any]:
     :param algorithm: class that is to be loaded
     :return: the saved attributes by name, those that are pickled as they are
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if it is damaged, no model of SB3's, none of this package, or one of another class
+    :raises ValueError: if it is damaged, or not a model of SB3, of this package, or of this class
     """
     with opened(path, "zip") as file, _archive(file, path) as archive:
         try:
@@ -143,7 +143,13 @@ def check_model_file(path: File, algorithm: str) -> dict[str, Any]:
 
 @contextmanager
 def misfits_explained(path: File, algorithm: str) -> Iterator[None]:
-    """Around SB3's ``load``: what it raises where a file does not fit becomes a ValueError that says so."""
+    """
+    Turn errors of SB3's ``load`` about files that do not fit into one with the file's name.
+
+    :param path: of the file
+    :param algorithm: name of the class
+    :raises ValueError: if the file does not fit the class
+    """
     try:
         yield
     except (AttributeError, AssertionError, KeyError, IndexError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -159,7 +165,7 @@ def misfits_explained(path: File, algorithm: str) -> Iterator[None]:
 
 @contextmanager
 def _archive(file: IO[bytes], path: File) -> Iterator[zipfile.ZipFile]:
-    """A zip file whose checksums are right and which SB3 made."""
+    """Open a zip file; a ValueError says if its checksums are wrong or SB3 did not make it."""
     try:
         archive = zipfile.ZipFile(file)
         damaged = archive.testzip()

@@ -57,7 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evolution.cem_planner": ("planning.cem_planner",),
     "evolution.distilled": ("evolution.distilled_ga",),
     "evolution.noise_table": ("core.noise_table",),
-    "fitness.assessment": ("engine.assessment",),
+    "fitness.assessment": ("learners.assessment",),
     "fitness.behaviour": ("envs.behavior",),
     "fitness.novelty": ("evolution.fitness.novelty",),
     "fitness.returns": ("evolution.fitness.returns",),
@@ -77,6 +77,29 @@ MOVED: dict[str, tuple[str, ...]] = {
 """Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
 
 
+RENAMED_TENSORS: dict[str, str] = {"centre": "center"}
+"""Old name of a tensor in a state dict -> its name now, without the modules that it is in."""
+
+
+def renamed_tensors(parameters: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param parameters: state dicts by name, of a file
+    :param now: state dicts of the model that is to have them
+    :return: ``parameters`` with tensors of earlier versions under their names of today
+    """
+    found = dict(parameters)
+    for name in set(parameters) & set(now):
+        if isinstance(parameters[name], dict):
+            found[name] = {_renamed(key, now[name]): value for key, value in parameters[name].items()}
+    return found
+
+
+def _renamed(key: str, now: dict[str, Any]) -> str:
+    module, dot, last = key.rpartition(".")
+    new = f"{module}{dot}{RENAMED_TENSORS.get(last, last)}"
+    return new if key not in now and new in now else key
+
+
 class _OldModule(types.ModuleType):
     """A module that has moved: its names are those of the modules that took its place."""
 
@@ -89,7 +112,7 @@ class _OldModule(types.ModuleType):
                     continue
                 if hasattr(module, name):
                     return getattr(module, name)
-        raise AttributeError(f"{self.__name__}.{name} is not in this version of {PACKAGE}")
+        raise AttributeError(name)
 
 
 class _OldModules(MetaPathFinder, Loader):

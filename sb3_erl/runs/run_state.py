@@ -1,4 +1,4 @@
-"""What of a run is outside its model: log files, callbacks, global generators, environments."""
+"""State of a run outside its model: log files, callbacks, global generators, environments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sb3_erl.remote.env_recipe import environment_maker
 
 
 def read_generators() -> dict[str, Any]:
-    """States of the global generators, which training does not read, but callbacks of the user's may."""
+    """States of the global generators, which training does not use, but a user's callbacks may."""
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
 
 
@@ -49,7 +49,7 @@ def copy_logs(logger: Logger, folder: pathlib.Path) -> dict[str, Any]:
     """
     :param logger: of the model
     :param folder: gets a copy of each file that the logger writes
-    :return: values that wait for the next row, and the columns of tables
+    :return: values recorded for the next row, and the columns of tables
     """
     columns = {}
     for name, writer in _log_files(logger):
@@ -64,7 +64,7 @@ def copy_logs(logger: Logger, folder: pathlib.Path) -> dict[str, Any]:
 
 def restore_logs(logger: Logger, folder: pathlib.Path, state: dict[str, Any]) -> None:
     """
-    Let the log files that are open now continue those that were copied; rows that were written later are gone.
+    Let the open log files continue those that were copied; rows that were written after the copy are removed.
 
     :param logger: of the model; of its files those of the same names are filled
     :param folder: see :func:`copy_logs`
@@ -86,20 +86,20 @@ def restore_logs(logger: Logger, folder: pathlib.Path, state: dict[str, Any]) ->
 # ---------------------------------------------------------------- callbacks
 
 LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3")
-"""Whose callbacks are continued with all they know; of others only the number of their calls is known to be safe."""
+"""Packages whose callbacks are restored with all plain attributes; of other callbacks only the number of calls is."""
 
 
 def read_callbacks(root: BaseCallback) -> dict[tuple[str, int], dict[str, Any]]:
     """
     :param root: of all callbacks
-    :return: for each (class, how many-th of it) what it remembers, such as the best score of an ``EvalCallback``
+    :return: plain attributes by (class, number among those of the class), such as the best score of an ``EvalCallback``
     """
-    return {key: _memory(callback) for key, callback in _numbered(root)}
+    return {key: _plain_attributes(callback) for key, callback in _numbered(root)}
 
 
 def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, Any]]) -> None:
     """
-    :param root: callbacks of the continued run; those that were not there before are left as they are
+    :param root: callbacks of the continued run; those without a saved state are left as they are
     :param states: from :func:`read_callbacks`
     """
     for key, callback in _numbered(root):
@@ -122,7 +122,7 @@ def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallbac
                     seen.add(id(part))
 
 
-def _memory(callback: BaseCallback) -> dict[str, Any]:
+def _plain_attributes(callback: BaseCallback) -> dict[str, Any]:
     if type(callback).__module__.split(".")[0] not in LIBRARIES:
         return {"n_calls": callback.n_calls}
     given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
@@ -131,7 +131,7 @@ def _memory(callback: BaseCallback) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Numbers, words and what is made of them; no environments, files or figures."""
+    """Whether a value is made of numbers, strings and arrays; not of environments, files or figures."""
     if isinstance(value, list | tuple | deque):
         return all(_is_plain(part) for part in value)
     if isinstance(value, dict):
@@ -146,7 +146,7 @@ def _is_plain(value: Any) -> bool:
 def environment_recipe(env: VecEnv) -> bytes | None:
     """
     :param env: the model's own environments
-    :return: how to make them again, without ``VecNormalize`` where it is outermost; ``None`` if nobody can know
+    :return: pickle of a function that makes them again, without an outermost ``VecNormalize``; ``None`` if they cannot be
     """
     try:
         return cloudpickle.dumps(environment_maker(env.venv if isinstance(env, VecNormalize) else env, None))
@@ -157,7 +157,8 @@ def environment_recipe(env: VecEnv) -> bytes | None:
 def make_environments(recipe: bytes, n_envs: int) -> VecEnv:
     """
     :param recipe: from :func:`environment_recipe`
-    :param n_envs: how many
+    :param n_envs: number of environments
+    :return: new environments
     """
     return pickle.loads(recipe)(n_envs)
 

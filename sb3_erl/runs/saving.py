@@ -72,8 +72,8 @@ def _savable(attributes: dict[str, Any]) -> dict[str, Any]:
     for name, value in attributes.items():
         try:
             savable[name] = value if _is_written_by_sb3(value) else _Pickled(cloudpickle.dumps(value))
-        except Exception as error:  # an object of the user's may raise anything
-            errors[name] = error
+        except Exception as reason:  # an object of the user's may raise anything
+            errors[name] = reason
     for name, error in errors.items():
         warnings.warn(
             f"attribute {name!r} is not saved with the model, because it cannot be pickled ({type(error).__name__}: {error}); "

@@ -12,8 +12,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 COUNTERS = ("num_timesteps", "n_generations", "_n_updates", "_episode_num", "n_begun", "n_stored", "n_assessments", "budget")
-RECORDS: tuple[str, ...] = ("assessment_state", "assessment_states", "own_steps", "own_updates", "paid_until", "last_returns")
-RECORDS += ("members", "resources", "updates_owed")
+RECORDS: tuple[str, ...] = ("assessment_state", "member_states")
+RECORDS += ("resources", "updates_owed")
 """Attributes in which some classes keep plain numbers."""
 
 
@@ -129,7 +129,7 @@ class Tables(KVWriter):
 
 class Accountant(BaseCallback):
     """
-    Counts the steps of TD7's policy by the rule of the warm-up, and asks at every step whether all are paid or owed.
+    Counts the steps of TD7's policy by the rule of the warm-up; asks at every step whether each has its update or waits.
 
     :param learning_starts: steps of the warm-up, which lasts to the end of each environment's running episode
     """
@@ -153,8 +153,9 @@ class Accountant(BaseCallback):
     def check(self) -> None:
         """To be called after the last step too."""
         model: Any = self.model
-        owed = sum(assessment.owed for assessment in getattr(model, "assessments", [model.assessment]))
-        assert model._n_updates + owed + getattr(model, "owed_by_winner", 0) == self.n_policy_steps
+        assessments = [member.assessment for member in getattr(model, "members", [model])]
+        waiting = sum(assessment.untrained_steps for assessment in assessments) + getattr(model, "trial_steps", 0)
+        assert model._n_updates + waiting == self.n_policy_steps
 
 
 def watch_phases(model: Any) -> list[tuple[list[Job], EpisodeBatch]]:

@@ -67,7 +67,7 @@ def test_resumed_in_another_process(name: str, tmp_path: Path) -> None:
 def test_inside_an_assessment_nobody_else_is_deployed(name: str, tmp_path: Path) -> None:
     def favor_another(variables: dict[str, Any], _: dict[str, Any]) -> bool:
         if whole.num_timesteps == 100:
-            whole.last_returns[1] = [1000.0]
+            whole.members[1].state["last_returns"] = [1000.0]
         return True
 
     whole = make(name, early_assessment_episodes=50, explore_steps=1000)
@@ -325,7 +325,7 @@ def learn_and_wait(folder: Path) -> None:
 
 def test_a_folder_is_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a process learns, and no longer: not after it was killed, nor after an error."""
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.2)
     process = processes().Process(target=learn_and_wait, args=(tmp_path,))
     process.start()
     while not (tmp_path / "is waiting").exists():

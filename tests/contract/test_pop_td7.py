@@ -1,4 +1,4 @@
-"""PopTD7: turns, accounts, who wins, and what becomes of the others."""
+"""PopTD7: who acts, steps and updates, which individual is chosen, and what becomes of the others."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def pop(n_envs: int = 1, **settings: Any) -> Any:
     return make("pop_td7", toy_vec_env(n_envs), **settings)
 
 
+def of(model: Any, name: str) -> list[Any]:
+    """An entry in the state of each individual that is kept."""
+    return [member.state[name] for member in model.members]
+
+
+def set_returns(model: Any, returns: list[list[float]]) -> None:
+    for member, values in zip(model.members, returns, strict=True):
+        member.state["last_returns"] = values
+
+
 def state(module: Any) -> dict[str, np.ndarray]:
     return {key: value.detach().numpy().copy() for key, value in module.state_dict().items()}
 
@@ -49,32 +59,35 @@ def test_one_individual_is_td7(n_envs: int) -> None:
     pairs = zip(optimizer_state(alone.policy), optimizer_state(member), strict=True)
     assert all(th.equal(a, b) for a, b in pairs)
     assert differences(state(alone.policy.deployed), state(model.policy.deployed)) == []
-    assert alone.assessment_state == model.assessment_states[0]
+    assert alone.assessment_state == model.members[0].assessment.state
 
 
-# ------------------------------------------------------------------ turns and accounts
+# ------------------------------------------------------------------ who acts, steps and updates
 
 
 class Books(Accountant):
-    """After each assessment: what the sheet's sums say, and whose turn it is."""
+    """After each assessment: the sums of steps and updates, and who acts next."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: list[int] = []
+        self.actors: list[int] = []
 
     def _on_step(self) -> bool:
         going = super()._on_step()
         model: Any = self.model
-        if model.n_assessments > len(self.turns):
-            self.turns.append(model.turn)
+        if model.n_assessments > len(self.actors):
+            self.actors.append(model.active)
             assert self.n_stored - self.model.n_envs == model.n_stored
             if model.update_budget == "own":
-                paid = [n - a.owed for n, a in zip(model.own_steps, model.assessments, strict=True)]
-                assert model.own_updates == [max(0, n) for n in paid] and sum(model.own_updates) == model._n_updates
+                trained = [m.own_steps - m.assessment.untrained_steps for m in model.members]
+                assert (
+                    of(model, "own_updates") == [max(0, n) for n in trained]
+                    and sum(of(model, "own_updates")) == model._n_updates
+                )
             if model.winner is None:
                 longest = (LENGTH + 5) * (1 if model.n_envs == 1 else 2 * model.n_envs)  # episodes that ran before it included
-                assert max(model.own_steps) - min(model.own_steps) <= longest
-                assert model.own_steps[model.turn] == min(model.own_steps)
+                assert max(of(model, "own_steps")) - min(of(model, "own_steps")) <= longest
+                assert of(model, "own_steps")[model.active] == min(of(model, "own_steps"))
         return going
 
 
@@ -85,16 +98,16 @@ def test_steps_and_updates_add_up(n_envs: int) -> None:
     model = make("pop_td7", toy_vec_env(n_envs, vary=5), explore_steps=explore_steps).learn(explore_steps + 80, books)
     books.check()
     warm_up = model.num_timesteps - books.n_policy_steps
-    assert model.num_timesteps == warm_up + sum(model.own_steps) and model.n_policy_steps == sum(model.own_steps)
-    assert set(books.turns) == {0, 1, 2} and model.winner is not None
-    assert len(set(books.turns[-2:])) == 1, "phase 2"
+    assert model.num_timesteps == warm_up + sum(of(model, "own_steps")) and model.n_policy_steps == sum(of(model, "own_steps"))
+    assert set(books.actors) == {0, 1, 2} and model.winner is not None
+    assert len(set(books.actors[-2:])) == 1, "phase 2"
 
 
-def test_turns_go_to_the_fewest_own_steps_and_ties_to_the_lowest_index() -> None:
+def test_the_fewest_own_steps_come_next_and_ties_go_to_the_lowest_index() -> None:
     books = Books()
     model = pop(explore_steps=1000).learn(16 + 7 * LENGTH + 1, books)
-    assert books.turns == [1, 2, 0, 1, 2, 0, 1]
-    assert model.own_steps == [24, 17, 16] and model.own_updates == [24, 16, 16] and model.winner is None
+    assert books.actors == [1, 2, 0, 1, 2, 0, 1]
+    assert of(model, "own_steps") == [24, 17, 16] and of(model, "own_updates") == [24, 16, 16] and model.winner is None
 
 
 def test_the_first_learn_fixes_where_phase_1_ends() -> None:
@@ -110,8 +123,8 @@ def test_the_first_learn_fixes_where_phase_1_ends() -> None:
 
 def test_budget_of_the_population() -> None:
     model = pop(update_budget="population", explore_steps=1000).learn(16 + 6 * LENGTH + 1)
-    assert model.own_steps == [17, 16, 16]
-    assert model.own_updates == model.paid_until == [4 * LENGTH, 5 * LENGTH, 6 * LENGTH], "steps of anybody"
+    assert of(model, "own_steps") == [17, 16, 16]
+    assert of(model, "own_updates") == of(model, "trained_at") == [4 * LENGTH, 5 * LENGTH, 6 * LENGTH], "steps of anybody"
     assert model._n_updates == 15 * LENGTH
 
 
@@ -124,7 +137,7 @@ def switched() -> Any:
     model = pop().learn(64)
     assert model.winner is not None
     before = [state(member) for member in model.individuals]
-    steps, updates = list(model.own_steps), list(model.own_updates)
+    steps, updates = of(model, "own_steps"), of(model, "own_updates")
     rows = [tree.priority.copy() for tree in model.replay_buffer.trees]
     model.learn(50, reset_num_timesteps=False)
     return model, before, steps, updates, rows
@@ -135,11 +148,11 @@ def test_losers_are_frozen(switched: Any) -> None:
     for place, member in enumerate(model.individuals):
         same = differences(before[place], state(member)) == []
         assert same == (place != model.winner)
-        assert (model.own_steps[place] == steps[place]) == (place != model.winner)
-        assert (model.own_updates[place] == updates[place]) == (place != model.winner)
+        assert (of(model, "own_steps")[place] == steps[place]) == (place != model.winner)
+        assert (of(model, "own_updates")[place] == updates[place]) == (place != model.winner)
         assert np.array_equal(model.replay_buffer.trees[place].priority[:64], rows[place][:64]) == (place != model.winner)
-    assert model.own_steps[model.winner] == steps[model.winner] + 50
-    assert model.turn == model.winner
+    assert of(model, "own_steps")[model.winner] == steps[model.winner] + 50
+    assert model.active == model.winner
 
 
 def test_predict_acts_with_the_winners_checkpoint(switched: Any) -> None:
@@ -168,7 +181,7 @@ def test_log(switched: Any) -> None:
     table = tables.tables[-1]
     assert (table["population/phase"], table["population/winner"]) == (2, model.winner)
     for place in range(3):
-        assert table[f"individual_{place}/own_steps"] <= model.own_steps[place]
+        assert table[f"individual_{place}/own_steps"] <= of(model, "own_steps")[place]
         assert {f"individual_{place}/{key}" for key in ("n_updates", "training_return", "checkpoint_score")} <= set(table)
     young = pop()
     tables = Tables(young)
@@ -182,11 +195,11 @@ def test_freeing_the_losers_changes_nothing_for_the_winner(settings: dict[str, A
     kept = pop(n_envs, **settings).learn(120)
     freed = pop(n_envs, keep_losers=False, **settings).learn(120)
     winner = kept.winner
-    assert freed.members == [winner] and len(freed.individuals) == len(freed.replay_buffer.trees) == 1
+    assert of(freed, "number") == [winner] and len(freed.individuals) == len(freed.replay_buffer.trees) == 1
     assert differences(state(kept.individuals[winner]), state(freed.individuals[0])) == []
     assert np.array_equal(kept.replay_buffer.trees[winner].priority, freed.replay_buffer.trees[0].priority)
     assert np.array_equal(kept.replay_buffer.actions, freed.replay_buffer.actions)
-    assert freed.own_updates == [kept.own_updates[winner]]
+    assert of(freed, "own_updates") == [of(kept, "own_updates")[winner]]
     freed.save(tmp_path / "model")
     freed.save_replay_buffer(tmp_path / "buffer")
     loaded = PopTD7.load(tmp_path / "model", env=toy_vec_env(n_envs))
@@ -204,15 +217,15 @@ def test_freeing_the_losers_changes_nothing_for_the_winner(settings: dict[str, A
 
 def test_the_mean_of_the_last_returns_decides_and_not_the_checkpoint() -> None:
     model = pop().learn(63)
-    model.last_returns = [[0.0, 0.0], [2000.0, 1000.0], [9000.0, -9000.0]]
+    set_returns(model, [[0.0, 0.0], [2000.0, 1000.0], [9000.0, -9000.0]])
     for place, score in enumerate((5000.0, -5000.0, 9000.0)):
-        model.assessment_states[place]["score"] = score
+        model.members[place].assessment.state["score"] = score
     assert model.best == 1
     model.learn(LENGTH, reset_num_timesteps=False)
     assert model.winner == 1
     model = pop()
     assert model.best == 0, "before any episode"
-    model.last_returns = [[1.0], [3.0], [3.0]]
+    set_returns(model, [[1.0], [3.0], [3.0]])
     assert model.best == 1, "ties go to the lowest index"
 
 
@@ -224,7 +237,7 @@ def test_window_of_the_returns() -> None:
         return True
 
     model = pop(pop_size=1, selection_window=2, gradient_steps=0).learn(64, keep)
-    assert model.last_returns == [pytest.approx(returns[-2:], abs=1e-5)]
+    assert of(model, "last_returns") == [pytest.approx(returns[-2:], abs=1e-5)]
 
 
 class Trials(BaseCallback):
@@ -247,16 +260,16 @@ class Trials(BaseCallback):
     def _on_step(self) -> bool:
         model: Any = self.model
         self.n_after += bool(self.n_steps == self.stop_at)
-        if model._noise_free:
+        if model._trials.is_running:
             self.n_steps += 1
             if self.n_steps % LENGTH != 1:  # the first observation of an episode is not shown to callbacks
                 with th.no_grad():
-                    expected = model.individuals[model.turn].actor(th.as_tensor(self.seen)).numpy()
+                    expected = model.individuals[model.active].actor(th.as_tensor(self.seen)).numpy()
                 assert np.allclose(self.locals["buffer_actions"], expected, atol=1e-6), "no noise"
             if self.locals["dones"][0]:
-                self.returns[model.turn].append(self.locals["infos"][0]["episode"]["r"])
+                self.returns[model.active].append(self.locals["infos"][0]["episode"]["r"])
         self.seen = self.locals["new_obs"]
-        return self.n_steps != self.stop_at or not model._noise_free
+        return self.n_steps != self.stop_at or not model._trials.is_running
 
 
 TRIAL = {"selection": "evaluation", "n_selection_episodes": 2}
@@ -267,11 +280,14 @@ def test_an_evaluation_decides() -> None:
     model = pop(**TRIAL).learn(140, [trials, accountant])
     accountant.check()
     assert {place: len(returns) for place, returns in trials.returns.items()} == {0: 2, 1: 2, 2: 2}
-    assert trials.n_steps == 3 * 2 * LENGTH == model.n_policy_steps - sum(model.own_steps)
+    assert trials.n_steps == 3 * 2 * LENGTH == model.n_policy_steps - sum(of(model, "own_steps"))
     assert model.num_timesteps == 140 == model.replay_buffer.size()
     assert model.winner == max(trials.returns, key=lambda place: np.mean(trials.returns[place]))
-    assert model.own_updates[model.winner] == model.own_steps[model.winner] + trials.n_steps - model.assessment.owed
-    assert model.owed_by_winner == 0 and not model.is_choosing
+    assert (
+        of(model, "own_updates")[model.winner]
+        == of(model, "own_steps")[model.winner] + trials.n_steps - model.assessment.untrained_steps
+    )
+    assert model.trial_steps == 0 and not model.is_choosing
 
 
 @pytest.mark.parametrize("reason", ["callback", "budget"])
@@ -290,17 +306,24 @@ def test_an_interrupted_evaluation_begins_anew(reason: str, tmp_path: Path) -> N
     model.learn(60, reset_num_timesteps=False)
     assert differences(snapshot(model), snapshot(loaded)) == []
     stored = 19 if reason == "callback" else 20
-    assert sum(loaded.own_steps) + 48 + stored == loaded.n_policy_steps == loaded._n_updates + loaded.assessment.owed
+    assert (
+        sum(of(loaded, "own_steps")) + 48 + stored
+        == loaded.n_policy_steps
+        == loaded._n_updates + loaded.assessment.untrained_steps
+    )
 
 
 @pytest.mark.parametrize("selection", ["training", "evaluation"])
 def test_the_winner_catches_up(selection: str) -> None:
     settings = {**TRIAL, "selection": selection}
     lagging, model = pop(**settings).learn(130), pop(catch_up=1.0, **settings).learn(130)
-    assert lagging.own_updates[lagging.winner] < lagging.n_policy_steps - lagging.assessment.owed
-    assert model.own_updates[model.winner] == model.n_policy_steps - model.assessment.owed
+    assert of(lagging, "own_updates")[lagging.winner] < lagging.n_policy_steps - lagging.assessment.untrained_steps
+    assert of(model, "own_updates")[model.winner] == model.n_policy_steps - model.assessment.untrained_steps
     half = pop(catch_up=0.5).learn(64)
-    assert half.own_updates[half.winner] == half.own_steps[half.winner] + (48 - half.own_steps[half.winner]) // 2
+    assert (
+        of(half, "own_updates")[half.winner]
+        == of(half, "own_steps")[half.winner] + (48 - of(half, "own_steps")[half.winner]) // 2
+    )
 
 
 # ------------------------------------------------------------------ priorities and copies
@@ -317,15 +340,15 @@ def test_priorities_per_individual() -> None:
     assert [tree.priority[63:66].tolist() for tree in buffer.trees] == [[5.0] * 3, [6.0] * 3, [7.0] * 3]
     for tree in buffer.trees:
         tree.priority[63:66] = 0.5
-    model.learners[1].buffer = buffer
-    model.learners[1].hard_update()
+    model.members[1].learner.buffer = buffer
+    model.members[1].learner.hard_update()
     assert [tree.max_priority for tree in buffer.trees] == [5.0, buffer.trees[1].priority.max(), 7.0]
 
 
 def test_shared_priorities() -> None:
     model = pop(priorities="shared", lap_min_priority=0.01).learn(100)
-    assert len(model.replay_buffer.trees) == 1 and [learner.priority_set for learner in model.learners] == [0, 0, 0]
-    assert model.winner is not None and min(model.own_updates) >= LENGTH
+    assert len(model.replay_buffer.trees) == 1 and [member.learner.owner for member in model.members] == [0, 0, 0]
+    assert model.winner is not None and min(of(model, "own_updates")) >= LENGTH
     assert len(np.unique(model.replay_buffer.trees[0].priority[:100])) > 20
 
 
@@ -335,7 +358,7 @@ def test_copies_of_the_best_over_the_worst() -> None:
 
     def run(**extra: Any) -> tuple[Any, dict[str, np.ndarray]]:
         model = pop(**settings, **extra).learn(48)
-        model.last_returns = [list(returns) for returns in crafted]
+        set_returns(model, [list(returns) for returns in crafted])
         checkpoint = state(model.individuals[2].deployed)
         model.learn(LENGTH, reset_num_timesteps=False)
         return model, checkpoint
@@ -359,8 +382,8 @@ def test_late_phase_is_reached_by_every_way_of_updating() -> None:
     """Per individual, at its own number of updates; also where one payment is larger than the steps of its assessment."""
     for settings in ({"update_budget": "population"}, {"gradient_steps": 30}, {"catch_up": 1.0}):
         model = pop(updates_before_late_phase=29, **settings).learn(64)
-        late = [states["is_late"] for states in model.assessment_states]
-        assert late == [n > 29 for n in model.own_updates] and any(late)
+        late = [member.assessment.state["is_late"] for member in model.members]
+        assert late == [n > 29 for n in of(model, "own_updates")] and any(late)
 
 
 def test_a_buffer_with_other_priorities_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 import torch as th
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_erl import ALGOS, load_parameters
+from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from tests.contract.helpers import differences, snapshot, tensors, transitions
-from tests.contract.settings import HYBRIDS, NAMES, having, make, pop_size, variants
+from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, having, make, pop_size, variants
 from tests.envs import ToyEnv, toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
@@ -162,3 +162,55 @@ def test_wrong_parameters_are_refused(name: str) -> None:
     incomplete.popitem()
     with pytest.raises(RuntimeError):
         model.set_parameters({**parameters, "policy": incomplete})
+
+
+# ------------------------------------------------------------------ attributes of the user's own
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_attributes_that_sb3_cannot_write_come_back(name: str, tmp_path: Path) -> None:
+    """Also with a checkpoint, which is written in the middle of a run."""
+    model = make(name)
+    own = {
+        "by_cell": {(0, 1): "a", (2, 3): [1.0]},
+        "by_number": {1: "one", 2: {3: "three"}},
+        "inside": [{"deep": {(4,): 5}}],
+        "plain": {"a": [1, None, "b"]},
+        "points": np.arange(3.0),
+        "words": {"one", "two"},
+    }
+    vars(model).update(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(60, GenerationCheckpoint(30, tmp_path / "run"))
+        model.save(tmp_path / "model")
+        loaded = [ALGOS[name].load(tmp_path / "model"), ALGOS[name].resume_from(tmp_path / "run", toy_vec_env())]
+        loaded[0].save(tmp_path / "again")
+        loaded.append(ALGOS[name].load(tmp_path / "again"))
+    for each in loaded:
+        for key, value in own.items():
+            assert np.array_equal(getattr(each, key), value), key
+    assert vars(model)["by_cell"] is own["by_cell"], "saving changes nothing in the model"
+
+
+def test_attributes_that_cannot_be_pickled_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    class Stubborn:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("not me")
+
+    model: Any = make("td7")
+    with (tmp_path / "notes.txt").open("w") as file:
+        model.notes, model.stubborn, model.circle = file, Stubborn(), []
+        model.circle.append(model.circle)
+        with pytest.warns(UserWarning, match=r"'(notes|stubborn)' is not saved.*(TextIOWrapper|not me)") as caught:
+            model.learn(60, GenerationCheckpoint(1000, tmp_path / "run"))
+        assert len(caught) == 2, "one for each attribute"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.save(tmp_path / "model", exclude=["notes", "stubborn"])
+        with pytest.warns(UserWarning, match="'notes' is not saved") as caught:
+            model.save(tmp_path / "other", exclude=["stubborn"])
+        assert [warning.filename for warning in caught] == [__file__], "it points to the user's line"
+    for loaded in (ALGOS["td7"].load(tmp_path / "model"), ALGOS["td7"].resume_from(tmp_path / "run", toy_vec_env())):
+        assert not hasattr(loaded, "notes") and not hasattr(loaded, "stubborn")
+        assert loaded.circle[0] is loaded.circle and loaded.num_timesteps == 60

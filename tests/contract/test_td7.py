@@ -35,12 +35,12 @@ def live_actions(model: Any, observations: np.ndarray = OBSERVATIONS) -> np.ndar
         return model.actor(th.as_tensor(observations)).numpy()
 
 
-# ------------------------------------------------------------------ accounts
+# ------------------------------------------------------------------ steps and updates
 
 
 @pytest.mark.parametrize("settings", [{}, LATE, {"use_checkpoints": False}], ids=["early", "late", "no checkpoints"])
 @pytest.mark.parametrize("n_envs", [1, 4])
-def test_every_step_of_the_policy_is_paid_or_owed(n_envs: int, settings: dict[str, Any]) -> None:
+def test_every_step_of_the_policy_has_its_update_or_waits_for_it(n_envs: int, settings: dict[str, Any]) -> None:
     accountant = Accountant()
     model = make("td7", toy_vec_env(n_envs, vary=5), **settings).learn(90, accountant)
     model.learn(61, accountant)  # counts anew, but the warm-up is over
@@ -55,7 +55,7 @@ def test_warm_up_lasts_to_the_end_of_the_episode_and_is_uniform() -> None:
     assert np.allclose(actions[104:], live_actions(model, observations[104:]), atol=1e-6)
     assert not np.isclose(actions[96:104], live_actions(model, observations[96:104]), atol=1e-3).any()
     assert np.abs(actions[:104]).max() < 1 and abs(np.square(actions[:104]).mean() - 1 / 3) < 0.1
-    assert model.assessment.owed == 6 and model._n_updates == 0
+    assert model.assessment.untrained_steps == 6 and model._n_updates == 0
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -77,7 +77,7 @@ class Diary(BaseCallback):
         super().__init__()
         self.deployed: list[np.ndarray] = []
         self.live: list[np.ndarray] = []
-        self.verdicts: list[tuple[int, int]] = []
+        self.outcomes: list[tuple[int, int]] = []
 
     def _on_step(self) -> bool:
         model: Any = self.model
@@ -85,7 +85,7 @@ class Diary(BaseCallback):
         assert np.allclose(2 * self.deployed[-1], model.predict(OBSERVATIONS, deterministic=True)[0], atol=1e-6)
         self.live.append(live_actions(model))
         assert np.allclose(2 * self.live[-1], model.predict(OBSERVATIONS, deterministic=False)[0], atol=1e-6)
-        self.verdicts.append((model.assessment_state["n_accepted"], model.assessment_state["n_rejected"]))
+        self.outcomes.append((model.assessment_state["n_accepted"], model.assessment_state["n_rejected"]))
         return True
 
 
@@ -93,12 +93,12 @@ def test_predict_changes_with_accepted_assessments_only() -> None:
     diary = Diary()
     make("td7").learn(150, diary)
     for before, after in itertools.pairwise(range(150)):
-        accepted, rejected = np.subtract(diary.verdicts[after], diary.verdicts[before])
+        accepted, rejected = np.subtract(diary.outcomes[after], diary.outcomes[before])
         frozen = np.array_equal(diary.live[before], diary.live[after])
         assert frozen == (accepted + rejected == 0), "the live policy is frozen during an assessment"
         expected = diary.live[before] if accepted else diary.deployed[before]
         assert np.array_equal(diary.deployed[after], expected), "the policy that was tried, before it is trained"
-    assert diary.verdicts[-1][0] >= 2 and diary.verdicts[-1][1] >= 2
+    assert diary.outcomes[-1][0] >= 2 and diary.outcomes[-1][1] >= 2
 
 
 def test_deploy_learner_acts_with_the_live_actor() -> None:
@@ -129,19 +129,20 @@ def test_no_updates_but_assessments_with_gradient_steps_zero(name: str) -> None:
     before = tensors(model)
     model.learn(80)
     changed = differences(before, tensors(model))
-    assert model._n_updates == 0 and model.assessment.owed == 0
+    assert model._n_updates == 0 and model.assessment.untrained_steps == 0
     assert all("deployed" in key for key in changed), "no network learned"
     if name == "td7":
         assert model.assessment_state["n_accepted"] + model.assessment_state["n_rejected"] == 8
     else:
-        assert model.winner is not None, "turns go round and phase 2 begins"
-        assert max(model.own_steps) - min(model.own_steps) <= 8 + (80 - 60 - 4)
+        assert model.winner is not None, "all individuals act and phase 2 begins"
+        own_steps = [member.own_steps for member in model.members]
+        assert max(own_steps) - min(own_steps) <= 8 + (80 - 60 - 4)
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, 3 * 8), ({"use_checkpoints": False}, 3 * 64)])
 def test_gradient_steps_per_training_call(settings: dict[str, Any], expected: int) -> None:
     model = make("td7", gradient_steps=3, **settings).learn(80)
-    assert model._n_updates == expected and model.assessment.owed == 0
+    assert model._n_updates == expected and model.assessment.untrained_steps == 0
 
 
 def test_many_gradient_steps_do_not_jump_over_the_late_phase() -> None:
@@ -155,19 +156,19 @@ def test_many_gradient_steps_do_not_jump_over_the_late_phase() -> None:
 
 def section_6(episodes: list[tuple[int, float]], late: int, switch: int, weight: float) -> list[tuple[Any, ...]]:
     """The authors' rule as the paper's code runs it, update by update."""
-    k, bar, worst, eps, owed, n = 1, -1e8, 1e8, 0, 0, 0
+    k, bar, worst, eps, waiting, n = 1, -1e8, 1e8, 0, 0, 0
     seen: list[tuple[Any, ...]] = []
     for length, total in episodes:
-        eps, owed, worst = eps + 1, owed + length, min(worst, total)
-        verdict = "reject" if worst < bar else "accept" if eps == k else None
-        if verdict is not None:
-            bar = worst if verdict == "accept" else bar
-            for _ in range(owed):
+        eps, waiting, worst = eps + 1, waiting + length, min(worst, total)
+        outcome = "reject" if worst < bar else "accept" if eps == k else None
+        if outcome is not None:
+            bar = worst if outcome == "accept" else bar
+            for _ in range(waiting):
                 if n == switch:
                     bar, k = bar * weight, late
                 n += 1
-            eps, owed, worst = 0, 0, 1e8
-        seen.append((verdict, k, bar, eps, owed, n))
+            eps, waiting, worst = 0, 0, 1e8
+        seen.append((outcome, k, bar, eps, waiting, n))
     return seen
 
 
@@ -181,37 +182,37 @@ def test_with_one_environment_it_is_the_authors_rule(seed: int) -> None:
     for length, total in episodes:
         assessment.begin(0)
         for _ in range(length):
-            assert assessment.verdict is None
+            assert assessment.outcome is None
             assessment.step(1)
         assert assessment.finish(0, total)
-        verdict = assessment.verdict
-        n_updates += 0 if verdict is None else assessment.close(verdict, n_updates)
+        outcome = assessment.outcome
+        n_updates += 0 if outcome is None else assessment.close(outcome, n_updates)
         n_finished = assessment.state["n_finished"]
-        seen.append((verdict, assessment.n_episodes, assessment.score, n_finished, assessment.owed, n_updates))
+        seen.append((outcome, assessment.n_episodes, assessment.score, n_finished, assessment.untrained_steps, n_updates))
     assert seen == section_6(episodes, late, switch, 0.8)
-    assert {verdict for verdict, *_ in seen} >= {"accept", "reject"}
+    assert {outcome for outcome, *_ in seen} >= {"accept", "reject"}
 
 
-def test_tickets_are_given_in_the_order_of_starts() -> None:
+def test_episodes_count_in_the_order_of_starts() -> None:
     assessment = Assessment({}, AssessmentSettings(early_episodes=3), n_envs=2)
     assessment.begin(0)
     assessment.begin(1)
-    for total in (3.0, 2.0):  # the second environment is faster, its second episode has the last ticket
+    for total in (3.0, 2.0):  # the second environment is faster, its second episode is the last that counts
         assessment.step(2)
-        assert assessment.finish(1, total) and assessment.verdict is None
+        assert assessment.finish(1, total) and assessment.outcome is None
         assessment.begin(1)
     assessment.step(2)
-    assert not assessment.finish(1, -100.0), "its third episode has none"
+    assert not assessment.finish(1, -100.0), "its third episode does not count"
     assessment.begin(1)
-    assert assessment.verdict is None, "the slow episode is waited for"
+    assert assessment.outcome is None, "the slow episode is waited for"
     assessment.step(2)
-    assert assessment.finish(0, 5.0) and assessment.verdict == "accept"
+    assert assessment.finish(0, 5.0) and assessment.outcome == "accept"
     assessment.begin(0)
     assert assessment.close("accept", 0) == 8 and assessment.score == 2.0
     assessment.step(2)
     assert not assessment.finish(1, -100.0), "it ran while the weights changed"
-    assert not assessment.finish(0, -100.0), "so did the one that had begun before the verdict"
-    assert assessment.owed == 2 and assessment.verdict is None, "but its steps are owed"
+    assert not assessment.finish(0, -100.0), "so did the one that had begun before the outcome"
+    assert assessment.untrained_steps == 2 and assessment.outcome is None, "but its steps wait for updates"
 
 
 def test_at_least_one_episode_per_environment_and_one_bad_one_is_enough() -> None:
@@ -219,17 +220,17 @@ def test_at_least_one_episode_per_environment_and_one_bad_one_is_enough() -> Non
     for env in range(3):
         assessment.begin(env)
     for env, expected in ((2, None), (0, None), (1, "accept")):
-        assert assessment.finish(env, 4.0 + env) and assessment.verdict == expected
+        assert assessment.finish(env, 4.0 + env) and assessment.outcome == expected
     assessment.close("accept", 0)
     for env in range(3):
         assessment.begin(env)
-    assert assessment.finish(1, 4.0) and assessment.verdict is None, "an equal return survives"
-    assert assessment.finish(0, 3.9) and assessment.verdict == "reject"
+    assert assessment.finish(1, 4.0) and assessment.outcome is None, "an equal return survives"
+    assert assessment.finish(0, 3.9) and assessment.outcome == "reject"
     assessment.close("reject", 0)
     assert assessment.score == 4.0 and assessment.state["n_rejected"] == 1
 
 
-def test_an_interrupted_episode_gives_its_ticket_back() -> None:
+def test_another_episode_counts_in_place_of_an_interrupted_one() -> None:
     state: dict[str, Any] = {}
     assessment = Assessment(state, AssessmentSettings(early_episodes=2))
     assessment.begin(0)
@@ -239,14 +240,14 @@ def test_an_interrupted_episode_gives_its_ticket_back() -> None:
     for again in (assessment, Assessment(state, assessment.settings)):  # the same one, and one from a file
         again.abandon(0)
         again.begin(0)
-        assert (again.state["n_finished"], again.owed, again.verdict) == (1, 5, None)
-    assert again.finish(0, 2.0) and again.verdict == "accept"
+        assert (again.state["n_finished"], again.untrained_steps, again.outcome) == (1, 5, None)
+    assert again.finish(0, 2.0) and again.outcome == "accept"
 
 
 @pytest.mark.parametrize("n_envs", [2, 3])
-def test_a_judged_episode_was_played_by_one_policy(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_that_counts_was_played_by_one_policy(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("td7", toy_vec_env(n_envs, vary=5))
-    begun_at, judged_after, passed_over = np.full(n_envs, -1), [], []
+    begun_at, counted_after, passed_over = np.full(n_envs, -1), [], []
     begin, finish = model.assessment.begin, model.assessment.finish
 
     def begins(env: int) -> None:
@@ -254,14 +255,14 @@ def test_a_judged_episode_was_played_by_one_policy(n_envs: int, monkeypatch: pyt
         begin(env)
 
     def finishes(env: int, total_reward: float) -> bool:
-        judged = finish(env, total_reward)
-        (judged_after if judged else passed_over).append(model._n_updates - begun_at[env])
-        return judged
+        counts = finish(env, total_reward)
+        (counted_after if counts else passed_over).append(model._n_updates - begun_at[env])
+        return counts
 
     monkeypatch.setattr(model.assessment, "begin", begins)
     monkeypatch.setattr(model.assessment, "finish", finishes)
     model.learn(200)
-    assert set(judged_after) == {0} and len(judged_after) > 5
+    assert set(counted_after) == {0} and len(counted_after) > 5
     assert max(passed_over) > 0, "there were episodes with a change of weights in them"
 
 
@@ -299,7 +300,7 @@ np.savez(folder + "/snapshot.npz", **snapshot(model))
 def test_continued_in_another_process(name: str, tmp_path: Path) -> None:
     """Saved in mid-episode and in phase 1, also with assessments of several episodes."""
     model = make(name, toy_vec_env(vary=5), **LATE).learn(54)
-    assert model.assessment.owed > 0, "in the middle of an assessment"
+    assert model.assessment.untrained_steps > 0, "in the middle of an assessment"
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     words = [sys.executable, "-c", CONTINUE, name, str(tmp_path), "70"]

@@ -1,4 +1,4 @@
-"""Files of people whom nobody knows: parameters come out of them, code does not run."""
+"""Untrusted files: their parameters are read, and no code in them is run."""
 
 from __future__ import annotations
 

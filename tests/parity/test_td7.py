@@ -252,14 +252,14 @@ def check_checkpoints(case: Case) -> None:
         assessment.begin(0)
         assessment.step(int(length))
         assessment.finish(0, total)
-        verdict = assessment.verdict
-        due = 0 if verdict is None else assessment.close(verdict, n_updates)
+        outcome = assessment.outcome
+        due = 0 if outcome is None else assessment.close(outcome, n_updates)
         n_updates += due
-        assert (verdict is not None, verdict == "accept") == (expect("assessment_ended")[i], expect("checkpoint_updated")[i])
+        assert (outcome is not None, outcome == "accept") == (expect("assessment_ended")[i], expect("checkpoint_updated")[i])
         assert (due, n_updates) == (expect("n_updates")[i], expect("training_steps")[i])
         assert assessment.n_episodes == expect("max_eps")[i]
         assert assessment.state["n_finished"] == expect("eps_since_update")[i]
-        assert assessment.owed == expect("steps_since_update")[i]
+        assert assessment.untrained_steps == expect("steps_since_update")[i]
         case.close(assessment.score, expect("best_min_return")[i])
         case.close(assessment.state["worst"], expect("min_return")[i])
     assert EMPTY == 1e8
@@ -304,11 +304,11 @@ class Recorded(Assessment):
         self.length += n_steps
 
     def finish(self, env: int, total_reward: float) -> bool:
-        judged = super().finish(env, total_reward)
-        if judged:
+        counts = super().finish(env, total_reward)
+        if counts:
             self.calls.append((self.length, total_reward))
         self.length = 0
-        return judged
+        return counts
 
 
 def check_gate(case: Case) -> None:
@@ -340,7 +340,7 @@ def check_gate(case: Case) -> None:
         model.train = record  # type: ignore[method-assign]
 
         def step(variables: dict[str, Any], _: Any, m: Any = model, r: Any = rows, a: Any = assessment) -> bool:
-            r.append((bool(not m._uses_policy[0]), len(a.calls), 0.0))
+            r.append((bool(not m._episodes.uses_policy[0]), len(a.calls), 0.0))
             return True
 
         model.learn(c["n_steps"], callback=step)

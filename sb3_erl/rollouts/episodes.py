@@ -1,0 +1,135 @@
+"""The episodes that run in the environments of a step-wise learner: seeded resets, exploration, checks, returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
+
+from sb3_erl.core.seeding import Stream
+from sb3_erl.rollouts.exploration import UniformExploration
+from sb3_erl.rollouts.jobs import Explorer
+from sb3_erl.rollouts.slot_reset import SlotResetter
+from sb3_erl.rollouts.soundness import NormalizerGuard, check_finite, check_shape
+
+
+class Episodes:
+    """
+    One episode in each environment, with an address each: its reset and its exploration derive from its number.
+
+    :param model: :class:`~sb3_erl.engine.stepwise.StepwiseAlgorithm` whose environments they are; it counts begun episodes as
+        ``n_begun`` and stored steps as ``n_stored``
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._resetter: SlotResetter | None = None
+        self._guard: NormalizerGuard | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """No episode runs any more."""
+        n_envs = self._model.n_envs
+        self._ended = list(range(n_envs))
+        self._explorers: list[Explorer | None] = [None] * n_envs
+        self._returns = np.zeros(n_envs)
+        self.uses_policy = np.zeros(n_envs, dtype=bool)
+        """Environments whose episode follows the policy; the others' actions are random."""
+
+    def use_environments(self) -> None:
+        """Take the environments that the model has now."""
+        env = self._model.env
+        assert env is not None
+        self._resetter, self._guard = SlotResetter(env), NormalizerGuard(self._model.get_vec_normalize_env())
+
+    def cut(self, buffer: ReplayBuffer) -> None:
+        """
+        End all episodes, which are stored as truncated.
+
+        :param buffer: has their last transitions
+        """
+        if buffer.size() > 0 and buffer.handle_timeout_termination:
+            last = buffer.pos - 1
+            running = buffer.dones[last] == 0
+            buffer.dones[last, running] = buffer.timeouts[last, running] = 1
+        self.forget()
+
+    @property
+    def none_runs(self) -> bool:
+        """Whether the next step begins an episode in every environment."""
+        return len(self._ended) == self._model.n_envs
+
+    def begin_where_ended(self) -> Iterator[int]:
+        """:return: environments in which an episode that follows the policy has begun, each right after its beginning"""
+        for index in self._ended:
+            self._begin(index)
+            if self.uses_policy[index]:
+                yield index
+        self._ended = []
+
+    def _begin(self, index: int) -> None:
+        model = self._model
+        assert self._resetter is not None
+        model.n_begun += 1
+        observation, original = self._resetter(index, model.run.address.seed(Stream.ENVIRONMENT, model.n_begun))
+        check_shape("observations", observation, model.observation_space.shape or ())
+        check_finite(np.asarray(original))
+        model._last_obs = np.array(model._last_obs)
+        model._last_obs[index] = observation
+        if model.get_vec_normalize_env() is not None:
+            model._last_original_obs = np.array(model._last_original_obs)
+            model._last_original_obs[index] = original
+        self.uses_policy[index] = model.n_stored > model.learning_starts
+        self._returns[index] = 0.0
+        explorer = model._exploration() if self.uses_policy[index] else UniformExploration()
+        self._explorers[index] = explorer
+        if explorer is not None:
+            explorer.begin(model.run.address.sequence(Stream.EXPLORATION, model.n_begun))
+
+    def actions(self) -> np.ndarray:
+        """:return: ``(n_envs, *action_shape)`` in [-1, 1], the next ones of all episodes"""
+        model = self._model
+        observations = np.asarray(model._last_obs)
+        scaled = np.zeros((model.n_envs, get_action_dim(model.action_space)), dtype=np.float32)
+        if self.uses_policy.any():
+            with th.no_grad():
+                scaled = model.actor(model.policy.obs_to_tensor(observations)[0]).cpu().numpy()
+        for index, explorer in enumerate(self._explorers):
+            if explorer is not None:
+                scaled[index] = explorer(observations[index], scaled[index])
+        assert self._guard is not None
+        self._guard.keep()
+        return scaled.reshape(model.n_envs, *model.action_space.shape)
+
+    def check(self, new_obs: Any, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """:raises ValueError: if the step that was just taken is not finite or has another shape"""
+        model = self._model
+        assert self._guard is not None
+        shape, normalizer = model.observation_space.shape or (), model.get_vec_normalize_env()
+        check_shape("observations", new_obs, (model.n_envs, *shape))
+        check_shape("rewards", reward, (model.n_envs,))
+        self._guard.restore()
+        observations: Any = new_obs if normalizer is None else normalizer.get_original_obs()
+        rewards = reward if normalizer is None else normalizer.get_original_reward()
+        for index in range(model.n_envs):
+            last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
+            check_shape("observations", last, shape)
+            check_finite(np.asarray(last), float(rewards[index]))
+
+    def step(self, reward: np.ndarray, dones: np.ndarray) -> list[tuple[int, float]]:
+        """
+        Add the rewards of a step.
+
+        :param reward: ``(n_envs,)``
+        :param dones: ``(n_envs,)``
+        :return: (environment, undiscounted raw return) of each episode that ended with it
+        """
+        normalizer = self._model.get_vec_normalize_env()
+        raw = reward if normalizer is None else normalizer.get_original_reward()
+        self._returns += np.asarray(raw, dtype=np.float32)  # DummyVecEnv rounds so, SubprocVecEnv does not
+        self._ended = [int(index) for index in np.flatnonzero(dones)]
+        return [(index, float(self._returns[index])) for index in self._ended]

@@ -1,0 +1,114 @@
+"""
+Files of version 0.1.0, in which most modules had other names, are read.
+
+``version_0.1.0.tar.xz`` holds tiny models, replay buffers and a checkpoint that that version saved, and the actions that it
+predicted (``expected.json``).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sb3_erl
+from sb3_erl import ALGOS, GenerationCheckpoint
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.envs.behavior import FinalObservation
+from sb3_erl.remote.process import ProcessEvaluator
+from sb3_erl.runs.moved_modules import MOVED, old_modules_found
+from tests.contract.helpers import differences, snapshot
+from tests.envs import toy_vec_env
+
+ARCHIVE = Path(__file__).parent / "old_files" / "version_0.1.0.tar.xz"
+OBSERVATIONS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+CLASSES = {cls.__name__: cls for cls in ALGOS.values()}
+with tarfile.open(ARCHIVE) as _archive:
+    _expected = _archive.extractfile("expected.json")
+    assert _expected is not None
+    EXPECTED: dict[str, dict[str, Any]] = json.load(_expected)
+MODELS = [label for label in EXPECTED if label != "checkpoints"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("old_files")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(path, filter="data")
+    return path
+
+
+def load(label: str, folder: Path, **arguments: Any) -> Any:
+    return CLASSES[EXPECTED[label]["class"]].load(folder / label, device="cpu", **arguments)
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_a_model_predicts_the_same_and_goes_on(label: str, folder: Path, tmp_path: Path) -> None:
+    model = load(label, folder, env=toy_vec_env())
+    expected = EXPECTED[label]
+    assert model.num_timesteps == expected["n"]
+    actions, _ = model.predict(OBSERVATIONS, deterministic=True)
+    assert np.array_equal(actions, np.array(expected["actions"], dtype=np.float32))
+    model.save(tmp_path / "model")
+    again = type(model).load(tmp_path / "model", env=toy_vec_env(), device="cpu")
+    assert differences(snapshot(model), snapshot(again)) == []
+    model.evaluator = "vec"
+    assert model.learn(30, reset_num_timesteps=False).num_timesteps >= expected["n"] + 30
+
+
+def test_parts_that_a_file_names_are_those_of_today(folder: Path) -> None:
+    assert type(load("erl_processes", folder).evaluator) is ProcessEvaluator
+    assert load("ns_class", folder).behavior is FinalObservation
+    members = load("pop_td7", folder).members
+    assert [member.number for member in members] == [0, 1, 2] and sum(member.own_updates for member in members) > 0
+
+
+@pytest.mark.parametrize("label", ["erl", "pderl", "td7", "pop_td7"])
+def test_a_replay_buffer(label: str, folder: Path) -> None:
+    model = load(label, folder, env=toy_vec_env())
+    model.load_replay_buffer(folder / label)
+    assert model.replay_buffer.size() == 40, "it is full"
+    if label.endswith("td7"):
+        assert type(model.replay_buffer) is LAPReplayBuffer
+    before = model._n_updates
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates > before
+
+
+def test_a_run_goes_on_from_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    model = ALGOS["td7"].resume_from(folder / "checkpoints", device="cpu")
+    assert model.env is not None and model.env.get_attr("g") == [8.0] and model.get_vec_normalize_env() is not None
+    actions, _ = model.predict(OBSERVATIONS, deterministic=True)
+    assert np.array_equal(actions, np.array(EXPECTED["checkpoints"]["actions"], dtype=np.float32))
+    with pytest.warns(UserWarning, match="total_timesteps was 60"):
+        model.learn(90, GenerationCheckpoint(20, tmp_path))
+    assert model.num_timesteps == 90
+
+
+def test_old_modules_are_there_inside_only(folder: Path) -> None:
+    stored = b"csb3_erl.common.policies\nERLPolicy\n."
+    for _ in range(2):
+        with old_modules_found():
+            assert pickle.loads(stored) is sb3_erl.policies.erl.ERLPolicy
+        assert not [name for name in sys.modules if name.startswith(("sb3_erl.common", "sb3_erl.evaluation"))]
+        assert not hasattr(sb3_erl, "common")
+        with pytest.raises(ModuleNotFoundError):
+            pickle.loads(stored)
+
+
+def test_a_class_that_is_gone_is_named() -> None:
+    with old_modules_found(), pytest.raises(AttributeError, match="NoSuchPolicy"):
+        pickle.loads(b"csb3_erl.common.policies\nNoSuchPolicy\n.")
+
+
+def test_every_module_in_the_table_has_a_place() -> None:
+    root = Path(sb3_erl.__file__).parent
+    for old, candidates in MOVED.items():
+        assert any((root / f"{new.replace('.', '/')}.py").is_file() for new in candidates), old
+        assert not (root / f"{old.replace('.', '/')}.py").is_file(), old

@@ -1,0 +1,72 @@
+"""What ``print(model)`` and ``help(model)`` show."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_erl import ALGOS
+from sb3_erl.runs.description import env_name
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, make
+from tests.envs import toy_vec_env
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_printed_model_says_what_it_is(name: str) -> None:
+    model = make(name).learn(60)
+    lines = str(model).splitlines()
+    assert lines[0] == type(model).__name__ and 4 <= len(lines) <= 6
+    parts = {line.split(":")[0].strip(): line for line in lines[1:]}
+    assert set(parts) >= {"policy", "environment", "trained"}
+    assert type(model.policy).__name__ in parts["policy"] and "ToyEnv" in parts["environment"]
+    assert f"{model.num_timesteps} steps" in parts["trained"] and "seed 3" in parts["trained"]
+    assert ("generations" in parts["trained"]) == (name in GENERATIONAL)
+    assert ("population" in parts) == hasattr(model, "pop_size")
+    assert ("learner" in parts) == (name in HYBRIDS)
+    if name in HYBRIDS:
+        assert f"{model._n_updates} updates" in parts["learner"]
+
+
+def test_short_form() -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2))
+    assert repr(ALGOS["td7"]("MlpPolicy", env)) == "TD7(TD7Policy, Pendulum-v1, num_timesteps=0)"
+    assert env_name(None) == "no env" and env_name(toy_vec_env()) == "ToyEnv"
+    processes = toy_vec_env(2, subprocess=True)
+    assert env_name(processes) == "SubprocVecEnv", "other processes are not asked"
+    processes.close()
+
+
+def test_a_model_that_could_not_be_made_has_a_text() -> None:
+    seen: list[str] = []
+    default = ALGOS["cem"].policy_aliases["MlpPolicy"].__name__
+
+    class Broken(ALGOS["cem"]):  # type: ignore[misc, name-defined]
+        def _setup_model(self) -> None:
+            seen.extend([str(self), repr(self)])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        Broken("MlpPolicy", gym.make("Pendulum-v1"))
+    assert seen == ["Broken (not set up)", f"Broken({default}, Pendulum-v1, num_timesteps=0)"]
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_help_shows_what_a_user_calls(name: str) -> None:
+    """Beside what SB3's class has."""
+
+    def public(cls: type) -> set[str]:
+        return {key for key, value in inspect.getmembers(cls) if not key.startswith("_") and callable(value)}
+
+    own: Any = public(ALGOS[name]) - public(OffPolicyAlgorithm)
+    assert own <= {"resume_from", "rng", "individual"}
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_at_most_five_classes_of_ours_stand_above_each_other(name: str) -> None:
+    assert len([cls for cls in ALGOS[name].__mro__ if cls.__module__.startswith("sb3_erl.")]) <= 5
