@@ -19,7 +19,7 @@ from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
 from sb3_erl.engine.rollout_phase import CountingStore
-from sb3_erl.evolution.capabilities import ImportanceMixing, check_capability
+from sb3_erl.evolution.base import ImportanceMixing, check_capability
 from sb3_erl.evolution.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.gradient_steps import GradientSteps

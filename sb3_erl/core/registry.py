@@ -24,6 +24,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "ga": "sb3_erl.evolution.ga:GA",
         "cem": "sb3_erl.evolution.cem:DiagonalCEM",
         "es": "sb3_erl.evolution.es:MirroredES",
+        "distilled_ga": "sb3_erl.evolution.distilled_ga:DistilledGA",
     },
     "learner": {
         "ddpg": "sb3_erl.learners.td_rule:DDPGRule",
