@@ -101,7 +101,7 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
     :param found: what was in it
     :param model: that is to learn from it
     :param kept: the buffer that the model had, ``None`` if it had none
-    :raises ValueError: if it is no replay buffer, or one for other environments or another number of learners
+    :raises ValueError: if it is no replay buffer, or one for other environments
     """
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(model, name), getattr(found, name, None)
@@ -114,13 +114,6 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
         raise ValueError(
             f"{named(path)} must hold a replay buffer of {kept.n_envs} environments as the model has it; got one of "
             f"{found.n_envs}. Use as many environments as when it was saved"
-        )
-    wanted = len(getattr(kept, "trees", ()))
-    n_sets = len(getattr(found, "trees", ()))
-    if wanted > 0 and n_sets > 0 and wanted != n_sets:  # a buffer without priorities fits as well
-        raise ValueError(
-            f"{named(path)} must hold a replay buffer with {wanted} sets of priorities, one per learner; it has {n_sets}. "
-            "Load the buffer of a model with the same pop_size, priorities and keep_losers"
         )
     rows = found.buffer_size
     for name in ("observations", "actions", "rewards", "dones"):

@@ -23,7 +23,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
-from sb3_erl.runs.moved_modules import old_modules_found
+from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, old_modules_found, renamed_attributes, renamed_parts
 from sb3_erl.runs.saving import family
 
 VARIABLES = ("pytorch_variables", "tensors")
@@ -61,7 +61,7 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
                     f"{named(path)} must hold tensors and plain values in {member}; it could not be read without running "
                     f"code that is in it, which was not done: {brief(error)}. Load it with load() only if you trust its author"
                 ) from error
-    return found
+    return renamed_parts(found)
 
 
 # -------------------------------------------------------------------- zip files of models
@@ -95,7 +95,32 @@ def load_model(
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
     with misfits_explained(path, cls.__name__), old_modules_found():
-        return sb3_load(path, env, *arguments, **kwargs)
+        file, attributes = with_names_of_today(path, data)
+        return sb3_load(file, env, *arguments, **renamed_attributes(kwargs, attributes))
+
+
+def with_names_of_today(path: File, data: dict[str, Any]) -> tuple[File, dict[str, Any]]:
+    """
+    :param path: of the zip file of a model
+    :param data: its attributes, see :func:`check_model_file`
+    :return: the file, or a copy in memory where it has names of an earlier version; and its attributes by their names of today
+    """
+    attributes = renamed_attributes(data, {new for new in RENAMED_ATTRIBUTES.values() if new not in data})
+    if attributes.keys() == data.keys():
+        return path, data
+    copy = io.BytesIO()
+    with opened(path, "zip") as file, zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
+        for member in old.namelist():
+            content = old.read(member)
+            if member == "data":
+                content = json.dumps(attributes).encode()
+            elif member == f"{VARIABLES[0]}.pth":
+                tensors, stream = th.load(io.BytesIO(content), map_location="cpu", weights_only=True), io.BytesIO()
+                th.save(renamed_parts(tensors), stream)
+                content = stream.getvalue()
+            new.writestr(member, content)
+    copy.seek(0)
+    return copy, attributes
 
 
 def file_beside_folder(path: File) -> File:

@@ -1,12 +1,13 @@
-"""Files of versions before the modules moved: classes are found where they are now."""
+"""Files of earlier versions: classes, tensors and attributes are found under their names of today."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -22,9 +23,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "common.cerl_policies": ("policies.cerl", "policies.erl"),
     "common.checkpoints": ("runs.checkpoints",),
     "common.checks": ("core.checks",),
-    "common.es_pixel_policies": ("policies.es_pixels", "policies.es", "policies.actor_only"),
-    "common.es_policies": ("policies.es", "policies.es_pixels", "policies.actor_only"),
-    "common.evolutionary_algorithm": ("policies.actor_only", "engine.pure_evolution"),
+    "common.es_pixel_policies": ("policies.es_pixels", "policies.es"),
+    "common.es_policies": ("policies.es", "policies.es_pixels"),
+    "common.evolutionary_algorithm": ("policies.es", "engine.pure_evolution"),
     "common.files": ("core.atomic_files",),
     "common.genetic_memory": ("buffers.genetic_memory",),
     "common.interrupts": ("core.interrupts",),
@@ -34,17 +35,17 @@ MOVED: dict[str, tuple[str, ...]] = {
     "common.observation_statistics": ("policies.observation_statistics",),
     "common.parameters": ("core.parameters",),
     "common.perceptron": ("policies.fused_mlp", "policies.sequential", "policies.layers"),
-    "common.policies": ("policies.erl", "policies.actor_only", "policies.sequential", "policies.layers"),
+    "common.policies": ("policies.erl", "policies.es", "policies.sequential", "policies.layers"),
     "common.run_state": ("runs.run_state",),
-    "common.sale_policies": ("policies.td7", "policies.sequential", "policies.layers"),
+    "common.sale_policies": ("policies.td7", "policies.sale", "policies.sequential", "policies.layers"),
     "common.seeding": ("core.seeding",),
     "common.sequential": ("policies.sequential",),
     "common.shared_policies": ("policies.erl_re2", "policies.erl"),
-    "common.shared_sale_policies": ("policies.erl_re2_td7", "policies.erl_re2", "policies.td7"),
+    "common.shared_sale_policies": ("policies.erl_re2_td7", "policies.erl_re2", "policies.td7", "policies.sale"),
     "common.storing": ("buffers.append",),
     "common.timing": ("core.stopwatch",),
     "evaluation.acting": ("rollouts.acting",),
-    "evaluation.base": ("rollouts.jobs",),
+    "evaluation.base": ("rollouts.jobs", "rollouts.actions"),
     "evaluation.choice": ("remote.choice",),
     "evaluation.environments": ("remote.env_recipe",),
     "evaluation.exploration": ("rollouts.exploration",),
@@ -58,7 +59,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evolution.distilled": ("evolution.distilled_ga",),
     "evolution.noise_table": ("core.noise_table",),
     "fitness.assessment": ("learners.assessment",),
-    "fitness.behaviour": ("envs.behavior",),
+    "fitness.behaviour": ("envs.behavior", "envs.behavior_wrapper"),
     "fitness.novelty": ("evolution.fitness.novelty",),
     "fitness.returns": ("evolution.fitness.returns",),
     "fitness.shaping": ("evolution.fitness.shaping",),
@@ -75,22 +76,52 @@ MOVED: dict[str, tuple[str, ...]] = {
     "operators.selection": ("evolution.operators.selection",),
 }
 """Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
+MOVED_CLASSES: dict[str, tuple[str, ...]] = {"algorithms.cem_rl": ("algorithms.cem",)}
+"""Module that is still there -> modules to which classes of it have moved."""
+RENAMED_ATTRIBUTES: dict[str, str] = {
+    "learner": "learner_class",
+    "evolver": "evolver_class",
+    "exchange": "exchange_class",
+    "fitness": "fitness_class",
+}
+"""Argument of a constructor, under whose name earlier versions kept its value -> attribute that has the value now."""
 
 
+RENAMED_PARTS: dict[str, str] = {"learner_rule": "learner"}
+"""Old name of an attribute with networks or optimizers -> its name now."""
 RENAMED_TENSORS: dict[str, str] = {"centre": "center"}
 """Old name of a tensor in a state dict -> its name now, without the modules that it is in."""
+
+
+def renamed_attributes(attributes: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """
+    :param attributes: values by the names of attributes, those of earlier versions, or arguments of constructors
+    :param known: attributes of a model of today
+    :return: the values by the names of today's attributes
+    """
+    names = {name: new for name, new in RENAMED_ATTRIBUTES.items() if new in known}
+    return {names.get(name, name): value for name, value in attributes.items()}
+
+
+def renamed_parts(parameters: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param parameters: state dicts or tensors of a model, by the names of its attributes
+    :return: the same by their names of today
+    """
+    parts = ((name, *name.partition(".")) for name in parameters)
+    return {f"{RENAMED_PARTS.get(first, first)}{dot}{rest}": parameters[name] for name, first, dot, rest in parts}
 
 
 def renamed_tensors(parameters: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """
     :param parameters: state dicts by name, of a file
     :param now: state dicts of the model that is to have them
-    :return: ``parameters`` with tensors of earlier versions under their names of today
+    :return: ``parameters`` with state dicts and tensors of earlier versions under their names of today
     """
-    found = dict(parameters)
-    for name in set(parameters) & set(now):
-        if isinstance(parameters[name], dict):
-            found[name] = {_renamed(key, now[name]): value for key, value in parameters[name].items()}
+    found = renamed_parts(parameters)
+    for name in set(found) & set(now):
+        if isinstance(found[name], dict):
+            found[name] = {_renamed(key, now[name]): value for key, value in found[name].items()}
     return found
 
 
@@ -104,15 +135,21 @@ class _OldModule(types.ModuleType):
     """A module that has moved: its names are those of the modules that took its place."""
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__"):
-            for new in MOVED.get(self.__name__.removeprefix(f"{PACKAGE}."), ()):
-                try:
-                    module = importlib.import_module(f"{PACKAGE}.{new}")
-                except ModuleNotFoundError:
-                    continue
-                if hasattr(module, name):
-                    return getattr(module, name)
-        raise AttributeError(name)
+        return _found_in(MOVED.get(self.__name__.removeprefix(f"{PACKAGE}."), ()), name)
+
+
+def _found_in(modules: Sequence[str], name: str) -> Any:
+    """
+    :param modules: to search, names within the package
+    :param name: of a class or function
+    :return: the first of that name
+    :raises AttributeError: if there is none
+    """
+    for new in modules if not name.startswith("__") else ():
+        module = importlib.import_module(f"{PACKAGE}.{new}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(name)
 
 
 class _OldModules(MetaPathFinder, Loader):
@@ -136,10 +173,15 @@ def old_modules_found() -> Iterator[None]:
     """Inside, a pickle may name a class by the module that it was in before; afterwards there are no such modules."""
     finder = _OldModules()
     sys.meta_path.append(finder)
+    changed = [importlib.import_module(f"{PACKAGE}.{name}") for name in MOVED_CLASSES]
+    for module, modules in zip(changed, MOVED_CLASSES.values(), strict=True):
+        vars(module)["__getattr__"] = partial(_found_in, modules)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
+        for module in changed:
+            vars(module).pop("__getattr__", None)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _OldModule):
                 del sys.modules[name]

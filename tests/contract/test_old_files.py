@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 import sb3_erl
-from sb3_erl import ALGOS, GenerationCheckpoint
+from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.envs.behavior import FinalObservation
 from sb3_erl.remote.process import ProcessEvaluator
-from sb3_erl.runs.moved_modules import MOVED, old_modules_found
-from tests.contract.helpers import differences, snapshot
+from sb3_erl.runs.moved_modules import MOVED, MOVED_CLASSES, old_modules_found
+from tests.contract.helpers import differences, snapshot, tensors
 from tests.envs import toy_vec_env
 
 ARCHIVE = Path(__file__).parent / "old_files" / "version_0.1.0.tar.xz"
@@ -69,6 +69,22 @@ def test_parts_that_a_file_names_are_those_of_today(folder: Path) -> None:
     assert [member.number for member in members] == [0, 1, 2] and sum(member.own_updates for member in members) > 0
 
 
+@pytest.mark.parametrize("label", ["erl", "erl_sac"])
+def test_parameters_alone(label: str, folder: Path) -> None:
+    """Also by ``set_parameters`` on a model of today."""
+    old = load(label, folder)
+    for given in (load_parameters(folder / label), str(folder / f"{label}.zip")):
+        fresh = type(old)("MlpPolicy", toy_vec_env(), learner=old.learner_class, policy_kwargs=old.policy_kwargs, pop_size=3)
+        fresh.set_parameters(given)
+        assert differences(tensors(old), tensors(fresh)) == []
+
+
+def test_arguments_of_a_constructor_can_be_changed(folder: Path) -> None:
+    with pytest.raises(ValueError, match="does not fit a ERL of this version"):
+        load("erl_sac", folder, learner="ddpg")
+    assert load("erl", folder, learner="ddpg").learner_class == "ddpg"
+
+
 @pytest.mark.parametrize("label", ["erl", "pderl", "td7", "pop_td7"])
 def test_a_replay_buffer(label: str, folder: Path) -> None:
     model = load(label, folder, env=toy_vec_env())
@@ -109,6 +125,6 @@ def test_a_class_that_is_gone_is_named() -> None:
 
 def test_every_module_in_the_table_has_a_place() -> None:
     root = Path(sb3_erl.__file__).parent
-    for old, candidates in MOVED.items():
-        assert any((root / f"{new.replace('.', '/')}.py").is_file() for new in candidates), old
-        assert not (root / f"{old.replace('.', '/')}.py").is_file(), old
+    for old, candidates in {**MOVED, **MOVED_CLASSES}.items():
+        assert all((root / f"{new.replace('.', '/')}.py").is_file() for new in candidates), old
+        assert old in MOVED_CLASSES or not (root / f"{old.replace('.', '/')}.py").is_file(), old
