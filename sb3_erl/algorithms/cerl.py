@@ -91,6 +91,8 @@ class CERL(HybridAlgorithm):
     :param sync_period: generations between two migrations
     :param ucb_coefficient: weight of the exploration term in a learner's score
     :param value_smoothing: weight in (0, 1] of a new return in a learner's value
+    :param crossover: ``"rows"``, ``"package.module:Name"`` or a class
+    :param mutation: ``"gaussian"``, ``"package.module:Name"`` or a class
     :param elite_fraction: share of the population that survives unchanged
     :param min_elites: smallest number of elites
     :param tournament_size: contestants per tournament, at least 2
@@ -125,6 +127,8 @@ class CERL(HybridAlgorithm):
         sync_period: int = 5,
         ucb_coefficient: float = 0.9,
         value_smoothing: float = 0.2,
+        crossover: Any = "rows",
+        mutation: Any = "gaussian",
         elite_fraction: float = 0.2,
         min_elites: int = 2,
         tournament_size: int = 3,
@@ -136,6 +140,7 @@ class CERL(HybridAlgorithm):
         self.gammas, self.rollout_size, self.sync_period = gammas, rollout_size, sync_period
         self.ucb_coefficient, self.value_smoothing = ucb_coefficient, value_smoothing
         self.elite_fraction, self.min_elites, self.tournament_size = elite_fraction, min_elites, tournament_size
+        self.crossover, self.mutation = crossover, mutation
         self.crossover_prob, self.mutation_prob, self.deploy = crossover_prob, mutation_prob, deploy
         self.resources: dict[str, list[float]] | None = None
         """State of the resource manager after the last generation, ``None`` before the first."""
@@ -209,7 +214,7 @@ class CERL(HybridAlgorithm):
             return given
         arguments = {"min_elites": self.min_elites, "odd_winners": "last", **own, **given}
         for name, (operator, published) in VARIATION.items():
-            if arguments.get(name, operator) == operator:
+            if arguments[name] == operator:
                 arguments[f"{name}_kwargs"] = {**published, **(arguments.get(f"{name}_kwargs") or {})}
         return arguments
 

@@ -55,6 +55,9 @@ class ERL(HybridAlgorithm):
         fixed state embedding, which is no part of its genome and changes between generations only; the replay buffer is a
         :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`. With ``"dqn"`` individuals are Q-networks, and actions are discrete
     :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
+    :param crossover: ``"rows"``, ``"package.module:Name"`` or a class; further arguments are
+        ``evolver_kwargs={"crossover_kwargs": {...}}``
+    :param mutation: ``"gaussian"``, ``"package.module:Name"`` or a class, as ``crossover``
     :param elite_fraction: share of the population that survives unchanged, at least one (psi)
     :param tournament_size: contestants per tournament, at least 2
     :param mutation_prob: probability of mutating an individual
@@ -80,6 +83,8 @@ class ERL(HybridAlgorithm):
         learning_rate: float | Schedule | None = None,
         learner: Any = "ddpg",
         max_grad_norm: float | None = 10.0,
+        crossover: Any = "rows",
+        mutation: Any = "gaussian",
         elite_fraction: float = 0.1,
         tournament_size: int = 3,
         mutation_prob: float = 0.9,
@@ -93,7 +98,7 @@ class ERL(HybridAlgorithm):
         deploy: Literal["champion", "learner"] = "champion",
         **kwargs: Any,
     ):
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm, self.crossover, self.mutation = max_grad_norm, crossover, mutation
         self.elite_fraction, self.tournament_size = elite_fraction, tournament_size
         self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
         self.sync_period, self.n_migrants, self.n_learner_episodes = sync_period, n_migrants, n_learner_episodes

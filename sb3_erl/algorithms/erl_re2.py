@@ -74,6 +74,8 @@ class ERLRe2(HybridAlgorithm):
         :class:`~sb3_erl.learners.erl_re2.SharedTD3Learner`
     :param pop_size: number of heads in the population
     :param evolution: ``False`` trains the learner alone (no population, no PeVFA)
+    :param crossover: ``"head_rows"``, ``"package.module:Name"`` or a class
+    :param mutation: ``"head_rows"``, ``"package.module:Name"`` or a class
     :param elite_fraction: share of the population that survives unchanged, at least one
     :param mutation_fraction: share of a row's weights that one mutation changes (beta in the paper)
     :param super_mutation_prob: probability of a super mutation of a row
@@ -116,6 +118,8 @@ class ERLRe2(HybridAlgorithm):
         encoder_step: EncoderStep = "recompute",
         pop_size: int = 5,
         evolution: bool = True,
+        crossover: Any = "head_rows",
+        mutation: Any = "head_rows",
         elite_fraction: float = 0.2,
         mutation_fraction: float = 0.7,
         super_mutation_prob: float = 0.05,
@@ -138,6 +142,7 @@ class ERLRe2(HybridAlgorithm):
         self.target_policy_noise, self.target_noise_clip = target_policy_noise, target_noise_clip
         self.evolution, self.elite_fraction, self.mutation_fraction = evolution, elite_fraction, mutation_fraction
         self.super_mutation_prob, self.reset_prob = super_mutation_prob, reset_prob
+        self.crossover, self.mutation = crossover, mutation
         self.sync_period, self.evolve_during_warmup = sync_period, evolve_during_warmup
         self.mc_fitness_prob, self.fitness_horizon = mc_fitness_prob, fitness_horizon
         self.policy_embedding_dim, self.pevfa_layout, self.pevfa_input = policy_embedding_dim, pevfa_layout, pevfa_input
@@ -216,13 +221,11 @@ class ERLRe2(HybridAlgorithm):
         own, given = ga_arguments(self), super()._evolver_arguments()
         if not own:
             return given
-        mutation = {
-            "fraction": self.mutation_fraction,
-            "super_prob": self.super_mutation_prob,
-            "reset_prob": self.reset_prob,
-            **(given.pop("mutation_kwargs", None) or {}),
-        }
-        return {"crossover": "head_rows", "mutation": "head_rows", **own, **given, "mutation_kwargs": mutation}
+        arguments = {**own, **given}
+        if arguments["mutation"] == "head_rows":
+            names = {"fraction": self.mutation_fraction, "super_prob": self.super_mutation_prob, "reset_prob": self.reset_prob}
+            arguments["mutation_kwargs"] = {**names, **(arguments.get("mutation_kwargs") or {})}
+        return arguments
 
     def _make_exchange(self) -> Any:
         own = {"sync_period": self.sync_period, "otherwise": "next"}

@@ -103,13 +103,13 @@ class PDERL(ERL):
         **kwargs: Any,
     ):
         self.genetic_memory_size = genetic_memory_size
-        self.crossover, self.mutation = crossover, mutation
         self.parent_matching, self.q_filter = parent_matching, q_filter
         self.distill_epochs, self.distill_batch_size = distill_epochs, distill_batch_size
         self.distill_lr, self.distill_action_reg = distill_lr, distill_action_reg
         self.mutation_magnitude, self.mutation_batch_size = mutation_magnitude, mutation_batch_size
         self.sensitivity_floor = sensitivity_floor
-        super().__init__(policy, env, learning_rate, evolver=evolver, **kwargs)
+        parts = {"evolver": evolver, "crossover": crossover, "mutation": mutation}
+        super().__init__(policy, env, learning_rate, **parts, **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
@@ -146,7 +146,7 @@ class PDERL(ERL):
             "memories": GeneticMemories(*size),
             "value": self._value,
             "prepare": self._prepare,
-            **{name: getattr(self, name) for name in ("crossover", "mutation", "parent_matching")},
+            "parent_matching": self.parent_matching,
             **super()._evolver_arguments(),
         }
         if arguments["crossover"] == "distillation":

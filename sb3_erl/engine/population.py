@@ -165,6 +165,7 @@ def make_evolver(
 # -------------------------------------------------------------------- arguments that systems with a genetic algorithm share
 
 GA_ARGUMENTS = ("elite_fraction", "tournament_size", "mutation_prob", "crossover_prob")
+OPERATORS = ("crossover", "mutation")
 
 
 def check_ga_arguments(model: Any) -> None:
@@ -181,7 +182,7 @@ def ga_arguments(model: Any) -> dict[str, Any]:
     """:return: those of the model's attributes that a genetic algorithm takes; none if the evolver is another one"""
     found = resolve("evolver", model.evolver_class)
     is_ga = issubclass(found, GA) if isinstance(found, type) else False
-    return {name: getattr(model, name) for name in GA_ARGUMENTS if is_ga and hasattr(model, name)}
+    return {name: getattr(model, name) for name in (*GA_ARGUMENTS, *OPERATORS) if is_ga and hasattr(model, name)}
 
 
 CEM_ARGUMENTS = {"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"}

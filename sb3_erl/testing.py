@@ -1,0 +1,187 @@
+"""Checks for parts of one's own: does an operator, evolver, fitness, learner, exchange or step keep what the package promises?"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_erl.core.registry import PARTS, resolve
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.fitness.base import Fitness
+from sb3_erl.learners.base import Learner
+from sb3_erl.learners.td_rule import TDRule
+from sb3_erl.remote.process import ProcessEvaluator
+from sb3_erl.runs.callbacks import GenerationCheckpoint
+
+SMALL: dict[str, Any] = {"pop_size": 4, "learning_starts": 200, "batch_size": 16, "train_freq": 8, "sync_period": 1, "seed": 1}
+"""Settings with which a run takes seconds, as far as a class has such arguments."""
+
+
+class PartError(AssertionError):
+    """A part does not keep a promise; the message says which one, and what usually is the reason."""
+
+
+def check_part(
+    part: Any,
+    kind: str | None = None,
+    algorithm: Any = None,
+    env: Any = "Pendulum-v1",
+    total_timesteps: int = 4000,
+    n_workers: int = 2,
+    **kwargs: Any,
+) -> Any:
+    """
+    Check that a part trains, saves, loads, resumes bit for bit, and gives the same result in worker processes.
+
+    It takes some seconds. The environment is made anew for each run.
+
+    :param part: a class, function or object, or its name ``"package.module:Name"``
+    :param kind: ``"crossover"``, ``"mutation"``, ``"evolver"``, ``"fitness"``, ``"learner"``, ``"exchange"`` or ``"step"``;
+        ``None`` to tell it from the part
+    :param algorithm: class in which it is tried, :class:`~sb3_erl.algorithms.erl.ERL` if ``None``
+    :param env: id of an environment
+    :param total_timesteps: length of each run, several generations
+    :param n_workers: worker processes
+    :param kwargs: further arguments of the algorithm
+    :return: the model of the uninterrupted run
+    :raises PartError: if a promise is not kept
+    :raises ValueError: if the kind cannot be told from the part, or is unknown
+    """
+    from sb3_erl.algorithms.erl import ERL
+
+    cls = ERL if algorithm is None else algorithm
+    kind = _kind_of(part) if kind is None else kind
+    if kind not in PARTS:
+        raise ValueError(f"kind must be one of {sorted(PARTS)}; got {kind!r}")
+    arguments = {**_known(cls, SMALL), **_argument(kind, part), "device": "cpu", **kwargs}
+
+    def make(**more: Any) -> Any:
+        return cls("MlpPolicy", env, **{**arguments, **more})
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        before = _state(make())
+        whole = make().learn(total_timesteps)
+        if whole.n_generations < 2:
+            raise ValueError(f"total_timesteps must be enough for two generations; got {total_timesteps}, which ended in the first")
+        if _equal(before, _state(whole)):
+            raise PartError("training changed no parameter: does the part return what it was given?")
+        _check_equal(make().learn(total_timesteps), whole, "two runs with one seed differ", _RANDOM)
+        _check_saved(cls, whole, path / "model.zip")
+        _check_resumed(cls, make, whole, total_timesteps, path / "checkpoints")
+        with ProcessEvaluator(n_workers=n_workers) as workers:
+            remote = make(evaluator=workers).learn(total_timesteps)
+            reason = "does it read what it did not declare, or global state that workers lack?"
+            _check_equal(remote, whole, "a run in worker processes differs from one in this process", reason)
+    return whole
+
+
+_RANDOM = "all random numbers must come from the generator that is handed in"
+_STATE = "state that changes must be saved: in buffers of an nn.Module, or by state_dict() and load_state_dict(state)"
+
+
+def _kind_of(part: Any) -> str:
+    """:raises ValueError: if it cannot be told"""
+    for kind in ("evolver", "fitness", "learner"):
+        if isinstance(part, str) and part in PARTS[kind]:
+            return kind
+    found = resolve("step", part) if isinstance(part, str) else part
+    cls = found if isinstance(found, type) else type(found)
+    bases: dict[str, tuple[type, ...]] = {"evolver": (Evolver,), "fitness": (Fitness,), "learner": (TDRule, Learner)}
+    for kind, classes in bases.items():
+        if issubclass(cls, classes):
+            return kind
+    if hasattr(found, "after"):
+        return "step"
+    if hasattr(found, "needs") or inspect.isfunction(found):
+        return "fitness"
+    names = [name for name in inspect.signature(cls.__call__).parameters if name != "self"]  # type: ignore[operator]
+    by_number = {2: "mutation", 3: "crossover", 4: "exchange"}
+    if len(names) in by_number:
+        return by_number[len(names)]
+    raise ValueError(f"kind must be given, one of {sorted(PARTS)}; it cannot be told from {part!r}")
+
+
+def _argument(kind: str, part: Any) -> dict[str, Any]:
+    """The arguments of an algorithm with which it uses a part, and uses it often."""
+    if kind == "step":
+        return {"generation_steps": [part]}
+    often = {"crossover": {"crossover_prob": 1.0}, "mutation": {"mutation_prob": 1.0}}
+    return {kind: part, **often.get(kind, {})}
+
+
+def _known(cls: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(cls).parameters
+    return {name: value for name, value in settings.items() if name in parameters}
+
+
+def _parameters(model: Any) -> list[th.Tensor]:
+    """All tensors that a model saves, the optimizers' too."""
+    tensors: list[th.Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, th.Tensor):
+            tensors.append(value.detach().cpu().clone())
+        elif isinstance(value, dict):
+            for item in value.values():
+                collect(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                collect(item)
+
+    collect(model.get_parameters())
+    return tensors
+
+
+def _state(model: Any) -> list[th.Tensor]:
+    """All parameters, and what is in the replay buffer."""
+    buffer = getattr(model, "replay_buffer", None)
+    arrays = [] if buffer is None else [getattr(buffer, name)[: buffer.size()] for name in ("actions", "rewards")]
+    return [*_parameters(model), *(th.as_tensor(array.copy()) for array in arrays)]
+
+
+def _equal(first: list[th.Tensor], second: list[th.Tensor]) -> bool:
+    """Whether all parameters are equal, NaN included."""
+    pairs = zip(first, second, strict=False)
+    return len(first) == len(second) and all(a.shape == b.shape and th.equal(th.nan_to_num(a), th.nan_to_num(b)) for a, b in pairs)
+
+
+def _check_equal(found: Any, wanted: Any, problem: str, reason: str) -> None:
+    if found.num_timesteps != wanted.num_timesteps or not _equal(_state(found), _state(wanted)):
+        raise PartError(f"{problem}: {reason}")
+
+
+def _check_saved(cls: Any, model: Any, path: Path) -> None:
+    model.save(path)
+    loaded = cls.load(path, device="cpu")
+    if not _equal(_parameters(loaded), _parameters(model)):
+        raise PartError(f"a loaded model differs from the saved one: {_STATE}")
+
+
+class _Interruption(BaseCallback):
+    """Ends a run in the middle, as a killed process would: nothing after the last checkpoint is kept."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise KeyboardInterrupt
+        return True
+
+
+def _check_resumed(cls: Any, make: Any, whole: Any, total_timesteps: int, folder: Path) -> None:
+    model = make()
+    try:
+        model.learn(total_timesteps, [GenerationCheckpoint(total_timesteps // 4, folder), _Interruption(3 * total_timesteps // 4)])
+    except KeyboardInterrupt:
+        pass
+    resumed = cls.resume_from(folder, env=model.get_env(), device="cpu")
+    resumed.learn(total_timesteps, GenerationCheckpoint(total_timesteps // 4, folder))
+    _check_equal(resumed, whole, "a run that was killed and resumed differs from an uninterrupted one", _STATE)
