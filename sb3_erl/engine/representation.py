@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.evolution.base import to_numpy
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool, candidates_stack, numpy_population, tensors_of
 from sb3_erl.rollouts.jobs import PopulationActor
@@ -61,7 +63,8 @@ class Representation(ABC):
         :param vector: ``(n_params,)``
         :return: a policy of its own with these parameters; has ``predict``
         """
-        network = self.make()
+        with scoped_generators(np.random.SeedSequence(0)):  # its first parameters are overwritten
+            network = self.make()
         self.write(vector, network)
         network.set_training_mode(False)
         return network

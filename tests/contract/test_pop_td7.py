@@ -347,7 +347,7 @@ def test_priorities_per_individual() -> None:
 
 def test_shared_priorities() -> None:
     model = pop(priorities="shared", lap_min_priority=0.01).learn(100)
-    assert len(model.replay_buffer.trees) == 1 and [member.learner.owner for member in model.members] == [0, 0, 0]
+    assert len(model.replay_buffer.trees) == 1 and [member.learner.priority_set for member in model.members] == [0, 0, 0]
     assert model.winner is not None and min(of(model, "own_updates")) >= LENGTH
     assert len(np.unique(model.replay_buffer.trees[0].priority[:100])) > 20
 
