@@ -124,7 +124,9 @@ def test_the_first_learn_fixes_where_phase_1_ends() -> None:
 def test_budget_of_the_population() -> None:
     model = pop(update_budget="population", explore_steps=1000).learn(16 + 6 * LENGTH + 1)
     assert of(model, "own_steps") == [17, 16, 16]
-    assert of(model, "own_updates") == of(model, "trained_at") == [4 * LENGTH, 5 * LENGTH, 6 * LENGTH], "steps of anybody"
+    assert of(model, "own_updates") == of(model, "trained_at") == [4 * LENGTH, 5 * LENGTH, 6 * LENGTH], (
+        "steps of all individuals"
+    )
     assert model._n_updates == 15 * LENGTH
 
 
@@ -354,7 +356,7 @@ def test_shared_priorities() -> None:
 
 def test_copies_of_the_best_over_the_worst() -> None:
     settings: dict[str, Any] = {"explore_steps": 1000, "gradient_steps": 3}
-    crafted = [[0.0], [9000.0], [-9000.0]]  # it is the turn of the second
+    crafted = [[0.0], [9000.0], [-9000.0]]  # the second one is active
 
     def run(**extra: Any) -> tuple[Any, dict[str, np.ndarray]]:
         model = pop(**settings, **extra).learn(48)
@@ -379,7 +381,7 @@ def test_copies_of_the_best_over_the_worst() -> None:
 
 
 def test_late_phase_is_reached_by_every_way_of_updating() -> None:
-    """Per individual, at its own number of updates; also where one payment is larger than the steps of its assessment."""
+    """Per individual, at its own number of updates; also where it makes more updates at once than its assessment had steps."""
     for settings in ({"update_budget": "population"}, {"gradient_steps": 30}, {"catch_up": 1.0}):
         model = pop(updates_before_late_phase=29, **settings).learn(64)
         late = [member.assessment.state["is_late"] for member in model.members]
