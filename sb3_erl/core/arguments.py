@@ -69,7 +69,7 @@ class _Inheriting:
                     if key not in signature.parameters:
                         close = difflib.get_close_matches(key, signature.parameters, n=1)
                         hint = f"; did you mean {close[0]!r}?" if close else ""
-                        raise TypeError(f"{owner.__name__} got an unexpected argument {key!r}{hint}")
+                        raise TypeError(f"{owner.__name__} got an unexpected keyword argument {key!r}{hint}")
             constructor(self, *args, **{**defaults, **kwargs})
 
         __init__.__signature__ = signature  # type: ignore[attr-defined]
