@@ -7,9 +7,10 @@ import sb3_erl.envs  # noqa: F401 registers the environments
 from sb3_erl.algorithms.cem import CEM
 from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.algorithms.cerl import CERL
-from sb3_erl.algorithms.deep_ga import GANS, DeepGA, RandomSearch
+from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.ga_ns import GANS
 from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL

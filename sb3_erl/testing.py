@@ -68,7 +68,9 @@ def check_part(
         before = _state(make())
         whole = make().learn(total_timesteps)
         if whole.n_generations < 2:
-            raise ValueError(f"total_timesteps must be enough for two generations; got {total_timesteps}, which ended in the first")
+            raise ValueError(
+                f"total_timesteps must be enough for two generations; got {total_timesteps}, which ended in the first"
+            )
         if _equal(before, _state(whole)):
             raise PartError("training changed no parameter: does the part return what it was given?")
         _check_equal(make().learn(total_timesteps), whole, "two runs with one seed differ", _RANDOM)
@@ -148,7 +150,9 @@ def _state(model: Any) -> list[th.Tensor]:
 def _equal(first: list[th.Tensor], second: list[th.Tensor]) -> bool:
     """Whether all parameters are equal, NaN included."""
     pairs = zip(first, second, strict=False)
-    return len(first) == len(second) and all(a.shape == b.shape and th.equal(th.nan_to_num(a), th.nan_to_num(b)) for a, b in pairs)
+    return len(first) == len(second) and all(
+        a.shape == b.shape and th.equal(th.nan_to_num(a), th.nan_to_num(b)) for a, b in pairs
+    )
 
 
 def _check_equal(found: Any, wanted: Any, problem: str, reason: str) -> None:
@@ -179,7 +183,9 @@ class _Interruption(BaseCallback):
 def _check_resumed(cls: Any, make: Any, whole: Any, total_timesteps: int, folder: Path) -> None:
     model = make()
     try:
-        model.learn(total_timesteps, [GenerationCheckpoint(total_timesteps // 4, folder), _Interruption(3 * total_timesteps // 4)])
+        model.learn(
+            total_timesteps, [GenerationCheckpoint(total_timesteps // 4, folder), _Interruption(3 * total_timesteps // 4)]
+        )
     except KeyboardInterrupt:
         pass
     resumed = cls.resume_from(folder, env=model.get_env(), device="cpu")

@@ -6,32 +6,30 @@ import copy
 from typing import Any, ClassVar
 
 import numpy as np
-import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.openai_es import OpenAIES
-from sb3_erl.core.arguments import known_to
+from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.core.parameters import ParameterLayout, copy_buffers, read_parameters, write_parameters
+from sb3_erl.core.parameters import copy_buffers, read_parameters, write_parameters
 from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.novelty import NoveltyMixin
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.novelty import Behaviors, archive_from_text, archive_to_text, check_novelty
+from sb3_erl.engine.population import Population
+from sb3_erl.engine.reference_batch import collect_reference
+from sb3_erl.engine.representation import WholeNetworks
 from sb3_erl.envs.behavior import Behavior as BehaviorClass
 from sb3_erl.envs.behavior import BehaviorFunction
-from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
-from sb3_erl.evolution.fitness.novelty import Distance
-from sb3_erl.evolution.fitness.shaping import Ties
+from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.meta_population import MetaPopulation
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, MemberRule, Mode, mix_ranks, next_member, reward_weight
-from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 
-class NSES(NoveltyMixin, OpenAIES):
+class NSES(OpenAIES):
     """
     Novelty search by an evolution strategy (NS-ES): returns play no part in what is learned.
 
@@ -59,16 +57,15 @@ class NSES(NoveltyMixin, OpenAIES):
     """
 
     mode: ClassVar[Mode] = "ns"
-    evolver: MetaPopulation  # type: ignore[assignment]
+    generation_order = ("collect_reference", "show_members", "ask", "evaluate", "score", "deploy", "tell", "log")
+    episode_needs = Behaviors.needs
 
+    @inherits_arguments("evolver", "evolver_kwargs", "fitness_shaping", "n_center_episodes")
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule = 0.01,
-        n_pairs: int = 32,
-        sigma: float | Schedule = 0.02,
-        l2_coeff: float = 0.005,
         meta_population_size: int = 5,
         parent_selection: MemberRule = "novelty_prob",
         novelty_k: int = 10,
@@ -77,35 +74,16 @@ class NSES(NoveltyMixin, OpenAIES):
         distance: Distance = "euclidean",
         archive_max_size: int | None = None,
         n_bc_episodes: int = 1,
-        optimizer: str = "adam",
-        optimizer_kwargs: dict[str, Any] | None = None,
-        ties: Ties = "average",
-        min_timesteps: int = 0,
-        normalize_obs: bool = True,
-        obs_stat_prob: float | None = None,
-        action_noise_std: float = 0.01,
-        episode_cutoff: int | tuple[float, ...] | None = None,
-        n_eval_episodes: int = 1,
-        common_random_numbers: bool = False,
-        perturb_fraction: float = 1.0,
-        noise_table_size: int = 25_000_000,
-        noise_seed: int = 123,
-        evaluator: EvaluatorChoice = "vec",
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
         self.meta_population_size, self.parent_selection = meta_population_size, parent_selection
         self.novelty_k, self.behavior, self.behavior_kwargs = novelty_k, behavior, behavior_kwargs
         self.distance, self.archive_max_size, self.n_bc_episodes = distance, archive_max_size, n_bc_episodes
         self.moved: int | None = None
         """The member that moved in the last generation, ``None`` before the first."""
-        n_center_episodes = 0  # members are evaluated beforehand
-        super().__init__(**known_to(super().__init__, locals()))
+        self.archive_state: str | None = None
+        self.weight_state: dict[str, Any] = {}
+        super().__init__(policy, env, learning_rate, n_center_episodes=0, **kwargs)  # members are evaluated beforehand
 
     # ---------------------------------------------------------------- set-up
 
@@ -114,38 +92,37 @@ class NSES(NoveltyMixin, OpenAIES):
         check_range("meta_population_size", self.meta_population_size, 1, integer=True)
         check_range("n_bc_episodes", self.n_bc_episodes, 1, integer=True)
         check_choice("parent_selection", self.parent_selection, ("novelty_prob", "round_robin"))
-        self._check_novelty()
+        check_novelty(self.novelty_k, self.behavior)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._behaviors = Behaviors(self.behavior, self.behavior_kwargs, self.observation_space)
+        if self.archive_state is not None:
+            self.archive, self.archive_state = archive_from_text(self.archive_state), None
+        elif not hasattr(self, "archive"):  # which files of the first versions hold as a pickle
+            self.archive = NoveltyArchive(self.distance, self.archive_max_size)
         if not hasattr(self, "weight"):  # which files of the first versions hold as a pickle
             self.weight = self._make_weight()
             vars(self.weight).update(self.weight_state)
             self.weight_state = {}
 
-    weight_state: dict[str, Any] = {}  # noqa: RUF012 replaced, never written
-    """The numbers of the weight, while a model is saved or loaded."""
-
-    def _write_state(self) -> None:
-        super()._write_state()
-        self.weight_state = dict(vars(self.weight))
-
-    def _forget_state(self) -> None:
-        super()._forget_state()
-        self.weight_state = {}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "weight"]
-
     def _make_weight(self) -> FixedWeight | AdaptiveWeight:
         """The share of returns in what is followed."""
         return reward_weight(self.mode)
 
-    def _make_evolver(self, candidates: th.Tensor, layout: ParameterLayout) -> Evolver:
-        table = NoiseTable(self.noise_table_size, self.noise_seed)
-        networks = [self.policy.make_actor() for _ in range(self.meta_population_size)]
+    def _make_population(self) -> Population:
+        table = self._noise_table()
+        # The first network drawn is left out, so that a seed gives the members that it gave in version 0.1.0.
+        networks = [self.policy.make_actor() for _ in range(1 + self.meta_population_size)][1:]
         write_parameters(read_parameters(networks[0]), self.policy.deployed)
-        return MetaPopulation([self._make_es(network, table) for network in networks], networks)
+        arguments = self._es_arguments(table)
+        members = [MirroredES(read_parameters(network), self.pop_size, **arguments) for network in networks]
+        evolver = MetaPopulation(members, networks).to(self.device)
+        return Population(evolver, WholeNetworks(self.policy, evolver.network))
 
     @property
-    def _n_jobs(self) -> int:
+    def n_rollouts(self) -> int:
+        """See :attr:`EvolutionaryAlgorithm.n_rollouts`."""
         return self.pop_size * self.n_eval_episodes + self._n_centers * self.n_bc_episodes
 
     @property
@@ -153,83 +130,92 @@ class NSES(NoveltyMixin, OpenAIES):
         return self.meta_population_size
 
     @property
-    def _network(self) -> BasePolicy:
-        return self.evolver.network  # type: ignore[return-value]
+    def _members(self) -> MetaPopulation:
+        return self.evolver  # type: ignore[return-value]
 
     @property
     def _es(self) -> MirroredES:
-        return self.evolver.active
+        return self._members.active
+
+    def _train_loop(self, *arguments: Any) -> None:
+        assert self.env is not None
+        self._behaviors.prepare(self.env, self.evaluator == "vec")
+        super()._train_loop(*arguments)
 
     # ---------------------------------------------------------------- the generation
 
-    def _generation(self, callback: BaseCallback) -> bool:
-        """Evaluate members -> draw one -> ask -> evaluate -> tell -> observe -> log; the archive grows if all went well."""
-        if not self._collect_reference(callback):
+    def _collect_reference(self, generation: Generation) -> bool:
+        needs = getattr(self.policy.deployed, "needs_reference", False)
+        collected = collect_reference(self, generation)
+        if needs and collected:
+            for index, network in enumerate(self._members.networks):
+                copy_buffers(self.policy.deployed, network)
+                self._members.show(index)
+        return collected
+
+    def _show_members(self, generation: Generation) -> bool:
+        """
+        Evaluate all members, and draw the one that moves by its novelty.
+
+        The archive and the weight of returns change on copies, which are kept if the generation is finished.
+        """
+        episodes = self._evaluate_members(generation)
+        if episodes is None:
             return False
-        shown = self._evaluate_members(callback)
-        if shown is None:
-            return False
-        behaviors, returns = shown
-        weight, archive = copy.copy(self.weight), copy.copy(self.archive)  # kept if the generation is finished
+        n = self._n_centers
+        behaviors = self._behaviors.of(episodes, n, self.archive)
+        returns = episodes.mean_per_candidate([e.total_reward for e in episodes.episodes], n)
+        weight, archive = copy.copy(self.weight), copy.copy(self.archive)
         archive.entries = list(archive.entries)
-        new = range(self._n_centers) if self.moved is None else [self.moved]
-        archive.extend([behaviors[member] for member in new])
+        archive.extend([behaviors[member] for member in (range(n) if self.moved is None else [self.moved])])
         if self.moved is not None:
             weight.update(float(returns[self.moved]))
         novelty = archive.novelty(behaviors, self.novelty_k)
-        self.evolver.activate(self._next(novelty))
-        evaluated = self._ask_and_evaluate(self._rng(Stream.EVOLUTION), callback, is_first=False)
-        if evaluated is None:
-            return False
-        self.archive, self.weight, self.moved = archive, weight, int(self.evolver.active_member)
-        self.evolver.returns.copy_(th.from_numpy(returns))
-        self._deploy(int(np.nanargmax(np.where(np.isnan(returns), -np.inf, returns))))
-        candidates, episodes, _ = evaluated
-        self._learn(candidates, episodes)
-        self.evolver.show(self.moved)
-        self._log_generation(episodes, EpisodeBatch((), 0))
-        self._log_novelty(novelty, returns)
+        self._shown = weight, archive, returns, novelty
+        self._members.activate(self._next(novelty))
+        self.population.representation.learner = self._members.network  # type: ignore[attr-defined]
         return True
 
-    def _collect_reference(self, callback: BaseCallback) -> bool:
-        needs = getattr(self.policy.deployed, "needs_reference", False)
-        collected = super()._collect_reference(callback)
-        if needs and collected:
-            for index, network in enumerate(self.evolver.networks):
-                copy_buffers(self.policy.deployed, network)
-                self.evolver.show(index)
-        return collected
-
-    def _evaluate_members(self, callback: BaseCallback) -> tuple[list[np.ndarray], np.ndarray] | None:
-        """:return: behaviors of all members and ``(meta_population_size,)`` their mean returns; ``None`` if stopped"""
-        everybody = range(self._n_centers)
-        parts = [numpy_population(net, tensors_of) or ModuleActor([net]) for net in self.evolver.networks]  # type: ignore
-        jobs = [Job(member, k, self.cutoff) for member in everybody for k in range(self.n_bc_episodes)]
-        actor = JointActor(parts, [(member, 0) for member in everybody])
-        episodes = self._evaluate(jobs, actor, callback, is_last=False)
-        if episodes is None:
-            return None
-        returns = episodes.mean_per_candidate([e.total_reward for e in episodes.episodes], len(everybody))
-        return self._behaviors(episodes, everybody), returns
+    def _evaluate_members(self, generation: Generation) -> EpisodeBatch | None:
+        numbers = range(self._n_centers)
+        parts = [numpy_population(net, tensors_of) or ModuleActor([net]) for net in self._members.networks]  # type: ignore
+        jobs = [Job(member, k, self.cutoff) for member in numbers for k in range(self.n_bc_episodes)]
+        actor = JointActor(parts, [(member, 0) for member in numbers])
+        return self.rollouts.run(jobs, actor, generation.callback, None, self.episode_needs, is_last=False)
 
     def _next(self, novelty: np.ndarray) -> int:
         if self.moved is None:
             return 0
-        return next_member(self.moved, novelty, self.address.rng(Stream.EVOLUTION, 1), self.parent_selection)
+        return next_member(self.moved, novelty, self.run.address.rng(Stream.EVOLUTION, 1), self.parent_selection)
 
-    def _deploy(self, member: int) -> None:
-        network = self.evolver.networks[member]
+    def _evaluate(self, generation: Generation) -> bool:
+        if not self._evaluate_pairs(generation, [], is_first=False):
+            return False
+        self.weight, self.archive, returns, _ = self._shown
+        self.moved = int(self._members.active_member)
+        self._members.returns.copy_(self._members.returns.new_tensor(returns))
+        return True
+
+    def _deploy(self, generation: Generation) -> None:
+        """The member with the best return, as it was evaluated."""
+        returns = self._shown[2]
+        network = self._members.networks[int(np.nanargmax(np.where(np.isnan(returns), -np.inf, returns)))]
         write_parameters(read_parameters(network), self.policy.deployed)
         copy_buffers(network, self.policy.deployed)
 
-    def _tell(self, candidates: th.Tensor, episodes: EpisodeBatch) -> None:
-        behaviors = self._behaviors(episodes, self._numbers(len(candidates)))
+    def _tell(self, generation: Generation) -> None:
+        assert generation.fitness is not None and self.moved is not None
+        behaviors = self._behaviors.of(generation.evaluated, len(generation.asked), self.archive)
         novelty = self.archive.novelty(behaviors, self.novelty_k)
         self.logger.record("novelty/pop_mean", float(np.nanmean(novelty)) if np.isfinite(novelty).any() else np.nan)
-        self._es.update(mix_ranks(self._fitness(candidates, episodes), novelty, self.weight.value, self.ties))
+        self._es.update(mix_ranks(generation.fitness, novelty, self.weight.value, self.ties))
+        self._after_tell(generation)
+        self._members.show(self.moved)
 
-    def _log_novelty(self, novelty: np.ndarray, returns: np.ndarray) -> None:
+    def _log(self, generation: Generation) -> None:
+        super()._log(generation)
         assert self.moved is not None
+        _, _, returns, novelty = self._shown
         self.logger.record("rollout/center_ep_rew_mean", float(np.nanmean(returns)))
         self.logger.record("novelty/center", float(novelty[self.moved]))
         self.logger.record("novelty/archive_size", len(self.archive))
@@ -241,11 +227,20 @@ class NSES(NoveltyMixin, OpenAIES):
         :param index: member of the meta-population, from 0
         :return: a policy of its own with the member's present mean and statistics; has ``predict``
         """
-        agent, network = self.policy.make_actor(), self.evolver.networks[range(self.meta_population_size)[index]]
+        agent, network = self.policy.make_actor(), self._members.networks[range(self.meta_population_size)[index]]
         write_parameters(read_parameters(network), agent)
         copy_buffers(network, agent)
         agent.set_training_mode(False)
         return agent
+
+    # ---------------------------------------------------------------- saving
+
+    def _plain_state(self) -> dict[str, Any]:
+        weight = dict(vars(self.weight))
+        return {**super()._plain_state(), "archive_state": archive_to_text(self.archive), "weight_state": weight}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "archive", "weight", "_behaviors", "_shown"]
 
 
 class NSRES(NSES):
@@ -278,52 +273,22 @@ class NSRAES(NSES):
 
     mode = "nsra"
 
+    @inherits_arguments()
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule = 0.01,
-        n_pairs: int = 32,
-        sigma: float | Schedule = 0.02,
-        l2_coeff: float = 0.005,
-        meta_population_size: int = 5,
-        parent_selection: MemberRule = "novelty_prob",
-        novelty_k: int = 10,
         reward_weight: float = 1.0,
         weight_delta: float = 0.05,
         weight_patience: int = 50,
         weight_min: float = 0.0,
         improvement_tol: float = 0.0,
-        behavior: str | type[BehaviorClass] | BehaviorFunction = "auto",
-        behavior_kwargs: dict[str, Any] | None = None,
-        distance: Distance = "euclidean",
-        archive_max_size: int | None = None,
-        n_bc_episodes: int = 1,
-        optimizer: str = "adam",
-        optimizer_kwargs: dict[str, Any] | None = None,
-        ties: Ties = "average",
-        min_timesteps: int = 0,
-        normalize_obs: bool = True,
-        obs_stat_prob: float | None = None,
-        action_noise_std: float = 0.01,
-        episode_cutoff: int | tuple[float, ...] | None = None,
-        n_eval_episodes: int = 1,
-        common_random_numbers: bool = False,
-        perturb_fraction: float = 1.0,
-        noise_table_size: int = 25_000_000,
-        noise_seed: int = 123,
-        evaluator: EvaluatorChoice = "vec",
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
         self.reward_weight, self.weight_delta, self.weight_patience = reward_weight, weight_delta, weight_patience
         self.weight_min, self.improvement_tol = weight_min, improvement_tol
-        super().__init__(**known_to(super().__init__, locals()))
+        super().__init__(policy, env, learning_rate, **kwargs)
 
     def _make_weight(self) -> FixedWeight | AdaptiveWeight:
         numbers = (self.reward_weight, self.weight_delta, self.weight_patience, self.weight_min, self.improvement_tol)

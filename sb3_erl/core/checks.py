@@ -211,3 +211,21 @@ def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
     """:raises ValueError: if ``value`` is not one of ``known``"""
     if value not in known:
         raise ValueError(f"{name} must be one of {sorted(known, key=str)}; got {value!r}")
+
+
+def check_cutoff(value: Any) -> None:
+    """
+    :param value: of ``episode_cutoff``: ``None``, a number of steps, or (start, threshold, ratio) and perhaps a largest value
+    :raises ValueError: if it is something else, or a number is out of range
+    """
+    if isinstance(value, list | tuple):
+        if len(value) not in (3, 4):
+            raise ValueError(
+                "episode_cutoff must be None, a number of steps, or (start, threshold, ratio) with an optional largest "
+                f"value; got {value!r}"
+            )
+        check_range("episode_cutoff", value[0], 1)
+        check_range("episode_cutoff (threshold)", value[1], 0, 1)
+        check_range("episode_cutoff (ratio)", value[2], 1)
+    elif value is not None:
+        check_range("episode_cutoff", value, 1, integer=True)

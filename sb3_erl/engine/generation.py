@@ -171,14 +171,16 @@ def score(model: Any, generation: Generation) -> None:
     generation.fitness = fitness_of(model, generation, generation.evaluated.of(range(len(generation.asked))))
 
 
-def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch) -> np.ndarray:
+def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, individuals: Tensor | None = None) -> np.ndarray:
     """
     :param model: has ``fitness``, and ``gamma`` where rewards are discounted
     :param generation: whose candidates are scored
-    :param episodes: of the candidates, numbered from 0
+    :param episodes: of the individuals, numbered from 0
+    :param individuals: ``(n, n_params)``, the candidates of the generation if ``None``
     :return: ``(pop_size,)``, higher is better, NaN is worst
     """
-    candidates, rng, gamma = generation.asked, model.run.rng(Stream.FITNESS), getattr(model, "gamma", 1.0)
+    candidates = generation.asked if individuals is None else individuals
+    rng, gamma = model.run.rng(Stream.FITNESS), getattr(model, "gamma", 1.0)
     return model.fitness(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
 
 

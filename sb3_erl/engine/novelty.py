@@ -1,4 +1,4 @@
-"""What evolution strategies and genetic algorithms share when they look for the new instead of, or beside, the good."""
+"""What novelty search needs of a run: behaviors of episodes, and the archive of those seen before."""
 
 from __future__ import annotations
 
@@ -6,96 +6,88 @@ import io
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.engine.generation import GenerationalMixin
 from sb3_erl.envs.behavior import BEHAVIORS, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
-from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
+from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
 from sb3_erl.runs.loading import array_to_text, text_to_array
 
 FINAL_OBSERVATION = "final_observation"
-"""A behavior that every environment has; in this process it is seen without a wrapper."""
+"""A behavior that every environment has; in this process it is read without a wrapper."""
 
 
-class NoveltyMixin(GenerationalMixin):
+def check_novelty(novelty_k: Any, behavior: Any) -> None:
     """
-    Gives every environment a behavior and keeps the archive.
+    :param novelty_k: number of nearest neighbors, at least 1
+    :param behavior: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class or a function
+    :raises ValueError: if one of them is out of range or unknown
+    """
+    check_range("novelty_k", novelty_k, 1, integer=True)
+    if isinstance(behavior, str) and behavior not in BEHAVIORS:
+        raise ValueError(f"behavior must be one of {list(BEHAVIORS)}, a class or a function; got {behavior!r}")
 
-    Stands before a generational algorithm in the method resolution order.
 
-    :param behavior: what describes an episode: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of
-        an :class:`~sb3_erl.envs.behavior.EpisodeTrace`
+def archive_from_text(text: str) -> NoveltyArchive:
+    """:return: the archive that :func:`archive_to_text` was given"""
+    return NoveltyArchive.load(io.BytesIO(text_to_array(text).tobytes()))
+
+
+def archive_to_text(archive: NoveltyArchive) -> str:
+    """:return: the archive as text, which a model's file can hold without a pickle"""
+    file = io.BytesIO()
+    archive.save(file)
+    return array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))
+
+
+class Behaviors:
+    """
+    Describes episodes by the behavior that the user chose.
+
+    :param behavior: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
+        :class:`~sb3_erl.envs.behavior.EpisodeTrace`
     :param behavior_kwargs: further arguments of a class
-    :param novelty_k: number of nearest neighbors
-    :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
-    :param archive_max_size: behaviors to keep, the newest; ``None`` for all
+    :param observation_space: of the environment
     """
 
-    behavior: Any
-    behavior_kwargs: dict[str, Any] | None
-    novelty_k: int
-    distance: Distance
-    archive_max_size: int | None
-    archive: NoveltyArchive
-    """The behaviors seen so far; saved with the model."""
-    archive_state: str | None = None
-    """The archive as text, while a model is saved or loaded."""
+    needs = frozenset({"behavior"})
+    """What episodes must carry."""
 
-    def _check_novelty(self) -> None:
-        """:raises ValueError: if an argument is out of range or unknown"""
-        check_range("novelty_k", self.novelty_k, 1, integer=True)
-        if isinstance(self.behavior, str) and self.behavior not in BEHAVIORS:
-            raise ValueError(f"behavior must be one of {list(BEHAVIORS)}, a class or a function; got {self.behavior!r}")
-        if self.archive_state is not None:
-            self.archive = NoveltyArchive.load(io.BytesIO(text_to_array(self.archive_state).tobytes()))
-            self.archive_state = None
-        elif not hasattr(self, "archive"):  # which files of the first versions hold as a pickle
-            self.archive = NoveltyArchive(self.distance, self.archive_max_size)
+    def __init__(self, behavior: Any, behavior_kwargs: dict[str, Any] | None, observation_space: spaces.Space):
+        self.behavior, self.behavior_kwargs, self.observation_space = behavior, behavior_kwargs, observation_space
 
-    def _write_state(self) -> None:
-        super()._write_state()
-        file = io.BytesIO()
-        self.archive.save(file)
-        self.archive_state = array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))
-
-    def _forget_state(self) -> None:
-        super()._forget_state()
-        self.archive_state = None
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "archive"]
-
-    def _make_evaluator(self) -> Any:
-        assert self.env is not None
-        if self.behavior != FINAL_OBSERVATION or self.evaluator != "vec":
-            give_behavior(self.env, self.behavior, self.behavior_kwargs)
-        return super()._make_evaluator()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Behaviors too; see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
-        return super().needs | {"behavior"}
-
-    def _behaviors(self, episodes: EpisodeBatch, candidates: range) -> list[np.ndarray]:
+    def prepare(self, env: VecEnv, in_this_process: bool) -> None:
         """
-        :param episodes: among them some of each candidate
-        :param candidates: their numbers
+        Let the environments report the behavior; to be called before their episodes.
+
+        :param env: of the model
+        :param in_this_process: whether episodes run in ``env`` itself
+        :raises ValueError: see :func:`give_behavior`
+        """
+        if self.behavior != FINAL_OBSERVATION or not in_this_process:
+            give_behavior(env, self.behavior, self.behavior_kwargs)
+
+    def of(self, episodes: EpisodeBatch, n_candidates: int, archive: NoveltyArchive) -> list[np.ndarray]:
+        """
+        :param episodes: of candidates that are numbered from 0
+        :param n_candidates: how many there are
+        :param archive: whose entries have the shape of a behavior
         :return: one behavior per candidate, the mean over its episodes; NaN if there is none
-        :raises ValueError: if an environment does not say how an episode was
+        :raises ValueError: if an environment does not report a behavior
         """
-        found: dict[int, list[np.ndarray]] = {candidate: [] for candidate in candidates}
+        found: list[list[np.ndarray]] = [[] for _ in range(n_candidates)]
         for episode in episodes.episodes:
-            if episode.job.candidate in found and not episode.failed:
-                found[episode.job.candidate].append(self._behavior_of(episode))
-        means = {candidate: mean_behavior(behaviors) for candidate, behaviors in found.items() if behaviors}
-        like = next(iter([*means.values(), *self.archive.entries[:1]]), np.zeros(1))
-        nothing = np.full_like(like, np.nan, dtype=np.float64)
-        return [means.get(candidate, nothing) for candidate in candidates]
+            if not episode.failed:
+                found[episode.job.candidate].append(self._of_episode(episode))
+        means = [mean_behavior(behaviors) if behaviors else None for behaviors in found]
+        like = next((known for known in [*means, *archive.entries[:1]] if known is not None), np.zeros(1))
+        missing = np.full_like(like, np.nan, dtype=np.float64)
+        return [missing if mean is None else mean for mean in means]
 
-    def _behavior_of(self, episode: Episode) -> np.ndarray:
+    def _of_episode(self, episode: Episode) -> np.ndarray:
         last = np.asarray(episode.last_observation, dtype=np.float64).ravel()
         if self.behavior == FINAL_OBSERVATION:
             return last
@@ -104,8 +96,8 @@ class NoveltyMixin(GenerationalMixin):
         if self.behavior == "auto" and is_vector(self.observation_space):
             return last
         raise ValueError(
-            f"behavior={self.behavior!r} needs environments that say how an episode was, in info['bc'] of its last step; "
-            f"got none from {self.env}. Let the environment write it, or wrap it where it is made: "
+            f"behavior={self.behavior!r} needs environments that report it in info['bc'] of the last step of an episode; got "
+            "none. Let the environment write it, or wrap it where it is made: "
             f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither with evaluator='vec'"
         )
 

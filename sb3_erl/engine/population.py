@@ -15,8 +15,7 @@ from torch import Tensor
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
-from sb3_erl.evolution.base import Evolver
-from sb3_erl.evolution.base import Migration, check_capability
+from sb3_erl.evolution.base import Evolver, Migration, check_capability
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.parameters import read_parameters
-from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
+from sb3_erl.engine.generation import Generation
 from sb3_erl.policies.es_pixels import PixelActor
 from sb3_erl.rollouts.jobs import Job, Summarizer
 
-NOBODY = 2**32 - 1
-"""Stands where the number of a candidate would in the address of an episode of random actions."""
+NO_CANDIDATE = 2**32 - 1
+"""In the address of an episode of random actions, in place of the number of a candidate."""
 
 
 class RandomActions:
@@ -41,49 +41,44 @@ class RandomActions:
         return self._rng.uniform(self.space.low, self.space.high).astype(action.dtype).reshape(action.shape)
 
 
-class ReferenceBatchMixin(EvolutionaryAlgorithm):
+class ImageStore:
     """
-    Collects the reference batch of a :class:`~sb3_erl.policies.es_pixels.PixelActor`.
+    Keeps the images that follow actions, while they are being collected; a
+    :class:`~sb3_erl.engine.rollout_phase.StepStore`.
+    """
+
+    summarizer: Summarizer | None = None
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+
+    def store(self, job: Job, summary: Steps) -> None:
+        """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
+        self.images += list(summary.observations[1:])
+
+
+def collect_reference(model: Any, generation: Generation) -> bool:
+    """
+    Collect the reference batch of a :class:`~sb3_erl.policies.es_pixels.PixelActor`, if the deployed network is one and has none.
 
     uber-research/deep-neuroevolution, ``es_distributed/policies.py: get_ref_batch``: the image after each step of episodes of
     random actions. Difference: these steps count as steps of the run, and callbacks see them. The images depend on the seed
     of the run only; they are collected once in the life of a model.
+
+    :param model: of pure evolution
+    :param generation: in which it is done
+    :return: ``False`` if a callback or the budget stopped it
     """
-
-    _reference_images: list[np.ndarray] | None = None
-    """Those collected so far, while they are being collected."""
-
-    def _collect_reference(self, callback: BaseCallback) -> bool:
-        """
-        To be called at the beginning of a generation.
-
-        :param callback: called at every vector step
-        :return: ``False`` if a callback or the budget stopped it
-        """
-        deployed = self.policy.deployed
-        if not isinstance(deployed, PixelActor) or not deployed.needs_reference:
-            return True
-        actor, n_images, episode = self._population_actor(read_parameters(deployed)[None]), deployed.n_reference, 0
-        images: list[np.ndarray] = []
-        self._reference_images = images
-        while len(images) < n_images:
-            job = Job(0, episode, n_images - len(images), RandomActions(self.action_space), NOBODY)
-            if self._evaluate([job], actor, callback, is_first=episode == 0, is_last=False) is None:
-                return False
-            episode += 1
-        callback.on_rollout_end()
-        deployed.set_reference(th.as_tensor(np.stack(images)))
+    deployed = model.policy.deployed
+    if not isinstance(deployed, PixelActor) or not deployed.needs_reference:
         return True
-
-    @property
-    def summarizer(self) -> Summarizer | None:
-        """See :class:`~sb3_erl.rollouts.jobs.Recorder`; images are taken from the steps themselves."""
-        return super().summarizer if self._reference_images is None else None
-
-    def store(self, job: Job, summary: Any) -> None:
-        """Keep the images that follow random actions."""
-        if self._reference_images is not None:
-            self._reference_images += list(summary.observations[1:])
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_reference_images"]
+    actor, n_images, episode = model.population.act(read_parameters(deployed)[None]), deployed.n_reference, 0
+    store, callback = ImageStore(), generation.callback
+    while len(store.images) < n_images:
+        job = Job(0, episode, n_images - len(store.images), RandomActions(model.action_space), NO_CANDIDATE)
+        if model.rollouts.run([job], actor, callback, store, is_first=episode == 0, is_last=False) is None:
+            return False
+        episode += 1
+    callback.on_rollout_end()
+    deployed.set_reference(th.as_tensor(np.stack(store.images)))
+    return True

@@ -236,13 +236,10 @@ class MirroredES(Evolver):
         )
 
     def metrics(self) -> dict[str, float]:
-        """See :meth:`Evolver.metrics`; the width, and length and relative size of the last step."""
-        last = (
-            {}
-            if self.last_update is None
-            else {"grad_norm": self.last_update.grad_norm, "update_ratio": self.last_update.update_ratio}
-        )
-        return {"sigma": self.sigma, **last}
+        """See :meth:`Evolver.metrics`; the width, the step size, length and relative size of the last step, and length of the mean."""
+        update, norm = self.last_update, float(self.mean.norm())
+        last = {} if update is None else {"grad_norm": update.grad_norm, "update_ratio": update.update_ratio}
+        return {"sigma": self.sigma, "learning_rate": self.learning_rate, **last, "theta_norm": norm}
 
     def _check_number(self, values: np.ndarray) -> None:
         self._check_asked()

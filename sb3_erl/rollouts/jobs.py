@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -206,6 +206,16 @@ class EpisodeBatch:
         chosen = tuple(episode for episode in self.episodes if episode.job.candidate in candidates)
         return EpisodeBatch(chosen, sum(episode.length for episode in chosen))
 
+    def renumbered(self, first: int) -> EpisodeBatch:
+        """
+        :param first: number of a candidate
+        :return: the episodes with candidates counted from this one; those of the candidates before it are left out
+        """
+        chosen = [episode for episode in self.episodes if episode.job.candidate >= first]
+        jobs = [replace(episode.job, candidate=episode.job.candidate - first) for episode in chosen]
+        episodes = tuple(replace(episode, job=job) for episode, job in zip(chosen, jobs, strict=True))
+        return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
+
     def mean_per_candidate(self, values: Sequence[float], n_candidates: int) -> np.ndarray:
         """
         :param values: one value per episode
@@ -245,10 +255,6 @@ class NoSummary:
 
     def __call__(self, job: Job, steps: Steps) -> None:
         """See :class:`Summarizer`."""
-
-
-EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behavior"})
-"""What :attr:`Recorder.needs` may have."""
 
 
 EPISODE_PARTS = frozenset({"rewards", "actions", "observations", "infos", "behavior"})
