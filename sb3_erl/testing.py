@@ -1,4 +1,4 @@
-"""Checks for parts of one's own: does an operator, evolver, fitness, learner, exchange or step keep what the package promises?"""
+"""Checks that a part of one's own keeps what the package promises: an operator, an evolver, a fitness, a learner, ..."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _kind_of(part: Any) -> str:
         return "step"
     if hasattr(found, "needs") or inspect.isfunction(found):
         return "fitness"
-    names = [name for name in inspect.signature(cls.__call__).parameters if name != "self"]  # type: ignore[operator]
+    names = [name for name in inspect.signature(cls.__call__).parameters if name != "self"]
     by_number = {2: "mutation", 3: "crossover", 4: "exchange"}
     if len(names) in by_number:
         return by_number[len(names)]

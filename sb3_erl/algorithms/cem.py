@@ -20,8 +20,8 @@ class CEM(EvolutionaryAlgorithm):
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
-    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay buffer,
-    no gradients. The network is CEM-RL's actor.
+    :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay
+    buffer, no gradients. The network is CEM-RL's actor.
 
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.pure_evolution.EvolutionaryAlgorithm`.
 

@@ -15,7 +15,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import read_parameters, write_parameters
 from sb3_erl.engine import generation as verbs
-from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
 from sb3_erl.engine.rollout_phase import CountingStore
@@ -82,7 +82,7 @@ class CEMRL(HybridAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
-    generation_order = ("ask", "learn", "evaluate", "score", "tell", "deploy", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "learn", "evaluate", "score", "tell", "deploy", "log")
     deploy_choices = ("mean", "champion")
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")

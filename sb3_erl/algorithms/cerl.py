@@ -16,7 +16,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.engine import generation as verbs
-from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import check_ga_arguments, ga_arguments
 from sb3_erl.learners.allocation import ResourceManager
@@ -108,7 +108,7 @@ class CERL(HybridAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CERLPolicy, "CnnPolicy": CERLCnnPolicy}
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
-    generation_order = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
     learner: Portfolio
 
@@ -197,7 +197,7 @@ class CERL(HybridAlgorithm):
         return self.pop_size * self.n_eval_episodes + self.rollout_size
 
     @property
-    def _n_priorities(self) -> int:  # type: ignore[override]
+    def _n_priorities(self) -> int:
         return max(1, sum(spec.buffer_class is not None for spec in self._specs))
 
     def _policy_arguments(self) -> dict[str, Any]:

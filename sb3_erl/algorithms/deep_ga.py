@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.engine.generation import Generation, fitness_of, log_fitness
+from sb3_erl.engine.generation import Generation, Verb, fitness_of, log_fitness
 from sb3_erl.engine.population import Population
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
@@ -67,7 +67,16 @@ class DeepGA(EvolutionaryAlgorithm):
         "CnnPolicy": GAPixelPolicy,
     }
     takes_discrete_actions = True
-    generation_order = ("collect_reference", "ask", "evaluate", "score", "revalidate", "tell", "deploy", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = (
+        "collect_reference",
+        "ask",
+        "evaluate",
+        "score",
+        "revalidate",
+        "tell",
+        "deploy",
+        "log",
+    )
     truncation: int
 
     @inherits_arguments("evolver", "evolver_kwargs", pop_size=1000)
@@ -128,6 +137,11 @@ class DeepGA(EvolutionaryAlgorithm):
         return super().n_rollouts + self.n_finalists * self.n_finalist_episodes
 
     @property
+    def _genomes(self) -> SeedGA:
+        """The evolver, which keeps genomes and not vectors."""
+        return self.evolver  # type: ignore[return-value]
+
+    @property
     def _sigma_now(self) -> float:
         return float(FloatSchedule(self.sigma)(self._current_progress_remaining))
 
@@ -137,7 +151,7 @@ class DeepGA(EvolutionaryAlgorithm):
         return collect_reference(self, generation)
 
     def _ask(self, generation: Generation) -> None:
-        self.evolver.sigma = self._sigma_now
+        self._genomes.sigma = self._sigma_now
         generation.candidates = self.evolver.ask(generation.rng)
 
     def _evaluate(self, generation: Generation) -> bool:
@@ -147,7 +161,7 @@ class DeepGA(EvolutionaryAlgorithm):
     def _revalidate(self, generation: Generation) -> bool:
         """Evaluate the best of the generation again, and the present elite."""
         assert generation.fitness is not None
-        finalists, first = self.evolver.finalists(generation.fitness), len(generation.asked)
+        finalists, first = self._genomes.finalists(generation.fitness), len(generation.asked)
         again = self._episodes(generation, finalists, first, self.n_finalist_episodes, is_first=False)
         if again is None:
             return False
@@ -163,14 +177,14 @@ class DeepGA(EvolutionaryAlgorithm):
         def all_together() -> PopulationActor:
             return Renumbered(self.population.act(vectors), first)
 
-        source = self.evolver.source_of(vectors, first)
+        source = self._genomes.source_of(vectors, first)
         actor = all_together() if source is None else RebuiltActor(source, actor_factory(self.policy.deployed), all_together)
         needs = self.fitness.needs | self.episode_needs
         return self.rollouts.run(jobs, actor, generation.callback, None, needs, **phase)
 
     def _tell(self, generation: Generation) -> None:
         assert generation.fitness is not None
-        self.evolver.tell(generation.asked, generation.fitness, generation.rng, self._validation)
+        self._genomes.tell(generation.asked, generation.fitness, generation.rng, self._validation)
 
     def _deploy(self, generation: Generation) -> None:
         elite = self.evolver.best()
@@ -178,7 +192,7 @@ class DeepGA(EvolutionaryAlgorithm):
         self.population.representation.write(elite, self.policy.deployed)
 
     def _log(self, generation: Generation) -> None:
-        elite, footprint, record = self.evolver.elite, self.evolver.footprint, self.logger.record
+        elite, footprint, record = self._genomes.elite, self._genomes.footprint, self.logger.record
         assert elite is not None and generation.fitness is not None
         record("time/generations", generation.number, exclude="tensorboard")
         log_fitness(self.logger, generation.fitness)
@@ -187,7 +201,7 @@ class DeepGA(EvolutionaryAlgorithm):
         record("population/elite_genome_length", len(elite.offsets))
         record("population/parameters", footprint.n_params, exclude="tensorboard")
         record("population/bytes_per_genome", footprint.genome_bytes, exclude="tensorboard")
-        record("train/sigma", self.evolver.sigma)
+        record("train/sigma", self._genomes.sigma)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_validation"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.policies import BasePolicy
@@ -13,7 +13,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import write_parameters
 from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.generation import Generation, log_fitness
+from sb3_erl.engine.generation import Generation, Verb, log_fitness
 from sb3_erl.engine.novelty import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.envs.behavior import Behavior as BehaviorClass
 from sb3_erl.envs.behavior import BehaviorFunction
@@ -40,7 +40,7 @@ class GANS(DeepGA):
     :raises ValueError: if an argument is out of range or unknown, or ``env`` does not fit
     """
 
-    generation_order = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
     episode_needs = Behaviors.needs
 
     @inherits_arguments("n_finalists", "n_finalist_episodes")
@@ -110,7 +110,7 @@ class GANS(DeepGA):
         if selection.elite < n:
             self.elite_behavior = behaviors[selection.elite]
         self._is_better = self._note_best(generation)
-        self.evolver.choose(numbers, selection.novelty[:n], float(selection.novelty[selection.elite]))
+        self._genomes.choose(numbers, selection.novelty[:n], float(selection.novelty[selection.elite]))
 
     def _note_best(self, generation: Generation) -> int | None:
         """:return: number of the candidate with the best return, if it is better than all before"""
@@ -131,11 +131,11 @@ class GANS(DeepGA):
         :return: a policy of its own with the parameters of the most novel individual of the last generation; has ``predict``
         :raises ValueError: before the first generation
         """
-        elite = self.evolver.elite
+        elite = self._genomes.elite
         if elite is None:
             raise ValueError("learn() must have finished a generation before there is a most novel individual; got none")
         agent = self.policy.make_actor()
-        write_parameters(self.evolver.rebuild(elite), agent)
+        write_parameters(self._genomes.rebuild(elite), agent)
         agent.set_training_mode(False)
         return agent
 
@@ -148,7 +148,7 @@ class GANS(DeepGA):
         self.logger.record("novelty/pop_mean", float(np.nanmean(novelty)))
         self.logger.record("novelty/elite", float(novelty[elite]))
         self.logger.record("novelty/archive_size", len(self.archive))
-        self.logger.record("train/sigma", self.evolver.sigma)
+        self.logger.record("train/sigma", self._genomes.sigma)
 
     # ---------------------------------------------------------------- saving
 

@@ -14,7 +14,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import copy_buffers, read_parameters, write_parameters
 from sb3_erl.core.seeding import Stream
-from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.novelty import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.engine.population import Population
 from sb3_erl.engine.reference_batch import collect_reference
@@ -57,7 +57,16 @@ class NSES(OpenAIES):
     """
 
     mode: ClassVar[Mode] = "ns"
-    generation_order = ("collect_reference", "show_members", "ask", "evaluate", "score", "deploy", "tell", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = (
+        "collect_reference",
+        "show_members",
+        "ask",
+        "evaluate",
+        "score",
+        "deploy",
+        "tell",
+        "log",
+    )
     episode_needs = Behaviors.needs
 
     @inherits_arguments("evolver", "evolver_kwargs", "fitness_shaping", "n_center_episodes")

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_cutoff, check_range
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.engine.generation import Generation, log_fitness
+from sb3_erl.engine.generation import Generation, Verb, log_fitness
 from sb3_erl.engine.observation_store import ObservationStore
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
@@ -85,7 +85,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         "CnnPolicy": ESPixelPolicy,
     }
     takes_discrete_actions = True
-    generation_order = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
+    generation_order: ClassVar[tuple[Verb, ...]] = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
 
     @inherits_arguments("pop_size")
     def __init__(
@@ -185,9 +185,14 @@ class OpenAIES(EvolutionaryAlgorithm):
         return float(FloatSchedule(value)(self._current_progress_remaining))
 
     @property
+    def _network(self) -> Any:
+        """The network whose buffers the candidates act with."""
+        return self.population.representation.learner  # type: ignore[attr-defined]
+
+    @property
     def _statistics(self) -> ObservationStatistics | None:
         """Of the observations; ``None`` if none are kept, or VecNormalize keeps them."""
-        network, twice = self.population.representation.learner, getattr(self._vec_normalize_env, "norm_obs", False)
+        network, twice = self._network, getattr(self._vec_normalize_env, "norm_obs", False)
         return network.statistics if isinstance(network, ESActor) and not twice else None
 
     # ---------------------------------------------------------------- the generation
@@ -253,7 +258,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         if not isinstance(self._es, MirroredES) or len(candidates) != self._es.pop_size:
             return all_together()
         source = replace(self._es.source, first=self._n_centers)
-        return RebuiltActor(source, actor_factory(self.population.representation.learner), all_together)
+        return RebuiltActor(source, actor_factory(self._network), all_together)
 
     def _jobs(self, first: int, last: int) -> list[Job]:
         jobs = []

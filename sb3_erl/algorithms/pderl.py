@@ -127,7 +127,7 @@ class PDERL(ERL):
         evolver = resolve("evolver", self.evolver_class)
         if not (isinstance(evolver, type) and issubclass(evolver, DistilledGA)):
             raise ValueError(
-                f"evolver must be 'distilled_ga' or a subclass of DistilledGA, which has memories; got {self.evolver_class!r}. "
+                f"evolver must be 'distilled_ga' or a subclass of DistilledGA; got {self.evolver_class!r}. "
                 "ERL takes any evolver"
             )
 

@@ -58,10 +58,12 @@ class LearnerHost:
         :param n_steps: actor steps of each candidate, and critic steps of all together
         :return: ``(n, n_params)``, the improved candidates
         """
-        model = self._model
+        model: Any = self._model
         size = model.batch_size or model._default_batch_size
         n_critic = n_steps // len(candidates)
-        learner: Any = model.learner
+
+        def batch() -> Any:
+            return model._sample(size)
 
         def observations(n: int) -> list[Any]:
             return list(model._sample(n * size).observations.split(size))
@@ -69,7 +71,9 @@ class LearnerHost:
         model.policy.set_training_mode(True)
         try:
             with model.rollouts.stopwatch.measure("learning"), self.updates(size):
-                improved, metrics = steps(learner, candidates, lambda: model._sample(size), observations, n_critic, n_steps)
+                improved, metrics = steps(
+                    model.learner, candidates, lambda: model._sample(size), observations, n_critic, n_steps
+                )
         finally:
             model.policy.set_training_mode(False)
         self._log(len(candidates) * n_critic, metrics)

@@ -152,9 +152,7 @@ def make_evolver(
     if isinstance(found, Evolver):
         return copy.deepcopy(found)
     if not (isinstance(found, type) and issubclass(found, Evolver)):
-        raise TypeError(
-            f"evolver must be the name of one, a subclass of sb3_erl.evolution.base.Evolver or an object of one; got {choice!r}"
-        )
+        raise TypeError(f"evolver must be the name of one, a subclass of sb3_erl.Evolver or an object of one; got {choice!r}")
     cls: Any = found
     if cls.starts_from == "mean":
         return cls(representation.fresh(1)[0] if mean is None else mean, pop_size, **kwargs)

@@ -59,7 +59,7 @@ class ImageStore:
 
 def collect_reference(model: Any, generation: Generation) -> bool:
     """
-    Collect the reference batch of a :class:`~sb3_erl.policies.es_pixels.PixelActor`, if the deployed network is one and has none.
+    Collect the reference batch of a :class:`~sb3_erl.policies.es_pixels.PixelActor`, if the deployed network needs one.
 
     uber-research/deep-neuroevolution, ``es_distributed/policies.py: get_ref_batch``: the image after each step of episodes of
     random actions. Difference: these steps count as steps of the run, and callbacks see them. The images depend on the seed

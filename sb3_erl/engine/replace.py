@@ -135,7 +135,7 @@ class ImitateLearner:
                 wanted = self.teacher(batch)
             loss = (student(batch) - wanted).square().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         return put(read_parameters(student).to(population.champion.vector.dtype), population, fitness)
 

@@ -28,7 +28,7 @@ class every:
 
     period: int
     step: Callable[[Any, Generation], Any]
-    after: Verb | None = None  # type: ignore[assignment]
+    after: Verb | None = None
 
     def __post_init__(self) -> None:
         check_range("period", self.period, 1, integer=True)

@@ -236,7 +236,7 @@ class MirroredES(Evolver):
         )
 
     def metrics(self) -> dict[str, float]:
-        """See :meth:`Evolver.metrics`; the width, the step size, length and relative size of the last step, and length of the mean."""
+        """See :meth:`Evolver.metrics`; the width, the step size, the last step, and the length of the mean."""
         update, norm = self.last_update, float(self.mean.norm())
         last = {} if update is None else {"grad_norm": update.grad_norm, "update_ratio": update.update_ratio}
         return {"sigma": self.sigma, "learning_rate": self.learning_rate, **last, "theta_norm": norm}

@@ -84,7 +84,7 @@ def test_what_is_needed_is_there(summarizer: Any, evaluator: RayEvaluator) -> No
     needs = sorted(EPISODE_PARTS)
     assert_same_episodes(episodes(needs, evaluator), episodes(needs, None))
     with pytest.raises(ValueError, match=r"must declare that it needs 'rewards'"):
-        episodes([], evaluator).episodes[0].rewards
+        _ = episodes([], evaluator).episodes[0].rewards
 
 
 class Trouble(BaseCallback):
