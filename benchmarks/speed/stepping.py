@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
 from sb3_erl import CEMRL, ERL, ERLRe2, OpenAIES, ProcessEvaluator
+from sb3_erl.engine import generation as verbs
 
 Tape = list[Any]
 """What was asked of an environment: an action for a step, a dict of arguments for a reset."""
@@ -40,13 +42,13 @@ class Taping(gym.Wrapper):
 
 def one_generation(model: Any) -> Callable[[], None]:
     """:return: runs one generation of the model, however many steps that takes"""
-    generation = model._generation
+    log = getattr(model, "_log", partial(verbs.log, model))
 
-    def stop_after(callback: Any) -> bool:
-        generation(callback)
+    def stop_after(generation: Any) -> bool:
+        log(generation)
         return False
 
-    model._generation = stop_after
+    model._log = stop_after
     return lambda: model.learn(1e12, log_interval=None) and None
 
 

@@ -83,7 +83,7 @@ def cem_rl(model: CEMRL, n: int) -> Callable[[], float]:
 
     def work() -> float:
         model.budget = n
-        model._improved(candidates)
+        model._learner_host.improve(candidates, model.gradient_steps_of_actors, n)
         return float(n)
 
     return work

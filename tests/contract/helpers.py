@@ -160,12 +160,12 @@ class Accountant(BaseCallback):
 
 def watch_phases(model: Any) -> list[tuple[list[Job], EpisodeBatch]]:
     """Everything that is evaluated from now on."""
-    phases, evaluate = [], model._evaluate
+    phases, evaluate = [], model.rollouts.run
 
     def keep(jobs: list[Job], *args: Any, **kwargs: Any) -> EpisodeBatch:
         episodes = evaluate(jobs, *args, **kwargs)
         phases.append((jobs, episodes))
         return episodes
 
-    model._evaluate = keep
+    model.rollouts.run = keep
     return phases

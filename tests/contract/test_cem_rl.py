@@ -14,6 +14,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_erl import ALGOS, CEMRL
 from sb3_erl.core.parameters import read_parameters, write_parameters
+from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.rollout_phase import CountingStore
 from sb3_erl.learners.gradient_steps import GradientSteps
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import SALE_KWARGS, fast, make
@@ -33,20 +35,23 @@ class Recording(CEMRL):
         self.seen: set[tuple[bytes, bytes, float]] = set()
         super().__init__(*args, **kwargs)
 
-    def _sample_candidates(self, rng: np.random.Generator) -> tuple[th.Tensor, list[int]]:
-        candidates, kept = super()._sample_candidates(rng)
-        self.asked.append(candidates.clone())
-        self.kept.append(kept)
-        return candidates, kept
+    def _ask(self, generation: Generation) -> None:
+        super()._ask(generation)
+        self.asked.append(generation.asked.clone())
+        self.kept.append(self._kept)
 
-    def _deploy(self, candidates: th.Tensor, fitness: np.ndarray | None) -> None:
-        assert fitness is not None
-        self.told.append((candidates.clone(), fitness.copy()))
-        super()._deploy(candidates, fitness)
+    def _deploy(self, generation: Generation) -> None:
+        assert generation.fitness is not None
+        self.told.append((generation.asked.clone(), generation.fitness.copy()))
+        super()._deploy(generation)
 
-    def store(self, job: Any, transitions: Any) -> None:
-        self.seen |= {_key(step.observation, step.action, step.reward) for step in transitions}
-        super().store(job, transitions)
+    def _step_store(self) -> CountingStore:
+        class Seeing(CountingStore):
+            def store(self, job: Any, summary: Any) -> None:
+                self.model.seen |= {_key(step.observation, step.action, step.reward) for step in summary}
+                super().store(job, summary)
+
+        return Seeing(self)
 
 
 def _key(observation: Any, action: Any, reward: Any) -> tuple[bytes, bytes, float]:

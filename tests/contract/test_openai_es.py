@@ -168,7 +168,7 @@ def test_numpy_and_torch_choose_the_same_discrete_action() -> None:
     kwargs: dict[str, Any] = {"noise_table_size": 1_000_000, "policy_kwargs": {"net_arch": [16]}}
     model = OpenAIES("MlpPolicy", "CartPole-v1", n_pairs=2, seed=0, **kwargs)
     observations = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    fast = model._population_actor(model.evolver.mean[None])(observations, [0] * 64)
+    fast = model.population.act(model.evolver.mean[None])(observations, [0] * 64)
     assert np.array_equal(fast[:, 0].astype(int), model.predict(observations)[0]) and len(np.unique(fast)) == 2
 
 

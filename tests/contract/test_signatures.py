@@ -13,8 +13,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_erl import ALGOS
 from tests.contract.settings import NAMES, make
 
-KEPT_ELSEWHERE = {"stats_window_size": "_stats_window_size", "policy": "policy_class"}
-"""Arguments that SB3 itself keeps under another name."""
+PARTS = {"learner", "evolver", "exchange", "fitness"}
+KEPT_ELSEWHERE = {"stats_window_size": "_stats_window_size", "policy": "policy_class", **{part: f"{part}_class" for part in PARTS}}
+"""Arguments that SB3 itself keeps under another name, and those that name parts, whose objects have their names."""
 CONVERTED = {"policy", "env", "device", "train_freq", "policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"}
 """Arguments that SB3 itself turns into something else."""
 

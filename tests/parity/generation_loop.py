@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from sb3_erl import ERLRe2
-from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.core.parameters import ParameterLayout, read_parameters
+from sb3_erl.engine.generation import Generation
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import Epoch
 from tests.parity.cases import Case
@@ -54,15 +55,18 @@ class RecordedRe2(ERLRe2):
     def _fitness_draw(self) -> float:
         return self.recorded["mode_draw"]
 
-    def _fitness(self, candidates: torch.Tensor, episodes: Any) -> np.ndarray | None:
+    def _score(self, generation: Generation) -> None:
         learner: Any = self.learner
         learner.bootstrap = lambda *_: 0.0
-        self.seen = super()._fitness(candidates, episodes)
-        return self.seen
+        super()._score(generation)
+        self.seen = generation.fitness
 
-    def _inject(self, learner: torch.Tensor, fitness: np.ndarray | None) -> None:
-        before = self.evolver.candidates.clone()
-        super()._inject(learner + self.phase, fitness)  # a different vector each time, so that it shows
+    def _exchange(self, generation: Generation) -> None:
+        before, representation = self.evolver.candidates.clone(), self.population.representation
+        learner = read_parameters(self.policy.actor.head) + self.phase  # a different vector each time, so that it shows
+        representation.from_learner = lambda: learner  # type: ignore[method-assign]
+        super()._exchange(generation)
+        del representation.from_learner
         changed = (self.evolver.candidates != before).any(dim=1).nonzero()[:, 0].tolist()
         self.injected = changed
 
@@ -87,7 +91,8 @@ def replay_generations(case: Case) -> None:
         model.recorded, model.injected, model.n_gradient_iterations, model.seen = expected, [], 0, None
 
         def evolve(*_: Any, slot: int = expected["new_elite_slot"]) -> None:
-            model.evolver.epoch = Epoch([[]], [[]], [], [slot], [], [])
+            evolver: Any = model.evolver
+            evolver.epoch = Epoch([[]], [[]], [], [slot], [], [])
 
         model.evolver.tell = evolve  # type: ignore[method-assign, assignment]
         before = model.num_timesteps

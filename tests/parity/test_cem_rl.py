@@ -253,13 +253,13 @@ def check_schedule(case: Case) -> None:
 
     totals: list[int] = []
 
-    def note_generation(rng: Any, ask: Any = model._sample_candidates) -> Any:
+    def note_generation(generation: Any, ask: Any = model._ask) -> Any:
         blocks.append([])
         totals.append(model.num_timesteps)
-        return ask(rng)
+        return ask(generation)
 
     model.learner.critic_update = count_critic  # type: ignore[union-attr]
-    model._sample_candidates = note_generation  # type: ignore[method-assign]
+    model._ask = note_generation  # type: ignore[method-assign]
     GradientSteps.__call__ = count_blocks  # type: ignore[assignment,method-assign]
     try:
         model.learn(int(env_steps.sum()))

@@ -98,13 +98,13 @@ def test_acting_alone_with_what_a_class_adds(name: str) -> None:
     """Standardized observations, discrete actions, actors that are made when they are needed; and in a worker."""
     model = make(name, policy_kwargs={"net_arch": [16]})
     shown: list[Any] = []
-    evaluate = model._evaluate
+    evaluate = model.rollouts.run
 
     def show(jobs: Any, actor: Any, *rest: Any, **kwargs: Any) -> Any:
         shown.append((jobs, actor))
         return evaluate(jobs, actor, *rest, **kwargs)
 
-    model._evaluate = show
+    model.rollouts.run = show
     model.learn(300)
     observation = np.random.default_rng(0).normal(size=3)
     jobs, here = shown[-1]

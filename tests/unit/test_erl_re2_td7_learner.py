@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_erl import ERLRe2
 from sb3_erl.core.parameters import read_parameters
+from sb3_erl.core.seeding import Address
 from sb3_erl.learners.erl_re2 import Heads
 from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner, SharedTD7Settings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
@@ -123,15 +124,15 @@ def test_equal_heads_have_equal_fitness() -> None:
     model = ERLRe2(toy_vec_env(), mc_fitness_prob=1.0, **FAST).learn(60)
     model.evolver.candidates[:] = read_parameters(model.actor.head)  # type: ignore[union-attr, arg-type]
     seen: list[np.ndarray] = []
-    seed, fitness = model.address.__class__.seed, model._fitness
+    seed, score = Address.seed, model._score
 
-    def keep(candidates: torch.Tensor, episodes: Any) -> np.ndarray | None:
-        seen.append(fitness(candidates, episodes))  # type: ignore[arg-type]
-        return seen[-1]
+    def keep(generation: Any) -> None:
+        score(generation)
+        seen.append(generation.fitness)
 
-    model._fitness = keep  # type: ignore[method-assign]
+    model._score = keep  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:  # the same start state for everybody
-        patch.setattr(model.address.__class__, "seed", lambda self, stream, *key: seed(self, stream, 0))
+        patch.setattr(Address, "seed", lambda self, stream, *key: seed(self, stream, 0))
         model.learn(40, reset_num_timesteps=False)
     assert len(seen) >= 1 and np.ptp(seen[0]) == 0.0 and np.isfinite(seen[0]).all()
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.engine.population import Population
 from sb3_erl.engine.replace import ReplaceWeakest, weakest_slot
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators import GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
 from sb3_erl.evolution.operators import mutation as mutation_module
 from sb3_erl.evolution.operators.choice import make_operator
 from sb3_erl.evolution.operators.mutation import WeightEvents, _distinct
-from sb3_erl.evolution.operators.selection import GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 ACTOR = ParameterLayout(("l1.weight", "l1.bias", "out.weight", "out.bias"), ((6, 4), (6,), (2, 6), (2,)))
 HEAD = ParameterLayout(("weight", "bias"), ((3, 10), (3,)))
@@ -238,10 +242,12 @@ def test_ga_refuses_what_makes_no_sense() -> None:
 def test_learner_replaces_the_weakest_by_a_copy() -> None:
     ga = make_ga()
     learner = torch.ones(ACTOR.n_params)
+    ga.epoch = Epoch([[]], [[]], [], [2], [], [])
+    population: Any = Population(ga, SimpleNamespace(from_learner=lambda: learner))  # type: ignore[arg-type]
     exchange = ReplaceWeakest(sync_period=2)
     fitness = np.array([3.0, 1.0, np.nan, 0.0, 5.0, 4.0])
-    assert exchange.rl_to_ea(learner, ga, fitness, [2], generation=1) is None
-    assert exchange.rl_to_ea(learner, ga, fitness, [2], generation=2) == 3
+    assert exchange(population, fitness, 1, None) is None
+    assert exchange(population, fitness, 2, None) == 3
     learner.zero_()
     assert ga.candidates[3].eq(1).all()
 

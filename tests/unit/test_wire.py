@@ -100,13 +100,13 @@ def test_candidates_are_rebuilt_to_the_last_bit(name: str, policy: str) -> None:
     """What is sent of a generation is smaller than its parameters, and a worker acts as the main process does."""
     model = make(name, policy=policy, policy_kwargs={} if policy == "LinearPolicy" else {"net_arch": [64, 64]})
     sent: list[Any] = []
-    evaluate = model._evaluate
+    evaluate = model.rollouts.run
 
     def keep(jobs: Any, actor: Any, *args: Any, **kwargs: Any) -> Any:
         sent.append((jobs, actor))
         return evaluate(jobs, actor, *args, **kwargs)
 
-    model._evaluate = keep
+    model.rollouts.run = keep
     model.learn(400)
     assert len(sent) >= 2
     observations = np.random.default_rng(0).standard_normal((1, 3)).astype(np.float32)
