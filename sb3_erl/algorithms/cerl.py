@@ -110,6 +110,7 @@ class CERL(HybridAlgorithm):
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
+    takes_discrete_actions = False
     learner: Portfolio
 
     @inherits_arguments(

@@ -10,17 +10,17 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.deep_ga import DeepGA
 from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import write_parameters
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb, log_fitness
-from sb3_erl.engine.novelty import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.envs.behavior import Behavior as BehaviorClass
 from sb3_erl.envs.behavior import BehaviorFunction
+from sb3_erl.evolution.fitness.behaviors import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.novelty import select_by_novelty
 from sb3_erl.evolution.seed_ga import ELITE
-from sb3_erl.runs.loading import array_to_text, text_to_array
 
 
 class GANS(DeepGA):
@@ -32,10 +32,15 @@ class GANS(DeepGA):
     in the population. The most novel individual is the elite, whose behavior is compared anew in the next generation. The
     best return that any individual ever had decides what is deployed; :meth:`most_novel` gives the elite.
 
-    Parameters that are not listed here are those of :class:`DeepGA`, and of
-    :class:`~sb3_erl.engine.novelty.NoveltyMixin`: what describes an episode, and how descriptions are compared.
+    Parameters that are not listed here are those of :class:`~sb3_erl.algorithms.deep_ga.DeepGA`.
 
     :param truncation: how many of the most novel, the elite among them, become parents
+    :param novelty_k: number of nearest neighbors over which novelty is the mean distance
+    :param behavior: what describes an episode: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
+        :class:`~sb3_erl.envs.behavior.EpisodeTrace`
+    :param behavior_kwargs: further arguments of a class
+    :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
+    :param archive_max_size: behaviors to keep, the newest; ``None`` for all
     :param archive_prob: probability with which an individual enters the archive
     :raises ValueError: if an argument is out of range or unknown, or ``env`` does not fit
     """

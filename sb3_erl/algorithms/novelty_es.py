@@ -15,13 +15,13 @@ from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import copy_buffers, read_parameters, write_parameters
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb
-from sb3_erl.engine.novelty import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.engine.population import Population
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.engine.representation import WholeNetworks
 from sb3_erl.envs.behavior import Behavior as BehaviorClass
 from sb3_erl.envs.behavior import BehaviorFunction
 from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.fitness.behaviors import Behaviors, archive_from_text, archive_to_text, check_novelty
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.meta_population import MetaPopulation
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, MemberRule, Mode, mix_ranks, next_member, reward_weight
@@ -45,13 +45,19 @@ class NSES(OpenAIES):
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
     4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
-       here; :class:`~sb3_erl.engine.novelty.NoveltyMixin` explains those about behaviors and the archive.
+       here.
 
     :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
         ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
+    :param novelty_k: number of nearest neighbors over which novelty is the mean distance
+    :param behavior: what describes an episode: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
+        :class:`~sb3_erl.envs.behavior.EpisodeTrace`
+    :param behavior_kwargs: further arguments of a class
+    :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
+    :param archive_max_size: behaviors to keep, the newest; ``None`` for all
     :param n_bc_episodes: episodes of a member per generation, over which its behavior is the mean
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
@@ -198,7 +204,7 @@ class NSES(OpenAIES):
         return next_member(self.moved, novelty, self.run.address.rng(Stream.EVOLUTION, 1), self.parent_selection)
 
     def _evaluate(self, generation: Generation) -> bool:
-        if not self._evaluate_pairs(generation, [], is_first=False):
+        if not self._pairs.run(generation, self._es, is_first=False):
             return False
         self.weight, self.archive, returns, _ = self._shown
         self.moved = int(self._members.active_member)

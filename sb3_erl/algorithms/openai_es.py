@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
@@ -16,7 +13,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_cutoff, check_range
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.engine.generation import Generation, Verb, log_fitness
-from sb3_erl.engine.observation_store import ObservationStore
+from sb3_erl.engine.pair_evaluation import PairEvaluation
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.evolution.base import MirroredPairs, check_capability
@@ -25,9 +22,7 @@ from sb3_erl.evolution.fitness.shaping import ShapingMode, Ties, population_rank
 from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESPolicy
 from sb3_erl.policies.es_pixels import ESPixelPolicy
 from sb3_erl.policies.observation_statistics import ObservationStatistics
-from sb3_erl.remote.recipes import RebuiltActor, actor_factory
-from sb3_erl.rollouts.exploration import UnboundedExploration
-from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
+from sb3_erl.rollouts.jobs import Job
 
 
 class OpenAIES(EvolutionaryAlgorithm):
@@ -133,6 +128,7 @@ class OpenAIES(EvolutionaryAlgorithm):
             start = self.episode_cutoff if isinstance(self.episode_cutoff, int) else self.episode_cutoff[0]
             self.cutoff = int(start)
         super()._setup_model()
+        self._pairs = PairEvaluation(self, self._n_centers)
         if self.min_timesteps > 0 or self.common_random_numbers:
             check_capability(self._es, MirroredPairs, "min_timesteps" if self.min_timesteps > 0 else "common_random_numbers")
 
@@ -208,78 +204,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     def _evaluate(self, generation: Generation) -> bool:
         n_episodes = 0 if self._es.center() is None else self.n_center_episodes
         means = [Job(0, k, self.cutoff) for k in range(n_episodes)]
-        return self._evaluate_pairs(generation, means, is_first=True)
-
-    def _evaluate_pairs(self, generation: Generation, means: list[Job], is_first: bool) -> bool:
-        """
-        Evaluate the candidates, and further pairs until there are ``min_timesteps`` steps.
-
-        :param generation: gets the episodes, and the candidates that count
-        :param means: jobs of the mean beside those of the candidates
-        :param is_first: whether a rollout begins for callbacks
-        :return: ``False`` if a callback or the budget stopped it
-        """
-        candidates, callback, is_last = generation.asked, generation.callback, self.min_timesteps == 0
-        self._observed, needs = self._observation_store(), self.fitness.needs | self.episode_needs
-        jobs = self._jobs(0, len(candidates)) + means
-        actor = self._actor_beside_mean(candidates)
-        found = self.rollouts.run(jobs, actor, callback, self._observed, needs, is_first, is_last)
-        if found is None:
-            return False
-        self._centers, episodes = found.of(range(self._n_centers)), found.renumbered(self._n_centers)
-        while episodes.n_timesteps < self.min_timesteps:
-            candidates = th.cat([candidates, self._es.ask_more(generation.rng, self.n_pairs)])
-            jobs, actor = self._jobs(len(candidates) - 2 * self.n_pairs, len(candidates)), self._actor_beside_mean(candidates)
-            more = self.rollouts.run(jobs, actor, callback, self._observed, needs, is_first=False, is_last=False)
-            if more is None:
-                return False
-            more = more.renumbered(self._n_centers)
-            episodes = EpisodeBatch(episodes.episodes + more.episodes, episodes.n_timesteps + more.n_timesteps)
-        if not is_last:
-            callback.on_rollout_end()
-        n = self._n_enough(episodes, len(candidates))
-        generation.candidates, generation.episodes = candidates[:n], episodes.of(range(n))
-        return True
-
-    def _observation_store(self) -> ObservationStore | None:
-        if self._statistics is None:
-            return None
-        size = (self._n_centers, self.pop_size, self.n_eval_episodes)
-        return ObservationStore(self.run.address, *size, self.obs_stat_prob)
-
-    def _actor_beside_mean(self, candidates: th.Tensor) -> PopulationActor:
-        """Acts for the means and the candidates; workers are sent what candidates are made of, where that is less."""
-        center = self._es.center()
-        mean = candidates[0] if center is None else center.to(candidates.dtype)
-
-        def all_together() -> PopulationActor:
-            return self.population.act(th.cat([mean.expand(self._n_centers, -1), candidates]))
-
-        if not isinstance(self._es, MirroredES) or len(candidates) != self._es.pop_size:
-            return all_together()
-        source = replace(self._es.source, first=self._n_centers)
-        return RebuiltActor(source, actor_factory(self._network), all_together)
-
-    def _jobs(self, first: int, last: int) -> list[Job]:
-        jobs = []
-        for i in range(first, last):
-            number = self._n_centers + i
-            twin = number - i % 2 if self.common_random_numbers else None
-            jobs += [Job(number, k, self.cutoff, self._explorer(), twin) for k in range(self.n_eval_episodes)]
-        return jobs
-
-    def _explorer(self) -> Explorer | None:
-        """One per job: jobs that run at the same time must not share random numbers."""
-        wanted = self.action_noise_std > 0 and isinstance(self.action_space, spaces.Box)
-        return UnboundedExploration(self.action_noise_std) if wanted else None
-
-    def _n_enough(self, episodes: EpisodeBatch, n_candidates: int) -> int:
-        """How many candidates, in whole pairs and at least ``n_pairs`` of these, have ``min_timesteps`` steps together."""
-        steps = np.zeros(n_candidates, dtype=np.int64)
-        for episode in episodes.episodes:
-            steps[episode.job.candidate] += episode.length
-        enough = int(np.searchsorted(steps.cumsum(), self.min_timesteps)) + 1
-        return min(max(2 * self.n_pairs, enough + enough % 2), n_candidates)
+        return self._pairs.run(generation, self._es, means)
 
     def _tell(self, generation: Generation) -> None:
         """Move the mean, count observations, and let episodes grow if they were cut."""
@@ -288,8 +213,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         self._after_tell(generation)
 
     def _after_tell(self, generation: Generation) -> None:
-        if self._observed is not None and self._statistics is not None:
-            self._observed.merge_into(self._statistics, len(generation.asked))
+        self._pairs.count_observations(self._statistics, len(generation.asked))
         if self.cutoff is not None and isinstance(self.episode_cutoff, list | tuple):
             _, threshold, ratio, *largest = self.episode_cutoff
             if np.mean([episode.length >= self.cutoff for episode in generation.evaluated.episodes]) >= threshold:
@@ -306,8 +230,8 @@ class OpenAIES(EvolutionaryAlgorithm):
         record("time/generations", generation.number, exclude="tensorboard")
         returns = np.array([episode.total_reward for episode in generation.evaluated.episodes])
         log_fitness(self.logger, returns)
-        if self._centers.episodes:
-            own = np.array([episode.total_reward for episode in self._centers.episodes])
+        if self._pairs.centers.episodes:
+            own = np.array([episode.total_reward for episode in self._pairs.centers.episodes])
             record("rollout/center_ep_rew_mean", float(own.mean()))
             record("population/rank_of_center", population_rank(own, returns))
         for name, value in self._es.metrics().items():
@@ -316,4 +240,4 @@ class OpenAIES(EvolutionaryAlgorithm):
             record("rollout/episode_cutoff", self.cutoff)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_observed", "_centers"]
+        return [*super()._excluded_save_params(), "_pairs"]

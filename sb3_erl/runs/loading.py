@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
 import inspect
 import io
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -225,23 +223,3 @@ def named(path: File) -> str:
 def brief(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
-
-
-# -------------------------------------------------------------------- arrays as plain values
-
-
-def array_to_text(array: np.ndarray) -> str:
-    """:return: the array as text, which JSON can hold"""
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def text_to_array(text: str) -> np.ndarray:
-    """
-    >>> text_to_array(array_to_text(np.array([1.5, 2.0]))).tolist()
-    [1.5, 2.0]
-
-    :return: what :func:`array_to_text` was given
-    """
-    return np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)

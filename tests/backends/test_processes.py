@@ -108,13 +108,13 @@ def test_a_callback_that_says_no(name: str, evaluators: Evaluators) -> None:
 
 def test_steps_that_no_callback_observes_are_counted(evaluators: Evaluators) -> None:
     model = make("openai_es", toy(), evaluator=evaluators())
-    shown, after_step = [], model.after_step
+    shown, after_step = [], model.rollouts.after_step
 
     def keep(variables: dict[str, Any], running: np.ndarray) -> bool:
         shown.append(variables)
         return after_step(variables, running)
 
-    model.after_step = keep
+    model.rollouts.after_step = keep
     model.learn(100)
     assert model.num_timesteps == 100 and len(shown) < 30
     assert len(model.ep_info_buffer) == model._episode_num == len(shown) - 1

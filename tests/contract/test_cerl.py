@@ -275,7 +275,7 @@ def test_a_buffer_with_other_priorities_is_refused(tmp_path: Path) -> None:
     make_cerl(learner=["td7", "td3"], **settings).learn(50).save_replay_buffer(tmp_path / "one")
     model = make_cerl(learner=["td7", "td7"], **settings)
     kept = model.replay_buffer
-    with pytest.raises(ValueError, match=r"path must hold a replay buffer with 2 sets .*got one with 1"):
+    with pytest.raises(ValueError, match=r"must hold a replay buffer with 2 sets .*got one with 1"):
         model.load_replay_buffer(tmp_path / "one")
     assert model.replay_buffer is kept
     make_cerl().learn(50).save_replay_buffer(tmp_path / "plain")

@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
 from sb3_erl.envs.behavior import BEHAVIORS, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
-from sb3_erl.runs.loading import array_to_text, text_to_array
 
 FINAL_OBSERVATION = "final_observation"
 """A behavior that every environment has; in this process it is read without a wrapper."""
