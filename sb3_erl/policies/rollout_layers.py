@@ -7,14 +7,13 @@ same. A class that does neither, or that changes how it acts, runs as a module: 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from gymnasium import spaces
-from sb3_contrib.crossq.policies import Actor as CrossQActor
-from sb3_contrib.tqc.policies import Actor as TQCActor
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -73,6 +72,9 @@ def layers_of_sb3(network: nn.Module) -> Layers:
     :param network: an acting network without a method ``rollout_layers``
     :return: as :func:`layers_of`
     """
+    for described in _actors_like_sacs():
+        if isinstance(network, described):
+            return _squashed_mean(network, described)
     return None
 
 
@@ -81,12 +83,19 @@ def _(network: TD3Actor) -> Layers:
     return in_order(network.mu) if acts_on_vectors_as(network, TD3Actor) else None
 
 
-@layers_of_sb3.register(SACActor)
-@layers_of_sb3.register(TQCActor)
-@layers_of_sb3.register(CrossQActor)
-def _(network: SACActor | TQCActor | CrossQActor) -> Layers:
+@layers_of_sb3.register
+def _(network: SACActor) -> Layers:
+    return _squashed_mean(network, SACActor)
+
+
+def _actors_like_sacs() -> list[type[Any]]:
+    """Actors of sb3-contrib with a squashed Gaussian, if somebody has imported them; this package does not."""
+    modules = (sys.modules.get(f"sb3_contrib.{name}.policies") for name in ("tqc", "crossq"))
+    return [module.Actor for module in modules if module is not None]
+
+
+def _squashed_mean(network: Any, described: type[Any]) -> Layers:
     """The mean, squashed by tanh; with gSDE it may be clipped in between, which stays with the module."""
-    described = next(cls for cls in (SACActor, TQCActor, CrossQActor) if isinstance(network, cls))
     if network.use_sde or not acts_on_vectors_as(network, described, "get_action_dist_params"):
         return None
     return in_order(network.latent_pi, network.mu, nn.Tanh())

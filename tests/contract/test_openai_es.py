@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import OpenAIES
+from sb3_erl.engine.rollout_phase import Rollouts
 from sb3_erl.rollouts.jobs import Job
 from tests.contract.helpers import Tables, watch_phases
 from tests.contract.settings import make
@@ -71,8 +72,8 @@ def test_generations_grow_until_they_have_enough_steps(least: int, n_pairs: int)
 @pytest.fixture
 def stores_transitions(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``store`` is given whole transitions; what it expects instead is made by the function returned here."""
-    summarizer: Any = OpenAIES.summarizer
-    monkeypatch.setattr(OpenAIES, "summarizer", None)
+    summarizer: Any = Rollouts.summarizer
+    monkeypatch.setattr(Rollouts, "summarizer", None)
     return summarizer.fget
 
 
@@ -81,7 +82,7 @@ def test_pairs_meet_the_same_start_states_on_request(stores_transitions: Any) ->
     for common in (False, True):
         model = make_es(common_random_numbers=common, n_center_episodes=0)
         first: list[Any] = []
-        model.store = lambda _, transitions, first=first: first.append(transitions[0].observation)
+        model.rollouts.store = lambda _, transitions, first=first: first.append(transitions[0].observation)
         model.learn(4 * EPISODE)
         starts[common] = first
     same = [np.array_equal(a, b) for a, b in zip(starts[True][::2], starts[True][1::2], strict=True)]
@@ -91,16 +92,16 @@ def test_pairs_meet_the_same_start_states_on_request(stores_transitions: Any) ->
 
 def test_statistics_change_between_generations_only_and_see_what_the_policy_saw(stores_transitions: Any) -> None:
     model = make_es(obs_stat_prob=1.0)
-    seen, store = [], model.store
+    seen, store = [], model.rollouts.store
     statistics = model.policy.deployed.statistics
 
     def keep(job: Job, transitions: Any) -> None:
         assert float(statistics.count) == pytest.approx(0.01 + EPISODE * 4 * model.n_generations)
         if job.candidate > 0:
             seen.extend(transition.observation for transition in transitions)
-        store(job, stores_transitions(model)(job, transitions))
+        store(job, stores_transitions(model.rollouts)(job, transitions))
 
-    model.store = keep
+    model.rollouts.store = keep
     model.learn(2 * 5 * EPISODE)
     assert len(seen) == 2 * 4 * EPISODE
     assert np.allclose(statistics.mean, np.sum(seen, axis=0) / (len(seen) + 0.01), atol=1e-6)

@@ -26,7 +26,7 @@ def episodes_in_buffer(model: Any) -> np.ndarray:
 def test_everybody_remembers_their_own_episodes() -> None:
     model = make("pderl", learning_starts=10_000, elite_fraction=0.34, mutation_prob=0.0, sync_period=1000)
     seen: dict[int, list[np.ndarray]] = {i: [] for i in range(4)}
-    original = model.store
+    original = model.rollouts.store
 
     def store(job: Any, steps: Any) -> None:
         seen[job.candidate].extend(step.observation for step in steps)
@@ -34,7 +34,7 @@ def test_everybody_remembers_their_own_episodes() -> None:
         original(job, steps)
         assert (model.evolver.memories.sizes != before).tolist() == [i == job.candidate for i in range(4)]
 
-    model.store = store
+    model.rollouts.store = store
     model.learn(30)  # inside the first generation
     for i, observations in seen.items():
         newest, _ = model.evolver.memories.latest(i, 1000)
