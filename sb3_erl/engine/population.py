@@ -187,7 +187,11 @@ CEM_ARGUMENTS = {"n_parents": "n_parents", "sigma_init": "variance_init", "antit
 
 
 def cem_arguments(model: Any) -> dict[str, Any]:
-    """:return: those of the model's attributes that the cross-entropy method takes; none if the evolver is another one"""
+    """:return: those of the model's attributes that the cross-entropy method takes; none if the evolver is another one
+
+    :raises ValueError: if ``sigma_init`` is out of range
+    """
     found = resolve("evolver", model.evolver_class)
     is_cem = issubclass(found, DiagonalCEM) if isinstance(found, type) else False
+    check_range("sigma_init", model.sigma_init, 0, open_low=True)
     return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem}

@@ -72,7 +72,7 @@ def test_bf16_keeps_to_the_authors_numbers() -> None:
 def test_bf16_reads_the_weights_as_they_are_now() -> None:
     model = make("td7", precision="bf16", learning_starts=10_000).learn(20)
     layer = torch.nn.Linear(3, 2)
-    with model._updates(16):
+    with model._learner_host.updates(16):
         before = layer(torch.ones(1, 3))
         with torch.no_grad():
             layer.weight += 1

@@ -111,7 +111,7 @@ def has(name: str, argument: str) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_spaces(name: str, kind: str) -> None:
     odd, words = SPACES[kind]
-    if kind == "discrete" and getattr(ALGOS[name], "takes_discrete_actions", False):
+    if kind == "discrete" and getattr(ALGOS[name], "takes_discrete_actions", False) is True:
         assert make(name, DummyVecEnv([lambda: OddSpaces(**odd)])).predict(np.zeros((1, 3), np.float32))[0].dtype == np.int64
         return
     policies = ["MlpPolicy"] if kind != "dict" else ["MlpPolicy", "MultiInputPolicy"]
