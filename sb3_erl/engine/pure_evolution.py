@@ -121,10 +121,14 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     # ---------------------------------------------------------------- set-up
 
-    def _setup_model(self) -> None:
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument that is out of range"""
         check_common(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_rollouts(self)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
@@ -184,7 +188,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     @property
     def _fitness_is_return(self) -> bool:
-        return self.fitness_class == "return"
+        return self._fitness_choice == "return"
 
     def _deploy(self, generation: Generation) -> None:
         """Write ``policy.deployed``; the only place that does."""
