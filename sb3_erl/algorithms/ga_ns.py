@@ -13,9 +13,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb, log_fitness
-from sb3_erl.engine.novelty import Novelty, check_novelty
-from sb3_erl.envs.behavior import Behavior as BehaviorClass
-from sb3_erl.envs.behavior import BehaviorFunction
+from sb3_erl.engine.novelty import BehaviorChoice, Novelty, check_novelty
 from sb3_erl.evolution.base import best_index
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.novelty import select_by_novelty
@@ -55,7 +53,7 @@ class GANS(DeepGA):
         learning_rate: float | Schedule = 0.0,
         novelty_k: int = 25,
         archive_prob: float = 0.01,
-        behavior: str | type[BehaviorClass] | BehaviorFunction = "auto",
+        behavior: BehaviorChoice = "auto",
         behavior_kwargs: dict[str, Any] | None = None,
         distance: Distance = "sqeuclidean",
         archive_max_size: int | None = None,
@@ -96,8 +94,7 @@ class GANS(DeepGA):
         return self.pop_size * self.n_eval_episodes
 
     def _train_loop(self, *arguments: Any) -> None:
-        assert self.env is not None
-        self.novelty.prepare(self.env, self.evaluator == "vec")
+        self.novelty.prepare(self)
         super()._train_loop(*arguments)
 
     # ---------------------------------------------------------------- the generation

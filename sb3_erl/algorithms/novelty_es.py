@@ -16,12 +16,10 @@ from sb3_erl.core.parameters import copy_module, read_parameters, write_paramete
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.mirrored_rollouts import evaluate_members
-from sb3_erl.engine.novelty import Novelty, Shown, check_novelty
+from sb3_erl.engine.novelty import BehaviorChoice, Novelty, Shown, check_novelty
 from sb3_erl.engine.population import Population
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.engine.representation import MemberNetworks
-from sb3_erl.envs.behavior import Behavior as BehaviorClass
-from sb3_erl.envs.behavior import BehaviorFunction
 from sb3_erl.evolution.base import best_index
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
@@ -47,9 +45,6 @@ class NSES(OpenAIES):
     4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
        here. ``fitness`` stands for the return where novelty and return are mixed.
 
-    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
-        ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
     :param novelty_k: number of nearest neighbors
@@ -76,7 +71,7 @@ class NSES(OpenAIES):
         meta_population_size: int = 5,
         parent_selection: MemberRule = "novelty_prob",
         novelty_k: int = 10,
-        behavior: str | type[BehaviorClass] | BehaviorFunction = "auto",
+        behavior: BehaviorChoice = "auto",
         behavior_kwargs: dict[str, Any] | None = None,
         distance: Distance = "euclidean",
         archive_max_size: int | None = None,
@@ -122,8 +117,8 @@ class NSES(OpenAIES):
         # The first network drawn is left out, so that a seed gives the members that it gave in version 0.1.0.
         networks = [self.policy.make_actor() for _ in range(1 + self.meta_population_size)][1:]
         write_parameters(read_parameters(networks[0]), self.policy.deployed)
-        arguments = self._evolver_arguments()
-        members = [MirroredES(read_parameters(network), self.pop_size, **arguments) for network in networks]
+        vectors, arguments = [read_parameters(network) for network in networks], self._evolver_arguments()
+        members = [MirroredES(vector, self.pop_size, **arguments) for vector in vectors]
         evolver = MetaPopulation(members, networks).to(self.device)
         return Population(evolver, MemberNetworks(self.policy, evolver))
 
@@ -141,8 +136,7 @@ class NSES(OpenAIES):
         return self._members.active
 
     def _train_loop(self, *arguments: Any) -> None:
-        assert self.env is not None
-        self.novelty.prepare(self.env, self.evaluator == "vec")
+        self.novelty.prepare(self)
         super()._train_loop(*arguments)
 
     # ---------------------------------------------------------------- the generation
@@ -152,11 +146,10 @@ class NSES(OpenAIES):
 
     def _show_members(self, generation: Generation) -> bool:
         """Evaluate all members, and draw the one that moves by its novelty."""
-        networks: Any = self._members.networks
-        episodes = evaluate_members(self, generation, networks, self.n_bc_episodes)
+        n, episodes = self.meta_population_size, evaluate_members(self, generation, self._members.networks, self.n_bc_episodes)
         if episodes is None:
             return False
-        shown = self._shown = Shown.of(episodes, len(networks), self.novelty_k, self.moved, self.novelty, self.weight)
+        shown = self._shown = Shown.of(episodes, n, self.novelty_k, self.moved, self.novelty, self.weight)
         rng = self.run.address.rng(Stream.EVOLUTION, 1)
         self._members.activate(0 if self.moved is None else next_member(self.moved, shown.novelty, rng, self.parent_selection))
         return True
@@ -172,8 +165,8 @@ class NSES(OpenAIES):
     def _tell(self, generation: Generation) -> None:
         """Move the active member; what the members have shown is kept."""
         assert generation.fitness is not None
-        behaviors = self.novelty.behaviors(generation.evaluated, len(generation.asked))
         self.novelty.archive, self.weight = self._shown.archive, self._shown.weight
+        behaviors = self.novelty.behaviors(generation.evaluated, len(generation.asked))
         novelty = self.archive.novelty(behaviors, self.novelty_k)
         self.logger.record("novelty/pop_mean", float(np.nanmean(novelty)) if np.isfinite(novelty).any() else np.nan)
         self._es.update(mix_ranks(generation.fitness, novelty, self.weight.value, self.ties))
@@ -200,8 +193,6 @@ class NSES(OpenAIES):
         agent.set_training_mode(False)
         return agent
 
-    # ---------------------------------------------------------------- saving
-
     def _plain_state(self) -> dict[str, Any]:
         return {**super()._plain_state(), **self.novelty.plain_state(), "weight_state": dict(vars(self.weight))}
 
@@ -226,15 +217,12 @@ class NSRAES(NSES):
     Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.3 and algorithm 3. Parameters that are not listed here
     are those of :class:`NSES`.
 
-    :param policy: policy alias or class; or, without ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param reward_weight: initial share of the return, see :class:`~sb3_erl.evolution.novelty.AdaptiveWeight`
     :param weight_delta: by how much the share goes up or down
     :param weight_patience: generations without improvement after which it goes down
     :param weight_min: its lower limit
     :param improvement_tol: an improvement must be larger than this; about a thousandth of the scale of returns is advised
         where returns creep up by tiny amounts
-    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
     mode = "nsra"

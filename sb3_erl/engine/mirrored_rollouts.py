@@ -178,15 +178,13 @@ class MirroredRollouts:
         return min(max(2 * self.model.n_pairs, enough + enough % 2), n_candidates)
 
 
-def evaluate_members(
-    model: Any, generation: Generation, networks: Sequence[BasePolicy], n_episodes: int
-) -> EpisodeBatch | None:
+def evaluate_members(model: Any, generation: Generation, networks: Any, n_episodes: int) -> EpisodeBatch | None:
     """
     Let every member of a meta-population act as it is; the rollout goes on with the candidates.
 
     :param model: the algorithm, with ``cutoff`` and ``episode_needs``
     :param generation: at whose beginning they act
-    :param networks: of the members
+    :param networks: sequence of those of the members
     :param n_episodes: episodes of each
     :return: the episodes; ``None`` if a callback or the budget stopped it
     """

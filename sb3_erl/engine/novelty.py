@@ -12,13 +12,16 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.envs.behavior import BEHAVIORS, is_vector, mean_behavior
+from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
 from sb3_erl.runs.loading import array_to_text, text_to_array
+
+BehaviorChoice = str | type[Behavior] | BehaviorFunction
+"""What may describe an episode: a key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function."""
 
 FINAL_OBSERVATION = "final_observation"
 """A behavior that every environment has; in this process it is read without a wrapper."""
@@ -75,16 +78,15 @@ class Novelty:
         self.archive.save(file)
         return {"archive_state": array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))}
 
-    def prepare(self, env: VecEnv, in_this_process: bool) -> None:
+    def prepare(self, model: Any) -> None:
         """
-        Let the environments report the behavior; to be called before their episodes.
+        Let the environments report the behavior; to be called at the start of ``learn``.
 
-        :param env: of the model
-        :param in_this_process: whether episodes run in ``env`` itself
+        :param model: whose ``evaluator`` runs episodes in copies of its ``env``, or in ``env`` itself
         :raises ValueError: see :func:`give_behavior`
         """
-        if self.behavior != FINAL_OBSERVATION or not in_this_process:
-            give_behavior(env, self.behavior, self.behavior_kwargs)
+        if self.behavior != FINAL_OBSERVATION or model.evaluator != "vec":
+            give_behavior(model.env, self.behavior, self.behavior_kwargs)
 
     def behaviors(self, episodes: EpisodeBatch, n_candidates: int) -> list[np.ndarray]:
         """
