@@ -137,7 +137,8 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         self.run.choose_seed()
         self.population = self._make_population()
         self.fitness: Fitness = make_fitness(self._fitness_choice)
-        self.fitness.load_state_dict(self.fitness_state)
+        if self.fitness_state:
+            self.fitness.load_state_dict(self.fitness_state)
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
     def _policy_arguments(self) -> dict[str, Any]:

@@ -14,7 +14,11 @@ from sb3_erl import ALGOS
 from tests.contract.settings import NAMES, make
 
 PARTS = {"learner", "evolver", "exchange", "fitness"}
-KEPT_ELSEWHERE = {"stats_window_size": "_stats_window_size", "policy": "policy_class", **{part: f"{part}_class" for part in PARTS}}
+KEPT_ELSEWHERE = {
+    "stats_window_size": "_stats_window_size",
+    "policy": "policy_class",
+    **{part: f"{part}_class" for part in PARTS},
+}
 """Arguments that SB3 itself keeps under another name, and those that name parts, whose objects have their names."""
 CONVERTED = {"policy", "env", "device", "train_freq", "policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"}
 """Arguments that SB3 itself turns into something else."""
