@@ -55,9 +55,9 @@ class CEM(EvolutionaryAlgorithm):
         self.deploy = deploy
         super().__init__(policy, env, learning_rate, evolver=evolver, **kwargs)
 
-    def _setup_model(self) -> None:
+    def _check_arguments(self) -> None:
         check_choice("deploy", self.deploy, ("mean", "champion"))
-        super()._setup_model()
+        super()._check_arguments()
 
     def _evolver_arguments(self) -> dict[str, Any]:
         return {**cem_arguments(self), **super()._evolver_arguments()}

@@ -13,11 +13,14 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.engine.generation import Generation, Verb, fitness_of, log_fitness
-from sb3_erl.engine.population import Population
+from sb3_erl.engine import generation as verbs
+from sb3_erl.engine.generation import Generation, Verb
+from sb3_erl.engine.population import Champion, Population
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.engine.representation import WholeNetworks
+from sb3_erl.evolution.base import best_index
+from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.seed_ga import SeedGA
 from sb3_erl.policies.es import ESLinearPolicy, ESPolicy
 from sb3_erl.policies.es_pixels import GAPixelPolicy
@@ -68,15 +71,8 @@ class DeepGA(EvolutionaryAlgorithm):
     }
     takes_discrete_actions = True
     generation_order: ClassVar[tuple[Verb, ...]] = (
-        "collect_reference",
-        "ask",
-        "evaluate",
-        "score",
-        "revalidate",
-        "tell",
-        "deploy",
-        "log",
-    )
+        "collect_reference", "ask", "evaluate", "score", "revalidate", "tell", "deploy", "log",
+    )  # fmt: skip
     truncation: int
 
     @inherits_arguments("evolver", "evolver_kwargs", pop_size=1000)
@@ -102,15 +98,15 @@ class DeepGA(EvolutionaryAlgorithm):
         self.noise_table_size, self.noise_seed = noise_table_size, noise_seed
         self.made_for: list[Any] | None = None
         """Noise table and shapes that the genomes were made for."""
-        super().__init__(policy, env, learning_rate, evolver="seed_ga", **kwargs)
+        super().__init__(policy, env, learning_rate, evolver="sb3_erl.evolution.seed_ga:SeedGA", **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
-    def _setup_model(self) -> None:
+    def _check_arguments(self) -> None:
         check_range("n_finalist_episodes", self.n_finalist_episodes, 1, integer=True)
         if self.episode_cutoff is not None:
             check_range("episode_cutoff", self.episode_cutoff, 1, integer=True)
-        super()._setup_model()
+        super()._check_arguments()
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"standardize": False, **self.policy_kwargs}  # moving statistics would change what old genomes mean
@@ -158,14 +154,24 @@ class DeepGA(EvolutionaryAlgorithm):
         generation.episodes = self._episodes(generation, generation.asked, 0, self.n_eval_episodes, is_last=False)
         return generation.episodes is not None
 
+    def _score(self, generation: Generation) -> None:
+        self._fitness_before = self.fitness.state_dict()
+        verbs.score(self, generation)
+
     def _revalidate(self, generation: Generation) -> bool:
         """Evaluate the best of the generation again, and the present elite."""
         assert generation.fitness is not None
-        finalists, first = self._genomes.finalists(generation.fitness), len(generation.asked)
-        again = self._episodes(generation, finalists, first, self.n_finalist_episodes, is_first=False)
+        finalists, first, again = self._genomes.finalists(generation.fitness), len(generation.asked), None
+        try:
+            again = self._episodes(generation, finalists, first, self.n_finalist_episodes, is_first=False)
+        finally:
+            if again is None:  # the generation is not finished, so its scores leave nothing behind
+                self.fitness.load_state_dict(self._fitness_before)
         if again is None:
             return False
-        self._validation = fitness_of(self, generation, again.renumbered(first), finalists)
+        again = again.renumbered(first)
+        self._validation = verbs.fitness_of(self, generation, again, finalists)
+        self._finalist_returns = episode_return(again, len(finalists))
         return True
 
     def _episodes(
@@ -183,28 +189,28 @@ class DeepGA(EvolutionaryAlgorithm):
         return self.rollouts.run(jobs, actor, generation.callback, None, needs, **phase)
 
     def _tell(self, generation: Generation) -> None:
+        """The champion is the elite: who has the best fitness in the further episodes."""
         assert generation.fitness is not None
         self._genomes.tell(generation.asked, generation.fitness, generation.rng, self._validation)
-
-    def _deploy(self, generation: Generation) -> None:
         elite = self.evolver.best()
         assert elite is not None
-        self.population.representation.write(elite, self.policy.deployed)
+        self.population.champion = Champion(elite, float(self._genomes.elite_score))
+        verbs.log_champion(self)
 
     def _log(self, generation: Generation) -> None:
         elite, footprint, record = self._genomes.elite, self._genomes.footprint, self.logger.record
         assert elite is not None and generation.fitness is not None
         record("time/generations", generation.number, exclude="tensorboard")
-        log_fitness(self.logger, generation.fitness)
-        record("rollout/finalist_ep_rew_mean", float(np.nanmean(self._validation)))
-        record("population/elite_return", float(np.nanmax(self._validation)))
+        verbs.log_scores(self, generation)
+        record("rollout/finalist_ep_rew_mean", float(np.nanmean(self._finalist_returns)))
+        record("population/elite_return", float(self._finalist_returns[best_index(self._validation)]))
         record("population/elite_genome_length", len(elite.offsets))
         record("population/parameters", footprint.n_params, exclude="tensorboard")
         record("population/bytes_per_genome", footprint.genome_bytes, exclude="tensorboard")
         record("train/sigma", self._genomes.sigma)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_validation"]
+        return [*super()._excluded_save_params(), "_fitness_before", "_validation", "_finalist_returns"]
 
 
 class RandomSearch(DeepGA):

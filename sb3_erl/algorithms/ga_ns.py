@@ -12,12 +12,10 @@ from sb3_erl.algorithms.deep_ga import DeepGA
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.parameters import write_parameters
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb, log_fitness
-from sb3_erl.envs.behavior import Behavior as BehaviorClass
-from sb3_erl.envs.behavior import BehaviorFunction
-from sb3_erl.evolution.fitness.behaviors import Behaviors, archive_from_text, archive_to_text, check_novelty
+from sb3_erl.evolution.base import best_index
+from sb3_erl.evolution.fitness.behaviors import BehaviorChoice, Novelty, check_novelty
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.novelty import select_by_novelty
 from sb3_erl.evolution.seed_ga import ELITE
@@ -35,10 +33,9 @@ class GANS(DeepGA):
     Parameters that are not listed here are those of :class:`~sb3_erl.algorithms.deep_ga.DeepGA`.
 
     :param truncation: how many of the most novel, the elite among them, become parents
-    :param novelty_k: number of nearest neighbors over which novelty is the mean distance
-    :param behavior: what describes an episode: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
-        :class:`~sb3_erl.envs.behavior.EpisodeTrace`
-    :param behavior_kwargs: further arguments of a class
+    :param novelty_k: number of nearest neighbors
+    :param behavior: what describes an episode, see :class:`~sb3_erl.evolution.fitness.behaviors.Novelty`
+    :param behavior_kwargs: further arguments of a class of behaviors
     :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
     :param archive_max_size: behaviors to keep, the newest; ``None`` for all
     :param archive_prob: probability with which an individual enters the archive
@@ -46,9 +43,9 @@ class GANS(DeepGA):
     """
 
     generation_order: ClassVar[tuple[Verb, ...]] = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
-    episode_needs = Behaviors.needs
+    episode_needs = Novelty.needs
 
-    @inherits_arguments("n_finalists", "n_finalist_episodes")
+    @inherits_arguments("fitness", "n_finalists", "n_finalist_episodes")
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
@@ -56,7 +53,7 @@ class GANS(DeepGA):
         learning_rate: float | Schedule = 0.0,
         novelty_k: int = 25,
         archive_prob: float = 0.01,
-        behavior: str | type[BehaviorClass] | BehaviorFunction = "auto",
+        behavior: BehaviorChoice = "auto",
         behavior_kwargs: dict[str, Any] | None = None,
         distance: Distance = "sqeuclidean",
         archive_max_size: int | None = None,
@@ -74,18 +71,22 @@ class GANS(DeepGA):
 
     # ---------------------------------------------------------------- set-up
 
-    def _setup_model(self) -> None:
+    def _check_arguments(self) -> None:
         check_range("archive_prob", self.archive_prob, 0, 1)
         check_range("truncation", self.truncation, 1, integer=True)
         check_novelty(self.novelty_k, self.behavior)
+        super()._check_arguments()
+
+    def _setup_model(self) -> None:
         super()._setup_model()
-        self._behaviors = Behaviors(self.behavior, self.behavior_kwargs, self.observation_space)
-        if self.archive_state is not None:
-            self.archive, self.archive_state = archive_from_text(self.archive_state), None
-        elif not hasattr(self, "archive"):  # which files of the first versions hold as a pickle
-            self.archive = NoveltyArchive(self.distance, self.archive_max_size)
+        self.novelty = Novelty.of_model(self)
         if self.elite_state is not None:
             self.elite_behavior, self.elite_state = text_to_array(self.elite_state), None
+
+    @property
+    def archive(self) -> NoveltyArchive:
+        """The behaviors seen so far; saved with the model."""
+        return self.novelty.archive
 
     @property
     def n_rollouts(self) -> int:
@@ -93,8 +94,7 @@ class GANS(DeepGA):
         return self.pop_size * self.n_eval_episodes
 
     def _train_loop(self, *arguments: Any) -> None:
-        assert self.env is not None
-        self._behaviors.prepare(self.env, self.evaluator == "vec")
+        self.novelty.prepare(self)
         super()._train_loop(*arguments)
 
     # ---------------------------------------------------------------- the generation
@@ -106,7 +106,7 @@ class GANS(DeepGA):
     def _tell(self, generation: Generation) -> None:
         """Select elite and parents by novelty, and add to the archive."""
         n = len(generation.asked)
-        behaviors = self._behaviors.of(generation.evaluated, n, self.archive)
+        behaviors = self.novelty.behaviors(generation.evaluated, n)
         everyone = [*behaviors, *([] if self.elite_behavior is None else [self.elite_behavior])]
         coins = self.run.rng(Stream.FITNESS).random(len(everyone))
         rule: dict[str, Any] = {"k": self.novelty_k, "n_parents": self.truncation, "archive_prob": self.archive_prob}
@@ -114,22 +114,15 @@ class GANS(DeepGA):
         numbers = [ELITE if index == n else index for index in [selection.elite, *selection.parents.tolist()]]
         if selection.elite < n:
             self.elite_behavior = behaviors[selection.elite]
-        self._is_better = self._note_best(generation)
         self._genomes.choose(numbers, selection.novelty[:n], float(selection.novelty[selection.elite]))
 
-    def _note_best(self, generation: Generation) -> int | None:
-        """:return: number of the candidate with the best return, if it is better than all before"""
-        returns = generation.fitness
-        assert returns is not None
-        best = int(np.nanargmax(np.where(np.isnan(returns), -np.inf, returns)))
-        if not returns[best] > self.best_return:
-            return None
-        self.best_return = float(returns[best])
-        return best
-
     def _deploy(self, generation: Generation) -> None:
-        if self._is_better is not None:
-            self.population.representation.write(generation.asked[self._is_better], self.policy.deployed)
+        """The best of this generation, if its return is better than all before."""
+        assert generation.fitness is not None
+        best = best_index(generation.fitness)
+        if generation.fitness[best] > self.best_return:
+            self.best_return = float(generation.fitness[best])
+            self.population.representation.write(generation.asked[best], self.policy.deployed)
 
     def most_novel(self) -> BasePolicy:
         """
@@ -139,10 +132,7 @@ class GANS(DeepGA):
         elite = self._genomes.elite
         if elite is None:
             raise ValueError("learn() must have finished a generation before there is a most novel individual; got none")
-        agent = self.policy.make_actor()
-        write_parameters(self._genomes.rebuild(elite), agent)
-        agent.set_training_mode(False)
-        return agent
+        return self.population.representation.agent(self._genomes.rebuild(elite))
 
     def _log(self, generation: Generation) -> None:
         assert generation.fitness is not None
@@ -159,7 +149,7 @@ class GANS(DeepGA):
 
     def _plain_state(self) -> dict[str, Any]:
         elite = None if self.elite_behavior is None else array_to_text(self.elite_behavior)
-        return {**super()._plain_state(), "archive_state": archive_to_text(self.archive), "elite_state": elite}
+        return {**super()._plain_state(), **self.novelty.plain_state(), "elite_state": elite}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "archive", "elite_behavior", "_behaviors", "_selection", "_is_better"]
+        return [*super()._excluded_save_params(), "novelty", "elite_behavior", "_selection"]

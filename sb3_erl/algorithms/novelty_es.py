@@ -12,21 +12,19 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.parameters import copy_buffers, read_parameters, write_parameters
+from sb3_erl.core.parameters import copy_module, read_parameters, write_parameters
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.generation import Generation, Verb
+from sb3_erl.engine.mirrored_rollouts import evaluate_members
 from sb3_erl.engine.population import Population
 from sb3_erl.engine.reference_batch import collect_reference
-from sb3_erl.engine.representation import WholeNetworks
-from sb3_erl.envs.behavior import Behavior as BehaviorClass
-from sb3_erl.envs.behavior import BehaviorFunction
+from sb3_erl.engine.representation import MemberNetworks
+from sb3_erl.evolution.base import best_index
 from sb3_erl.evolution.es import MirroredES
-from sb3_erl.evolution.fitness.behaviors import Behaviors, archive_from_text, archive_to_text, check_novelty
+from sb3_erl.evolution.fitness.behaviors import BehaviorChoice, Novelty, Shown, check_novelty
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.meta_population import MetaPopulation
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, MemberRule, Mode, mix_ranks, next_member, reward_weight
-from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
-from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 
 class NSES(OpenAIES):
@@ -45,17 +43,13 @@ class NSES(OpenAIES):
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
     4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
-       here.
+       here. ``fitness`` stands for the return where novelty and return are mixed.
 
-    :param policy: ``"MlpPolicy"`` (256, 256 tanh), ``"LinearPolicy"``, ``"CnnPolicy"`` or a policy class; or, without
-        ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
-    :param novelty_k: number of nearest neighbors over which novelty is the mean distance
-    :param behavior: what describes an episode: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
-        :class:`~sb3_erl.envs.behavior.EpisodeTrace`
-    :param behavior_kwargs: further arguments of a class
+    :param novelty_k: number of nearest neighbors
+    :param behavior: what describes an episode, see :class:`~sb3_erl.evolution.fitness.behaviors.Novelty`
+    :param behavior_kwargs: further arguments of a class of behaviors
     :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
     :param archive_max_size: behaviors to keep, the newest; ``None`` for all
     :param n_bc_episodes: episodes of a member per generation, over which its behavior is the mean
@@ -64,16 +58,9 @@ class NSES(OpenAIES):
 
     mode: ClassVar[Mode] = "ns"
     generation_order: ClassVar[tuple[Verb, ...]] = (
-        "collect_reference",
-        "show_members",
-        "ask",
-        "evaluate",
-        "score",
-        "deploy",
-        "tell",
-        "log",
-    )
-    episode_needs = Behaviors.needs
+        "collect_reference", "show_members", "ask", "evaluate", "score", "deploy", "tell", "log",
+    )  # fmt: skip
+    episode_needs = Novelty.needs
 
     @inherits_arguments("evolver", "evolver_kwargs", "fitness_shaping", "n_center_episodes")
     def __init__(
@@ -84,7 +71,7 @@ class NSES(OpenAIES):
         meta_population_size: int = 5,
         parent_selection: MemberRule = "novelty_prob",
         novelty_k: int = 10,
-        behavior: str | type[BehaviorClass] | BehaviorFunction = "auto",
+        behavior: BehaviorChoice = "auto",
         behavior_kwargs: dict[str, Any] | None = None,
         distance: Distance = "euclidean",
         archive_max_size: int | None = None,
@@ -111,38 +98,34 @@ class NSES(OpenAIES):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._behaviors = Behaviors(self.behavior, self.behavior_kwargs, self.observation_space)
-        if self.archive_state is not None:
-            self.archive, self.archive_state = archive_from_text(self.archive_state), None
-        elif not hasattr(self, "archive"):  # which files of the first versions hold as a pickle
-            self.archive = NoveltyArchive(self.distance, self.archive_max_size)
+        self.novelty = Novelty.of_model(self)
         if not hasattr(self, "weight"):  # which files of the first versions hold as a pickle
             self.weight = self._make_weight()
             vars(self.weight).update(self.weight_state)
             self.weight_state = {}
+
+    @property
+    def archive(self) -> NoveltyArchive:
+        """The behaviors seen so far; saved with the model."""
+        return self.novelty.archive
 
     def _make_weight(self) -> FixedWeight | AdaptiveWeight:
         """The share of returns in what is followed."""
         return reward_weight(self.mode)
 
     def _make_population(self) -> Population:
-        table = self._noise_table()
         # The first network drawn is left out, so that a seed gives the members that it gave in version 0.1.0.
         networks = [self.policy.make_actor() for _ in range(1 + self.meta_population_size)][1:]
         write_parameters(read_parameters(networks[0]), self.policy.deployed)
-        arguments = self._es_arguments(table)
-        members = [MirroredES(read_parameters(network), self.pop_size, **arguments) for network in networks]
+        vectors, arguments = [read_parameters(network) for network in networks], self._evolver_arguments()
+        members = [MirroredES(vector, self.pop_size, **arguments) for vector in vectors]
         evolver = MetaPopulation(members, networks).to(self.device)
-        return Population(evolver, WholeNetworks(self.policy, evolver.network))
+        return Population(evolver, MemberNetworks(self.policy, evolver))
 
     @property
     def n_rollouts(self) -> int:
         """See :attr:`EvolutionaryAlgorithm.n_rollouts`."""
-        return self.pop_size * self.n_eval_episodes + self._n_centers * self.n_bc_episodes
-
-    @property
-    def _n_centers(self) -> int:
-        return self.meta_population_size
+        return self.pop_size * self.n_eval_episodes + self.meta_population_size * self.n_bc_episodes
 
     @property
     def _members(self) -> MetaPopulation:
@@ -153,86 +136,50 @@ class NSES(OpenAIES):
         return self._members.active
 
     def _train_loop(self, *arguments: Any) -> None:
-        assert self.env is not None
-        self._behaviors.prepare(self.env, self.evaluator == "vec")
+        self.novelty.prepare(self)
         super()._train_loop(*arguments)
 
     # ---------------------------------------------------------------- the generation
 
     def _collect_reference(self, generation: Generation) -> bool:
-        needs = getattr(self.policy.deployed, "needs_reference", False)
-        collected = collect_reference(self, generation)
-        if needs and collected:
-            for index, network in enumerate(self._members.networks):
-                copy_buffers(self.policy.deployed, network)
-                self._members.show(index)
-        return collected
+        return collect_reference(self, generation, self._members.networks)
 
     def _show_members(self, generation: Generation) -> bool:
-        """
-        Evaluate all members, and draw the one that moves by its novelty.
-
-        The archive and the weight of returns change on copies, which are kept if the generation is finished.
-        """
-        episodes = self._evaluate_members(generation)
+        """Evaluate all members, and draw the one that moves by its novelty."""
+        n, episodes = self.meta_population_size, evaluate_members(self, generation, self._members.networks, self.n_bc_episodes)
         if episodes is None:
             return False
-        n = self._n_centers
-        behaviors = self._behaviors.of(episodes, n, self.archive)
-        returns = episodes.mean_per_candidate([e.total_reward for e in episodes.episodes], n)
-        weight, archive = copy.copy(self.weight), copy.copy(self.archive)
-        archive.entries = list(archive.entries)
-        archive.extend([behaviors[member] for member in (range(n) if self.moved is None else [self.moved])])
-        if self.moved is not None:
-            weight.update(float(returns[self.moved]))
-        novelty = archive.novelty(behaviors, self.novelty_k)
-        self._shown = weight, archive, returns, novelty
-        self._members.activate(self._next(novelty))
-        self.population.representation.learner = self._members.network  # type: ignore[attr-defined]
+        shown = self._shown = Shown.of(episodes, n, self.novelty_k, self.moved, self.novelty, self.weight)
+        rng = self.run.address.rng(Stream.EVOLUTION, 1)
+        self._members.activate(0 if self.moved is None else next_member(self.moved, shown.novelty, rng, self.parent_selection))
         return True
-
-    def _evaluate_members(self, generation: Generation) -> EpisodeBatch | None:
-        numbers = range(self._n_centers)
-        parts = [numpy_population(net, tensors_of) or ModuleActor([net]) for net in self._members.networks]  # type: ignore
-        jobs = [Job(member, k, self.cutoff) for member in numbers for k in range(self.n_bc_episodes)]
-        actor = JointActor(parts, [(member, 0) for member in numbers])
-        return self.rollouts.run(jobs, actor, generation.callback, None, self.episode_needs, is_last=False)
-
-    def _next(self, novelty: np.ndarray) -> int:
-        if self.moved is None:
-            return 0
-        return next_member(self.moved, novelty, self.run.address.rng(Stream.EVOLUTION, 1), self.parent_selection)
 
     def _evaluate(self, generation: Generation) -> bool:
-        if not self._pairs.run(generation, self._es, is_first=False):
-            return False
-        self.weight, self.archive, returns, _ = self._shown
-        self.moved = int(self._members.active_member)
-        self._members.returns.copy_(self._members.returns.new_tensor(returns))
-        return True
+        self._mirrored = self._rollouts_of(n_means=self.meta_population_size)
+        return self._mirrored.run(generation, is_first=False)
 
     def _deploy(self, generation: Generation) -> None:
         """The member with the best return, as it was evaluated."""
-        returns = self._shown[2]
-        network = self._members.networks[int(np.nanargmax(np.where(np.isnan(returns), -np.inf, returns)))]
-        write_parameters(read_parameters(network), self.policy.deployed)
-        copy_buffers(network, self.policy.deployed)
+        copy_module(self._members.networks[best_index(self._shown.returns)], self.policy.deployed)
 
     def _tell(self, generation: Generation) -> None:
-        assert generation.fitness is not None and self.moved is not None
-        behaviors = self._behaviors.of(generation.evaluated, len(generation.asked), self.archive)
+        """Move the active member; what the members have shown is kept."""
+        assert generation.fitness is not None
+        self.novelty.archive, self.weight = self._shown.archive, self._shown.weight
+        behaviors = self.novelty.behaviors(generation.evaluated, len(generation.asked))
         novelty = self.archive.novelty(behaviors, self.novelty_k)
         self.logger.record("novelty/pop_mean", float(np.nanmean(novelty)) if np.isfinite(novelty).any() else np.nan)
         self._es.update(mix_ranks(generation.fitness, novelty, self.weight.value, self.ties))
+        self._members.returns.copy_(self._members.returns.new_tensor(self._shown.returns))
+        self.moved = int(self._members.active_member)
         self._after_tell(generation)
         self._members.show(self.moved)
 
     def _log(self, generation: Generation) -> None:
         super()._log(generation)
         assert self.moved is not None
-        _, _, returns, novelty = self._shown
-        self.logger.record("rollout/center_ep_rew_mean", float(np.nanmean(returns)))
-        self.logger.record("novelty/center", float(novelty[self.moved]))
+        self.logger.record("rollout/center_ep_rew_mean", float(np.nanmean(self._shown.returns)))
+        self.logger.record("novelty/center", float(self._shown.novelty[self.moved]))
         self.logger.record("novelty/archive_size", len(self.archive))
         self.logger.record("novelty/reward_weight", self.weight.value)
         self.logger.record("novelty/member", self.moved)
@@ -242,20 +189,15 @@ class NSES(OpenAIES):
         :param index: member of the meta-population, from 0
         :return: a policy of its own with the member's present mean and statistics; has ``predict``
         """
-        agent, network = self.policy.make_actor(), self._members.networks[range(self.meta_population_size)[index]]
-        write_parameters(read_parameters(network), agent)
-        copy_buffers(network, agent)
+        agent: Any = copy.deepcopy(self._members.networks[range(self.meta_population_size)[index]])
         agent.set_training_mode(False)
         return agent
 
-    # ---------------------------------------------------------------- saving
-
     def _plain_state(self) -> dict[str, Any]:
-        weight = dict(vars(self.weight))
-        return {**super()._plain_state(), "archive_state": archive_to_text(self.archive), "weight_state": weight}
+        return {**super()._plain_state(), **self.novelty.plain_state(), "weight_state": dict(vars(self.weight))}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "archive", "weight", "_behaviors", "_shown"]
+        return [*super()._excluded_save_params(), "novelty", "weight", "_shown"]
 
 
 class NSRES(NSES):
@@ -275,15 +217,12 @@ class NSRAES(NSES):
     Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.3 and algorithm 3. Parameters that are not listed here
     are those of :class:`NSES`.
 
-    :param policy: policy alias or class; or, without ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param reward_weight: initial share of the return, see :class:`~sb3_erl.evolution.novelty.AdaptiveWeight`
     :param weight_delta: by how much the share goes up or down
     :param weight_patience: generations without improvement after which it goes down
     :param weight_min: its lower limit
     :param improvement_tol: an improvement must be larger than this; about a thousandth of the scale of returns is advised
         where returns creep up by tiny amounts
-    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
     mode = "nsra"

@@ -12,8 +12,11 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_cutoff, check_range
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.engine.generation import Generation, Verb, log_fitness
-from sb3_erl.engine.pair_evaluation import PairEvaluation
+from sb3_erl.core.registry import resolve
+from sb3_erl.engine import generation as verbs
+from sb3_erl.engine.generation import Generation, Verb
+from sb3_erl.engine.mirrored_rollouts import MirroredRollouts
+from sb3_erl.engine.population import Population
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.evolution.base import MirroredPairs, check_capability
@@ -22,7 +25,6 @@ from sb3_erl.evolution.fitness.shaping import ShapingMode, Ties, population_rank
 from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESPolicy
 from sb3_erl.policies.es_pixels import ESPixelPolicy
 from sb3_erl.policies.observation_statistics import ObservationStatistics
-from sb3_erl.rollouts.jobs import Job
 
 
 class OpenAIES(EvolutionaryAlgorithm):
@@ -52,14 +54,16 @@ class OpenAIES(EvolutionaryAlgorithm):
     :param learning_rate: step size of the optimizer, a float or a schedule
     :param n_pairs: mirrored pairs per generation
     :param sigma: standard deviation of the perturbations, a float or a schedule
-    :param evolver: ``"es"``, or another one, which has arguments of its own in ``evolver_kwargs`` and then uses none of
-        ``sigma``, ``learning_rate`` and those from ``l2_coeff`` to ``ties``
+    :param evolver: ``"es"``; another one proposes ``2 * n_pairs`` candidates, has its arguments in ``evolver_kwargs`` and uses
+        none of ``learning_rate``, ``sigma``, ``l2_coeff``, ``optimizer``, ``optimizer_kwargs``, ``ties``,
+        ``perturb_fraction`` and the noise table; of one without a mean, the best candidate is deployed
     :param l2_coeff: pull of the mean towards zero
     :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
     :param optimizer_kwargs: further arguments of the optimizer, for example ``{"momentum": 0.9}``
     :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`
     :param ties: see :func:`~sb3_erl.evolution.fitness.shaping.centered_ranks`
-    :param min_timesteps: add pairs until a generation has as many environment steps
+    :param min_timesteps: add pairs until a generation has as many environment steps; needs an evolver that can
+        (:class:`~sb3_erl.evolution.base.MirroredPairs`)
     :param normalize_obs: standardize observations by statistics that the policy carries; images are not standardized
     :param obs_stat_prob: probability that an episode's observations are counted, ``None`` for 100 episodes per generation
     :param action_noise_std: normal noise on continuous actions of the population, in units of the action space
@@ -67,7 +71,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         threshold, ratio)`` or ``(start, threshold, ratio, largest)``: multiplied by ``ratio`` after a generation of which a
         share of at least ``threshold`` was cut
     :param n_center_episodes: episodes of the mean itself per generation, for the log
-    :param common_random_numbers: both candidates of a pair meet the same start states
+    :param common_random_numbers: both candidates of a pair meet the same start states; needs mirrored pairs, too
     :param perturb_fraction: see :class:`~sb3_erl.evolution.es.MirroredES`
     :param noise_table_size: see :class:`~sb3_erl.core.noise_table.NoiseTable`; 4 bytes each
     :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
@@ -122,18 +126,7 @@ class OpenAIES(EvolutionaryAlgorithm):
 
     # ---------------------------------------------------------------- set-up
 
-    def _setup_model(self) -> None:
-        self._check_arguments()
-        if self.cutoff is None and self.episode_cutoff is not None:
-            start = self.episode_cutoff if isinstance(self.episode_cutoff, int) else self.episode_cutoff[0]
-            self.cutoff = int(start)
-        super()._setup_model()
-        self._pairs = PairEvaluation(self, self._n_centers)
-        if self.min_timesteps > 0 or self.common_random_numbers:
-            check_capability(self._es, MirroredPairs, "min_timesteps" if self.min_timesteps > 0 else "common_random_numbers")
-
     def _check_arguments(self) -> None:
-        """:raises ValueError: naming the argument that is out of range"""
         check_range("n_pairs", self.n_pairs, 1, integer=True)
         check_range("min_timesteps", self.min_timesteps, 0, integer=True)
         check_range("n_center_episodes", self.n_center_episodes, 0, integer=True)
@@ -141,6 +134,13 @@ class OpenAIES(EvolutionaryAlgorithm):
         if self.obs_stat_prob is not None:
             check_range("obs_stat_prob", self.obs_stat_prob, 0, 1)
         check_cutoff(self.episode_cutoff)
+        super()._check_arguments()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.cutoff is None and self.episode_cutoff is not None:
+            start = self.episode_cutoff if isinstance(self.episode_cutoff, int) else self.episode_cutoff[0]
+            self.cutoff = int(start)
 
     def _policy_arguments(self) -> dict[str, Any]:
         return {"standardize": self.normalize_obs, **self.policy_kwargs}
@@ -150,26 +150,26 @@ class OpenAIES(EvolutionaryAlgorithm):
         by_sign = self.fitness_class == "return" and self.fitness_shaping != "centered_rank"
         return "sign_sum" if by_sign else self.fitness_class
 
+    def _make_population(self) -> Population:
+        population = super()._make_population()
+        for argument in ("min_timesteps", "common_random_numbers"):
+            if getattr(self, argument):
+                check_capability(population.evolver, MirroredPairs, f"{argument}={getattr(self, argument)}")
+        return population
+
     def _evolver_arguments(self) -> dict[str, Any]:
-        return super()._evolver_arguments() if self.evolver_class != "es" else self._es_arguments(self._noise_table())
-
-    def _noise_table(self) -> NoiseTable:
-        return NoiseTable(self.noise_table_size, self.noise_seed)
-
-    def _es_arguments(self, table: NoiseTable) -> dict[str, Any]:
+        found, given = resolve("evolver", self.evolver_class), super()._evolver_arguments()
+        if not (isinstance(found, type) and issubclass(found, MirroredES)):
+            return given
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
-        return {**own, "sigma": self._now(self.sigma), "table": table, **(self.evolver_kwargs or {})}
+        table = NoiseTable(self.noise_table_size, self.noise_seed)
+        return {**own, "sigma": self._now(self.sigma), "table": table, **given}
 
     @property
     def n_rollouts(self) -> int:
         """See :attr:`EvolutionaryAlgorithm.n_rollouts`."""
         return super().n_rollouts + self.n_center_episodes
-
-    @property
-    def _n_centers(self) -> int:
-        """How many means there are; in a generation they have the numbers from 0, and the candidates those after them."""
-        return 1
 
     @property
     def _es(self) -> Any:
@@ -202,18 +202,20 @@ class OpenAIES(EvolutionaryAlgorithm):
         generation.candidates = self._es.ask(generation.rng)
 
     def _evaluate(self, generation: Generation) -> bool:
-        n_episodes = 0 if self._es.center() is None else self.n_center_episodes
-        means = [Job(0, k, self.cutoff) for k in range(n_episodes)]
-        return self._pairs.run(generation, self._es, means)
+        self._mirrored = self._rollouts_of(n_means=1)
+        return self._mirrored.run(generation, 0 if self._es.center() is None else self.n_center_episodes)
+
+    def _rollouts_of(self, n_means: int) -> MirroredRollouts:
+        return MirroredRollouts(self, self._es, n_means, self._network, self._statistics is not None)
 
     def _tell(self, generation: Generation) -> None:
-        """Move the mean, count observations, and let episodes grow if they were cut."""
-        assert generation.fitness is not None
-        self._es.tell(generation.asked, generation.fitness, generation.rng)
+        verbs.tell(self, generation)
         self._after_tell(generation)
 
     def _after_tell(self, generation: Generation) -> None:
-        self._pairs.count_observations(self._statistics, len(generation.asked))
+        """Count observations, and let episodes grow if they were cut."""
+        if self._mirrored.observations is not None and self._statistics is not None:
+            self._mirrored.observations.merge_into(self._statistics, len(generation.asked))
         if self.cutoff is not None and isinstance(self.episode_cutoff, list | tuple):
             _, threshold, ratio, *largest = self.episode_cutoff
             if np.mean([episode.length >= self.cutoff for episode in generation.evaluated.episodes]) >= threshold:
@@ -229,15 +231,19 @@ class OpenAIES(EvolutionaryAlgorithm):
         record = self.logger.record
         record("time/generations", generation.number, exclude="tensorboard")
         returns = np.array([episode.total_reward for episode in generation.evaluated.episodes])
-        log_fitness(self.logger, returns)
-        if self._pairs.centers.episodes:
-            own = np.array([episode.total_reward for episode in self._pairs.centers.episodes])
+        if self.fitness_class == "return":  # also where only the signs of rewards are followed
+            verbs.log_fitness(self.logger, returns)
+        else:
+            verbs.log_scores(self, generation)
+        if self._mirrored.means.episodes:
+            own = np.array([episode.total_reward for episode in self._mirrored.means.episodes])
             record("rollout/center_ep_rew_mean", float(own.mean()))
             record("population/rank_of_center", population_rank(own, returns))
+        kind = "train" if isinstance(self._es, MirroredES) else "population"
         for name, value in self._es.metrics().items():
-            record(f"train/{name}", value)
+            record(f"{kind}/{name}", value)
         if self.cutoff is not None:
             record("rollout/episode_cutoff", self.cutoff)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_pairs"]
+        return [*super()._excluded_save_params(), "_mirrored"]

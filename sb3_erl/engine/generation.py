@@ -188,7 +188,7 @@ def tell(model: Any, generation: Generation) -> None:
     """The evolver hears the fitness, if there is any, and the champion is kept as it was evaluated."""
     if generation.fitness is not None:
         model.population.tell(generation.asked, generation.fitness, generation.rng, model._migrants(generation))
-        _log_champion(model)
+        log_champion(model)
 
 
 def learn(model: Any, generation: Generation) -> None:
@@ -225,17 +225,29 @@ def log(model: Any, generation: Generation) -> None:
     learner = [e.total_reward for e in episodes if not model.is_of_population(e.job)]
     if learner:
         record("rollout/learner_ep_rew_mean", float(np.mean(learner)))
-    if generation.fitness is not None:
-        log_fitness(model.logger, generation.fitness)
-        returns = [e.total_reward for e in episodes if model.is_of_population(e.job)]
-        if model.fitness_class != "return" and returns:
-            record("population/return_mean", float(np.mean(returns)))
-            record("population/return_max", float(np.max(returns)))
+    log_scores(model, generation)
     for name, value in model.evolver.metrics().items():
         record(f"population/{name}", value)
 
 
 DEFAULTS = {verb.__name__: verb for verb in (ask, evaluate, score, tell, learn, exchange, deploy, log)}
+
+
+def log_scores(model: Any, generation: Generation) -> None:
+    """
+    Log the fitness of the population, and its returns where these are not the fitness.
+
+    :param model: of whose population a generation was evaluated
+    :param generation: after ``score``
+    """
+    if generation.fitness is None:
+        return
+    log_fitness(model.logger, generation.fitness)
+    episodes = [e for e in generation.evaluated.episodes if not e.failed and model.is_of_population(e.job)]
+    if model.fitness_class != "return" and episodes:
+        returns = [e.total_reward for e in episodes]
+        model.logger.record("population/return_mean", float(np.mean(returns)))
+        model.logger.record("population/return_max", float(np.max(returns)))
 
 
 def log_fitness(logger: Any, fitness: np.ndarray) -> None:
@@ -249,8 +261,12 @@ def log_fitness(logger: Any, fitness: np.ndarray) -> None:
         logger.record(f"population/fitness_{name}", float(value))
 
 
-def _log_champion(model: Any) -> None:
-    """The champion, and what became of the individual that was injected last."""
+def log_champion(model: Any) -> None:
+    """
+    Note the champion of a generation, and log it and what became of the individual that was injected last.
+
+    :param model: whose ``population`` was told the fitness
+    """
     population, record = model.population, model.logger.record
     if model._injected_slot is not None:
         outcome = outcome_of_injection(model.evolver, model._injected_slot, population.ranking)

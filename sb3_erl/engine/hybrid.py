@@ -184,7 +184,8 @@ class HybridAlgorithm(OffPolicyModel):
         self._name_networks()
         self.population = self._make_population()
         self.fitness: Fitness = make_fitness(self.fitness_class)
-        self.fitness.load_state_dict(self.fitness_state)
+        if self.fitness_state:
+            self.fitness.load_state_dict(self.fitness_state)
         self.exchange = self._make_exchange()
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 

@@ -121,10 +121,14 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     # ---------------------------------------------------------------- set-up
 
-    def _setup_model(self) -> None:
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument that is out of range"""
         check_common(self)
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_rollouts(self)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)
@@ -133,7 +137,8 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         self.run.choose_seed()
         self.population = self._make_population()
         self.fitness: Fitness = make_fitness(self._fitness_choice)
-        self.fitness.load_state_dict(self.fitness_state)
+        if self.fitness_state:
+            self.fitness.load_state_dict(self.fitness_state)
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -184,7 +189,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     @property
     def _fitness_is_return(self) -> bool:
-        return self.fitness_class == "return"
+        return self._fitness_choice == "return"
 
     def _deploy(self, generation: Generation) -> None:
         """Write ``policy.deployed``; the only place that does."""

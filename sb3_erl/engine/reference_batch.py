@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class ImageStore:
         self.images += list(summary.observations[1:])
 
 
-def collect_reference(model: Any, generation: Generation) -> bool:
+def collect_reference(model: Any, generation: Generation, networks: Iterable[Any] = ()) -> bool:
     """
     Collect the reference batch of a :class:`~sb3_erl.policies.es_pixels.PixelActor`, if the deployed network needs one.
 
@@ -67,6 +68,7 @@ def collect_reference(model: Any, generation: Generation) -> bool:
 
     :param model: of pure evolution
     :param generation: in which it is done
+    :param networks: further networks that get the same batch
     :return: ``False`` if a callback or the budget stopped it
     """
     deployed = model.policy.deployed
@@ -80,5 +82,7 @@ def collect_reference(model: Any, generation: Generation) -> bool:
             return False
         episode += 1
     callback.on_rollout_end()
-    deployed.set_reference(th.as_tensor(np.stack(store.images)))
+    images = th.as_tensor(np.stack(store.images))
+    for network in (deployed, *networks):
+        network.set_reference(images)
     return True

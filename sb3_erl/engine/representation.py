@@ -109,12 +109,34 @@ class WholeNetworks(Representation):
 
     def write(self, vector: Tensor, network: Any) -> None:
         """See :meth:`Representation.write`."""
-        write_parameters(vector, network)
         copy_buffers(self.learner, network)
+        write_parameters(vector, network)  # after the buffers, of which some follow from parameters
 
     def from_learner(self) -> Tensor | None:
         """See :meth:`Representation.from_learner`."""
         return read_parameters(self.learner)
+
+
+class MemberNetworks(WholeNetworks):
+    """
+    Candidates of the active member of a meta-population, which act with the buffers of its network.
+
+    :param policy: makes networks with ``make_actor``
+    :param members: has ``network``, that of the active member
+    """
+
+    def __init__(self, policy: Any, members: Any):
+        self.members = members
+        super().__init__(policy, members.network)
+
+    @property
+    def learner(self) -> Any:
+        """The network of the active member."""
+        return self.members.network
+
+    @learner.setter
+    def learner(self, network: Any) -> None:
+        """It follows from the active member."""
 
 
 class OwnNetworks(WholeNetworks):

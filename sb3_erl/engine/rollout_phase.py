@@ -161,7 +161,7 @@ class Rollouts:
             with self.stopwatch.measure("evaluation"):
                 episodes = self._evaluator.evaluate(jobs, actor, model.run.address, self)
         finally:
-            self._callback = None
+            self._callback, self._store = None, ScoresOnly()
         n_failed = 0 if episodes is None else self._failures.look_at(episodes.episodes)
         if n_failed > 0:
             model.logger.record("rollout/failed_episodes", n_failed)

@@ -77,6 +77,15 @@ def test_the_elite_is_deployed(name: str) -> None:
     assert model.policy.deployed.statistics is None, "moving statistics would change what old genomes mean"
 
 
+def test_a_second_evaluation_that_is_cut_off_leaves_no_trace_in_a_fitness_with_state() -> None:
+    whole = make("deep_ga", fitness="novelty").learn(generations("deep_ga", 2))
+    model = make("deep_ga", fitness="novelty").learn(generations("deep_ga", 2) + (pop_size("deep_ga") + 1) * EPISODE)
+    assert model.n_generations == whole.n_generations == 2 and model.num_timesteps > whole.num_timesteps
+    assert model.fitness.state_dict() == whole.fitness.state_dict()
+    np.testing.assert_array_equal(model.fitness.archive.entries, whole.fitness.archive.entries)
+    assert len(model.fitness.archive) == 2 * n_rollouts("deep_ga")
+
+
 # ---------------------------------------------------------------- genomes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_a_generation_that_was_cut_off_leaves_no_trace() -> None:
     np.testing.assert_array_equal(model.archive.entries, whole.archive.entries)
     assert vars(model.weight) == vars(whole.weight) and model.moved == whole.moved
     assert th.equal(means(model), means(whole))
+
+
+def test_loaded_individuals_see_with_the_statistics_of_the_member_that_moved(tmp_path: Path) -> None:
+    model = make("ns_es", parent_selection="round_robin", obs_stat_prob=1.0).learn(2 * GENERATION)
+    assert model.moved == 1
+    model.save(tmp_path / "model")
+    loaded = NSES.load(tmp_path / "model")
+    counts = [float(network.statistics.count) for network in model.evolver.networks]
+    assert counts[0] == counts[1] > 30
+    statistics = [policy.statistics for policy in (model.individual(0), loaded.individual(0), model.evolver.networks[1])]
+    for other in statistics[1:]:
+        assert th.equal(other.total, statistics[0].total) and th.equal(other.mean, statistics[0].mean)
+    assert not th.equal(statistics[0].total, model.evolver.networks[0].statistics.total)
+    observations = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
+    assert np.array_equal(model.individual(0).predict(observations)[0], loaded.individual(0).predict(observations)[0])
+    assert np.array_equal(model.member(1).predict(observations)[0], loaded.member(1).predict(observations)[0])
 
 
 def test_deployed_is_the_member_with_the_best_return() -> None:

@@ -13,9 +13,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import OpenAIES
-from sb3_erl.engine.rollout_phase import Rollouts
-from sb3_erl.rollouts.jobs import Job
-from tests.contract.helpers import Tables, watch_phases
+from sb3_erl.core.parameters import read_parameters
+from sb3_erl.evolution.fitness.base import FitnessContext, needs
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.rollouts.jobs import EpisodeBatch
+from sb3_erl.testing import check_part
+from tests.contract.helpers import Tables, differences, snapshot, watch_phases
 from tests.contract.settings import make
 from tests.envs import toy_vec_env
 
@@ -69,41 +72,39 @@ def test_generations_grow_until_they_have_enough_steps(least: int, n_pairs: int)
     assert numbers == list(range(1, 2 * n_pairs + 1))
 
 
-@pytest.fixture
-def stores_transitions(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``store`` is given whole transitions; what it expects instead is made by the function returned here."""
-    summarizer: Any = Rollouts.summarizer
-    monkeypatch.setattr(Rollouts, "summarizer", None)
-    return summarizer.fget
+def test_pairs_meet_the_same_start_states_on_request() -> None:
+    starts: dict[bool, list[Any]] = {True: [], False: []}
+    for common, first in starts.items():
 
+        @needs("observations")
+        def fitness(episodes: EpisodeBatch, context: FitnessContext, first: list[Any] = first) -> np.ndarray:
+            first += [episode.observations[0] for episode in episodes.episodes]
+            return episode_return(episodes, context.n_candidates)
 
-def test_pairs_meet_the_same_start_states_on_request(stores_transitions: Any) -> None:
-    starts = {}
-    for common in (False, True):
-        model = make_es(common_random_numbers=common, n_center_episodes=0)
-        first: list[Any] = []
-        model.rollouts.store = lambda _, transitions, first=first: first.append(transitions[0].observation)
-        model.learn(4 * EPISODE)
-        starts[common] = first
+        make_es(common_random_numbers=common, n_center_episodes=0, fitness=fitness).learn(4 * EPISODE)
     same = [np.array_equal(a, b) for a, b in zip(starts[True][::2], starts[True][1::2], strict=True)]
-    assert all(same) and not np.array_equal(starts[True][0], starts[True][2])
+    assert all(same) and len(same) == 2 and not np.array_equal(starts[True][0], starts[True][2])
     assert not np.array_equal(starts[False][0], starts[False][1])
 
 
-def test_statistics_change_between_generations_only_and_see_what_the_policy_saw(stores_transitions: Any) -> None:
-    model = make_es(obs_stat_prob=1.0)
-    seen, store = [], model.rollouts.store
+def test_statistics_change_between_generations_only_and_see_what_the_policy_saw() -> None:
+    seen: list[np.ndarray] = []
+
+    @needs("observations")
+    def fitness(episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
+        for episode in episodes.episodes:
+            seen.extend(episode.observations[:-1])
+        return episode_return(episodes, context.n_candidates)
+
+    model = make_es(obs_stat_prob=1.0, fitness=fitness)
     statistics = model.policy.deployed.statistics
 
-    def keep(job: Job, transitions: Any) -> None:
+    def unchanged(*_: Any) -> bool:
         assert float(statistics.count) == pytest.approx(0.01 + EPISODE * 4 * model.n_generations)
-        if job.candidate > 0:
-            seen.extend(transition.observation for transition in transitions)
-        store(job, stores_transitions(model.rollouts)(job, transitions))
+        return True
 
-    model.rollouts.store = keep
-    model.learn(2 * 5 * EPISODE)
-    assert len(seen) == 2 * 4 * EPISODE
+    model.learn(2 * 5 * EPISODE, unchanged)
+    assert len(seen) == 2 * 4 * EPISODE, "those of the population"
     assert np.allclose(statistics.mean, np.sum(seen, axis=0) / (len(seen) + 0.01), atol=1e-6)
 
 
@@ -171,6 +172,57 @@ def test_numpy_and_torch_choose_the_same_discrete_action() -> None:
     observations = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     fast = model.population.act(model.evolver.mean[None])(observations, [0] * 64)
     assert np.array_equal(fast[:, 0].astype(int), model.predict(observations)[0]) and len(np.unique(fast)) == 2
+
+
+# ---------------------------------------------------------------- other evolvers and fitness functions
+
+
+@pytest.mark.parametrize("evolver", ["cem", "ga"])
+def test_other_evolvers_are_told_what_their_candidates_got(evolver: str) -> None:
+    model = make_es(evolver=evolver)
+    phases, told, tables = watch_phases(model), told_to(model), Tables(model)
+    has_mean = model.evolver.center() is not None
+    model.learn(2 * (4 + has_mean) * EPISODE, log_interval=1)
+    assert model.n_generations == len(told) == 2 and model.evolver.pop_size == 4
+    for (jobs, episodes), (candidates, fitness) in zip(phases, told, strict=True):
+        assert [job.candidate for job in jobs] == [1, 2, 3, 4, *([0] if has_mean else [])]
+        assert fitness.tolist() == [episode.total_reward for episode in episodes.episodes[:4]] and len(candidates) == 4
+    deployed = read_parameters(model.policy.deployed)
+    expected = model.evolver.center() if has_mean else told[-1][0][int(told[-1][1].argmax())]
+    assert th.equal(deployed, expected.float())
+    assert bool(tables.column("rollout/center_ep_rew_mean")) == has_mean
+
+
+@pytest.mark.parametrize("argument", [{"min_timesteps": 100}, {"common_random_numbers": True}])
+def test_other_evolvers_have_no_pairs(argument: dict[str, Any]) -> None:
+    (name,) = argument
+    with pytest.raises(ValueError, match=rf"{name}={argument[name]} needs an evolver with .*ask_more.*got DiagonalCEM"):
+        make_es(evolver="cem", **argument)
+
+
+def test_mirrored_pairs_by_name_of_their_class_have_the_same_settings() -> None:
+    plain = make_es(sigma=0.1, l2_coeff=0.5, min_timesteps=50).learn(20 * EPISODE)
+    named = make_es(sigma=0.1, l2_coeff=0.5, min_timesteps=50, evolver="sb3_erl.evolution.es:MirroredES").learn(20 * EPISODE)
+    assert differences(snapshot(plain), snapshot(named)) == []
+    weak = make_es(sigma=0.1, evolver_kwargs={"l2_coeff": 0.5}, min_timesteps=50).learn(20 * EPISODE)
+    assert differences(snapshot(plain), snapshot(weak)) == [], "evolver_kwargs have precedence"
+
+
+def test_another_evolver_keeps_what_the_package_promises() -> None:
+    check_part("cem", "evolver", OpenAIES, n_pairs=2, policy_kwargs={"net_arch": [4]}, total_timesteps=2500)
+
+
+def test_fitness_of_another_kind_is_followed_and_returns_are_logged() -> None:
+    model = make_es(fitness={"return": 0.0, "energy": 1.0})
+    phases, told, tables = watch_phases(model), told_to(model), Tables(model)
+    model.learn(5 * EPISODE, log_interval=1)
+    episodes = phases[0][1].episodes[:4]
+    energy = [-float(np.square(np.asarray(episode.actions, dtype=np.float64)).sum()) for episode in episodes]
+    assert told[0][1].tolist() == pytest.approx(energy) and tables.column("population/fitness_max") == [
+        pytest.approx(max(energy))
+    ]
+    returns = [episode.total_reward for episode in episodes]
+    assert tables.column("population/return_mean") == [pytest.approx(np.mean(returns))]
 
 
 @pytest.mark.slow

@@ -115,20 +115,17 @@ def test_other_files(tmp_path: Path) -> None:
     assert {"policy", "actor.optimizer"} <= set(load_parameters(str(tmp_path / "td3")))
 
 
-def test_the_archive_of_an_older_file_is_read(tmp_path: Path) -> None:
+def test_the_archive_of_an_older_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first versions pickled it with the model."""
-    model = make("nsra_es").learn(150)
+    cls, model = ALGOS["nsra_es"], make("nsra_es").learn(150)
     assert len(model.archive) > 0
-    excluded = {"archive", "weight"}
-    names = model._excluded_save_params()
-    model._excluded_save_params = lambda: [name for name in names if name not in excluded]
-    model._write_state = lambda: None
-    model.save(tmp_path / "old", exclude=["algorithm"])
-    del model._excluded_save_params, model._write_state
     model.save(tmp_path / "new")
     assert model.archive_state is None and model.weight_state == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "_plain_state", lambda self: {"archive": self.archive, "weight": self.weight})
+        model.save(tmp_path / "old", exclude=["algorithm"])
     for name in ("old", "new"):
-        loaded = ALGOS["nsra_es"].load(tmp_path / name, env=toy_vec_env())
+        loaded = cls.load(tmp_path / name, env=toy_vec_env())
         assert [entry.tolist() for entry in loaded.archive.entries] == [entry.tolist() for entry in model.archive.entries]
         assert vars(loaded.weight) == vars(model.weight) and loaded.archive.n_added == model.archive.n_added
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from sb3_erl import DeepGA, OpenAIES
 from sb3_erl.core.parameters import read_parameters, write_parameters
+from sb3_erl.engine.reference_batch import ImageStore
 from sb3_erl.policies.es_pixels import ESPixelPolicy, GAPixelPolicy, PixelActor, SameConv2d, VirtualBatchNorm
 from sb3_erl.rollouts.acting import ModuleActor, NetworkPool
 from tests.contract.helpers import Witness, differences, snapshot
@@ -197,7 +199,7 @@ def test_moments_are_taken_once_per_candidate(monkeypatch: pytest.MonkeyPatch) -
     model.learn(5 * EPISODE, reset_num_timesteps=False)
     assert model.n_generations == 2
     assert len(taken) == 4 + 1 + 1, "four candidates, the mean in its episode, the mean that is deployed"
-    assert len(model._pool.networks) <= 2, "as many networks as environments"
+    assert len(model.population.representation.networks.networks) <= 2, "as many networks as environments"
 
 
 def test_networks_of_a_pool_belong_to_the_phase_that_acts() -> None:
@@ -233,6 +235,34 @@ def test_reference_steps_count_and_are_taken_once() -> None:
     reference = model.policy.deployed.reference.clone()
     model.learn(2 * 5 * EPISODE, reset_num_timesteps=False)
     assert model.n_generations == 3 and th.equal(reference, model.policy.deployed.reference)
+
+
+@pytest.mark.parametrize("cls", [OpenAIES, DeepGA])
+def test_images_are_kept_while_they_are_collected(cls: type) -> None:
+    model = make(cls)
+    asks_for_steps: list[bool] = []
+
+    def note(*_: Any) -> bool:
+        asks_for_steps.append(model.rollouts.summarizer is None)
+        return True
+
+    model.learn(7, note)
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, ImageStore)]
+    model.learn(12 + 7 * EPISODE, note)
+    assert model.n_generations == 1 and not [thing for thing in gc.get_objects() if isinstance(thing, ImageStore)]
+    assert asks_for_steps == [True] * (7 + 12) + [False] * 7 * EPISODE, "workers send no images of whole episodes"
+
+
+@pytest.mark.parametrize("cls", [OpenAIES, DeepGA])
+def test_individuals_act_as_they_do_in_the_population(cls: type) -> None:
+    model = make(cls).learn(12 + 7 * EPISODE)
+    candidates = model.evolver.candidates
+    act, space = model.population.act(candidates), model.action_space
+    for index in range(len(candidates)):
+        individual = model.individual(index)
+        together = np.clip(act(PICTURES, [index] * len(PICTURES)), space.low, space.high)
+        assert np.allclose(individual.predict(PICTURES, deterministic=True)[0], together, atol=1e-4)
+        assert not th.equal(individual.norms[0].mean, model.policy.deployed.norms[0].mean)
 
 
 def test_half_a_reference_batch_is_none() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
-from sb3_erl.envs.behavior import BEHAVIORS, is_vector, mean_behavior
+from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
+
+BehaviorChoice = str | type[Behavior] | BehaviorFunction
+"""What may describe an episode: a key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function."""
 
 FINAL_OBSERVATION = "final_observation"
 """A behavior that every environment has; in this process it is read without a wrapper."""
@@ -31,50 +38,60 @@ def check_novelty(novelty_k: Any, behavior: Any) -> None:
         raise ValueError(f"behavior must be one of {list(BEHAVIORS)}, a class or a function; got {behavior!r}")
 
 
-def archive_from_text(text: str) -> NoveltyArchive:
-    """:return: the archive that :func:`archive_to_text` was given"""
-    return NoveltyArchive.load(io.BytesIO(text_to_array(text).tobytes()))
-
-
-def archive_to_text(archive: NoveltyArchive) -> str:
-    """:return: the archive as text, which a model's file can hold without a pickle"""
-    file = io.BytesIO()
-    archive.save(file)
-    return array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))
-
-
-class Behaviors:
+class Novelty:
     """
-    Describes episodes by the behavior that the user chose.
+    Describes episodes by the behavior that the user chose, and keeps the archive of the behaviors seen so far.
 
     :param behavior: key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function of an
         :class:`~sb3_erl.envs.behavior.EpisodeTrace`
     :param behavior_kwargs: further arguments of a class
     :param observation_space: of the environment
+    :param archive: behaviors seen so far
     """
 
     needs = frozenset({"behavior"})
     """What episodes must carry."""
 
-    def __init__(self, behavior: Any, behavior_kwargs: dict[str, Any] | None, observation_space: spaces.Space):
+    def __init__(
+        self, behavior: Any, behavior_kwargs: dict[str, Any] | None, observation_space: spaces.Space, archive: NoveltyArchive
+    ):
         self.behavior, self.behavior_kwargs, self.observation_space = behavior, behavior_kwargs, observation_space
+        self.archive = archive
 
-    def prepare(self, env: VecEnv, in_this_process: bool) -> None:
+    @classmethod
+    def of_model(cls, model: Any) -> Novelty:
         """
-        Let the environments report the behavior; to be called before their episodes.
+        :param model: with the arguments of novelty search as attributes; the archive that its file held is taken out of it
+        :return: the part of this model
+        """
+        text, model.archive_state = model.archive_state, None
+        archive = vars(model).pop("archive", None)  # files of the first versions hold it as a pickle
+        if text is not None:
+            archive = NoveltyArchive.load(io.BytesIO(text_to_array(text).tobytes()))
+        elif archive is None:
+            archive = NoveltyArchive(model.distance, model.archive_max_size)
+        return cls(model.behavior, model.behavior_kwargs, model.observation_space, archive)
 
-        :param env: of the model
-        :param in_this_process: whether episodes run in ``env`` itself
+    def plain_state(self) -> dict[str, Any]:
+        """:return: the archive as text, which a model's file can hold without a pickle"""
+        file = io.BytesIO()
+        self.archive.save(file)
+        return {"archive_state": array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))}
+
+    def prepare(self, model: Any) -> None:
+        """
+        Let the environments report the behavior; to be called at the start of ``learn``.
+
+        :param model: whose ``evaluator`` runs episodes in copies of its ``env``, or in ``env`` itself
         :raises ValueError: see :func:`give_behavior`
         """
-        if self.behavior != FINAL_OBSERVATION or not in_this_process:
-            give_behavior(env, self.behavior, self.behavior_kwargs)
+        if self.behavior != FINAL_OBSERVATION or model.evaluator != "vec":
+            give_behavior(model.env, self.behavior, self.behavior_kwargs)
 
-    def of(self, episodes: EpisodeBatch, n_candidates: int, archive: NoveltyArchive) -> list[np.ndarray]:
+    def behaviors(self, episodes: EpisodeBatch, n_candidates: int) -> list[np.ndarray]:
         """
         :param episodes: of candidates that are numbered from 0
         :param n_candidates: how many there are
-        :param archive: whose entries have the shape of a behavior
         :return: one behavior per candidate, the mean over its episodes; NaN if there is none
         :raises ValueError: if an environment does not report a behavior
         """
@@ -83,23 +100,64 @@ class Behaviors:
             if not episode.failed:
                 found[episode.job.candidate].append(self._of_episode(episode))
         means = [mean_behavior(behaviors) if behaviors else None for behaviors in found]
-        like = next((known for known in [*means, *archive.entries[:1]] if known is not None), np.zeros(1))
+        like = next((known for known in [*means, *self.archive.entries[:1]] if known is not None), np.zeros(1))
         missing = np.full_like(like, np.nan, dtype=np.float64)
         return [missing if mean is None else mean for mean in means]
 
     def _of_episode(self, episode: Episode) -> np.ndarray:
-        last = np.asarray(episode.last_observation, dtype=np.float64).ravel()
-        if self.behavior == FINAL_OBSERVATION:
-            return last
-        if episode.behavior is not None:
+        if episode.behavior is not None and self.behavior != FINAL_OBSERVATION:
             return episode.behavior
-        if self.behavior == "auto" and is_vector(self.observation_space):
-            return last
+        if self.behavior == FINAL_OBSERVATION or (self.behavior == "auto" and is_vector(self.observation_space)):
+            return np.asarray(episode.last_observation, dtype=np.float64).ravel()
         raise ValueError(
             f"behavior={self.behavior!r} needs environments that report it in info['bc'] of the last step of an episode; got "
             "none. Let the environment write it, or wrap it where it is made: "
             f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither with evaluator='vec'"
         )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """
+    What the episodes of the members of a meta-population say; nothing of it is kept unless their generation is finished.
+
+    :param returns: ``(n_members,)``, means over the episodes
+    :param novelty: ``(n_members,)``, with the archive as it is here
+    :param archive: with the behavior of the member that moved last, at first with those of all
+    :param weight: the share of returns, after the return of the member that moved last
+    """
+
+    returns: np.ndarray
+    novelty: np.ndarray
+    archive: NoveltyArchive
+    weight: FixedWeight | AdaptiveWeight
+
+    @classmethod
+    def of(
+        cls,
+        episodes: EpisodeBatch,
+        n_members: int,
+        k: int,
+        moved: int | None,
+        known: Novelty,
+        weight: FixedWeight | AdaptiveWeight,
+    ) -> Shown:
+        """
+        :param episodes: of the members, which are numbered from 0
+        :param n_members: how many there are
+        :param k: number of nearest neighbors
+        :param moved: the member that moved last, ``None`` before the first
+        :param known: behaviors and archive so far; not changed
+        :param weight: the share of returns so far; not changed
+        :return: what the episodes say
+        """
+        behaviors, returns = known.behaviors(episodes, n_members), episode_return(episodes, n_members)
+        archive, weight = copy.copy(known.archive), copy.copy(weight)
+        archive.entries = list(archive.entries)
+        archive.extend([behaviors[member] for member in (range(n_members) if moved is None else [moved])])
+        if moved is not None:
+            weight.update(float(returns[moved]))
+        return cls(returns, archive.novelty(behaviors, k), archive, weight)
 
 
 def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | None) -> None:
