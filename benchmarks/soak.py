@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 
@@ -185,7 +185,8 @@ def soak(
     wanted, ended = 0, []
     while open_pipes or len(expected) < wanted:
         # the run without kills never gets ahead of the others, so that it does no step too many
-        for pipe in wait(open_pipes, 0 if len(expected) < wanted else None):
+        for ready in wait(open_pipes, 0 if len(expected) < wanted else None):
+            pipe = cast(Any, ready)
             try:
                 answer = pipe.recv()
             except EOFError:  # that run has failed, and says why on the terminal

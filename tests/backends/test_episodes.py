@@ -11,6 +11,7 @@ import pytest
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
+from sb3_erl.remote.evaluator import RemoteEvaluator
 from sb3_erl.remote.process import ProcessEvaluator
 from sb3_erl.rollouts.exploration import EpsilonGreedyExploration, UniformExploration
 from sb3_erl.rollouts.jobs import EPISODE_PARTS, EpisodeBatch, Job, NoSummary
@@ -23,7 +24,7 @@ toy = partial(ToyEnv, length=4, vary=5, ending="termination")
 
 
 @pytest.fixture(scope="module")
-def remote() -> Iterator[ProcessEvaluator]:
+def remote() -> Iterator[RemoteEvaluator]:
     with ProcessEvaluator(2, toy) as evaluator:
         yield evaluator
 
@@ -188,6 +189,7 @@ def test_wrappers_around_dict_observations(wrap: Any) -> None:
 def test_an_observation_that_lacks_a_part_is_explained() -> None:
     class Broken(Grid):
         def step(self, action: Any) -> Any:
+            observation: Any
             observation, *others = super().step(action)
             return {"vec": observation["vec"]}, *others
 
@@ -200,6 +202,7 @@ def test_an_observation_that_lacks_a_part_is_explained() -> None:
 def test_a_part_that_is_not_finite_fails_the_episode() -> None:
     class Faulty(Grid):
         def step(self, action: Any) -> Any:
+            observation: Any
             observation, *others = super().step(action)
             return {**observation, "vec": np.full(5, np.nan)}, *others
 
@@ -300,7 +303,7 @@ def test_subclasses_of_dummy_vec_env(env_class: type[DummyVecEnv], n_steps: list
 def test_a_method_replaced_on_the_object_is_called() -> None:
     env, calls = DummyVecEnv([toy]), []
     step = env.step_wait
-    env.step_wait = lambda: [calls.append(1), step()][1]  # type: ignore[method-assign, func-returns-value]
+    env.step_wait = lambda: [calls.append(1), step()][1]  # type: ignore[method-assign, func-returns-value, assignment]
     _, record = evaluate(env, [Job(0)])
     assert len(calls) == record.n_timesteps > 0
 

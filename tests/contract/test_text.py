@@ -46,7 +46,7 @@ def test_a_model_that_could_not_be_made_has_a_text() -> None:
     seen: list[str] = []
     default = ALGOS["cem"].policy_aliases["MlpPolicy"].__name__
 
-    class Broken(ALGOS["cem"]):  # type: ignore[misc, name-defined]
+    class Broken(ALGOS["cem"]):  # type: ignore[misc, name-defined, valid-type]
         def _setup_model(self) -> None:
             seen.extend([str(self), repr(self)])
             raise RuntimeError

@@ -86,7 +86,7 @@ def adam_step(network: torch.nn.Module, loss: Any) -> None:
 def test_it_trains_and_is_saved(tmp_path: Any) -> None:
     env = toy_vec_env(1)
     model = ERLRe2("MlpPolicy", env, **FAST).learn(200)
-    assert model.learner_updates > 0
+    assert model._learner_updates > 0
     assert model.policy.pevfa.towers.hidden[0].weight.shape[1] == 6  # features, and neither observation nor action
     model.save(tmp_path / "model.zip")
     loaded = ERLRe2.load(tmp_path / "model.zip", env=env)

@@ -141,20 +141,29 @@ def test_equal_heads_have_equal_fitness() -> None:
 def test_checkpoint_is_the_best_by_its_worst_return(evolution: bool) -> None:
     model = ERLRe2(toy_vec_env(), mc_fitness_prob=1.0, n_eval_episodes=2, evolution=evolution, **FAST)
     first = read_parameters(model.policy.deployed)
-    scores, deployed = [], []
-    assess = model._assess
+    scores, deployed, heads = [], [], [torch.zeros(0)]
+    assess, deploy = model._assess, model._deploy
 
     def keep(head: torch.Tensor, episodes: Any) -> None:
         before = model.assessment.score
         assess(head, episodes)
         worst = min(episode.total_reward for episode in episodes.episodes)
         assert model.assessment.score == max(before, worst)
-        changed = worst >= before
-        assert torch.equal(read_parameters(model.policy.deployed.head), head) or not changed
+        heads.append(head.clone() if worst >= before else heads[-1])
         scores.append(model.assessment.score)
-        deployed.append(read_parameters(model.policy.deployed))
+
+    def keep_deployed(generation: Any) -> None:
+        before = read_parameters(model.policy.deployed)
+        n_assessed = len(deployed)
+        assert n_assessed == 0 or torch.equal(before, deployed[-1]), "written by nothing but this verb"
+        deploy(generation)
+        if len(scores) > n_assessed:
+            assert torch.equal(read_parameters(model.policy.deployed.head), heads[-1])
+        if scores:
+            deployed.append(read_parameters(model.policy.deployed))
 
     model._assess = keep  # type: ignore[method-assign]
+    model._deploy = keep_deployed  # type: ignore[method-assign]
     model.learn(300)
     assert len(scores) >= 3 and scores == sorted(scores) and len(set(scores)) < len(scores), "some were not better"
     assert not torch.equal(first, deployed[-1])

@@ -128,7 +128,7 @@ def views(length: int, seed: int = 0) -> Steps:
     """A rollout with Dict observations."""
     rng = np.random.default_rng(seed)
 
-    def observation() -> dict[str, np.ndarray]:
+    def observation() -> dict[str, Any]:
         return {"x": rng.standard_normal(3), "image": rng.integers(0, 256, (2, 2, 1), np.uint8), "n": rng.integers(4)}
 
     recorder = StepRecorder(observation(), (2,), capacity=2)
