@@ -66,7 +66,7 @@ def test_every_folder_has_a_floor() -> None:
     assert folders == set(FLOORS)
 
 
-# In the start-up files of the Zoo and where the registry of classes is read, the whole package is imported when it is complete.
+# The Zoo reads the registry of all classes, in functions, when the package is complete.
 @pytest.mark.parametrize("name", [name for name in modules() if not name.startswith("sb3_erl.zoo")])
 def test_no_import_runs_upward(name: str) -> None:
     assert upward(name, modules()[name]) == []
