@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from sb3_erl.core.parameters import read_parameters, write_parameters
 from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.engine.learner_host import optimizer_of
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
 from sb3_erl.engine.rollout_phase import CountingStore
 from sb3_erl.evolution.base import ImportanceMixing, check_capability
@@ -25,7 +27,6 @@ from sb3_erl.learners.base import Learner
 from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.cem_rl import CEMRLCnnPolicy, CEMRLPolicy
-from sb3_erl.policies.erl import fused_adam
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import Job, PopulationActor
 
@@ -55,8 +56,6 @@ class CEMRL(HybridAlgorithm):
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
     :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: of critic and actors, a float or a schedule; ``None`` for the learner's own (1e-3, TD7: 3e-4)
     :param learning_starts: environment steps, more than which must have been taken before the first gradient step
     :param batch_size: transitions per gradient step, ``None`` for the learner's own (100, TD7: 256)
@@ -78,7 +77,6 @@ class CEMRL(HybridAlgorithm):
     :param evolver: ``"cem"``, or another evolver; one that is no distribution deploys its best individual
     :param evolver_kwargs: further arguments of the evolver, such as ``damping_init`` or ``covariance_rule``
     :param deploy: who acts in ``predict``: the ``"mean"`` of the Gaussian or the ``"champion"`` of the last generation
-    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
@@ -117,17 +115,13 @@ class CEMRL(HybridAlgorithm):
         """Gradient steps that the last finished generation pays for, with its reused episodes."""
         super().__init__(policy, env, learning_rate, evolver=evolver, exchange="none", **kwargs)
 
-    # ---------------------------------------------------------------- set-up
-
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_range("n_noisy_episodes", self.n_noisy_episodes, 0, self.pop_size, integer=True)
-        check_range("n_gradient_actors", self._n_learned, 0, self.pop_size, integer=True)
+        check_range("n_gradient_actors", self._n_learned, 0, self.pop_size - self.importance_mixing, integer=True)
         check_choice("reward_mode", self.reward_mode, ("dense", "episodic"))
-        if self.importance_mixing:
-            check_range("n_gradient_actors", self._n_learned, 0, self.pop_size - 1, integer=True)
-            if self.elitism:
-                raise ValueError("elitism must be False with importance_mixing=True, which keeps individuals itself; got True")
+        if self.importance_mixing and self.elitism:
+            raise ValueError("elitism must be False with importance_mixing=True, which keeps individuals itself; got True")
         unknown = {"policy_delay", "delay_critic_target"} & set(self.learner_kwargs or {})
         if unknown:
             raise ValueError(
@@ -164,18 +158,11 @@ class CEMRL(HybridAlgorithm):
     def _setup_parts(self) -> None:
         super()._setup_parts()
         n_params = self.population.representation.layout.n_params
-        self.gradient_steps_of_actors = GradientSteps(self.actor, self._actor_optimizer)
+        self.gradient_steps_of_actors = GradientSteps(self.actor, partial(optimizer_of, self))
         self.learned = LearnedRows(max(self._n_learned, 1), n_params).to(self.device)
         n_reusable = self.pop_size - self._n_learned if self.importance_mixing else 1
         self.reused = ReusedEpisodes(n_reusable, n_params).to(self.device)
         self._kept: list[int] = []
-
-    def _actor_optimizer(self, tensors: list[th.Tensor]) -> th.optim.Optimizer:
-        kwargs = fused_adam(self.policy.optimizer_class, self.policy.optimizer_kwargs)
-        rate = self.lr_schedule(self._current_progress_remaining)
-        return self.policy.optimizer_class(tensors, lr=rate, **kwargs)
-
-    # ---------------------------------------------------------------- the generation: ask, learn, evaluate, tell
 
     def _ask(self, generation: Generation) -> None:
         """Sample; with importance mixing, :attr:`_kept` are the rows that are reused with their old fitness."""
@@ -229,31 +216,26 @@ class CEMRL(HybridAlgorithm):
             generation.fitness[rows], n_again = self.reused.account(self.replay_buffer, *own)
             self.n_stored += n_again
             self.reused.remember(self.evolver, generation.asked[rows])  # type: ignore[arg-type]
-        n_episodes = len(episodes.episodes) + len(self._kept) * self.n_eval_episodes
-        self.budget = self._updates_for(episodes.n_timesteps + n_again, n_episodes)
+        n_reused = len(self._kept) * self.n_eval_episodes
+        self.budget = self._updates_for(episodes.n_timesteps + n_again, len(episodes.episodes) + n_reused)
 
     def _tell(self, generation: Generation) -> None:
         self.learned.clear()
         verbs.tell(self, generation)
         n_parents, ranking = getattr(self.evolver, "n_parents", 0), self.population.ranking
         if n_parents > 0 and ranking is not None and self._n_learned > 0:
-            share = float(np.mean(ranking[:n_parents] < self._n_learned))
-            self.logger.record("population/gradient_parents_share", share)
+            self.logger.record("population/gradient_parents_share", float(np.mean(ranking[:n_parents] < self._n_learned)))
 
     @property
     def _mean(self) -> th.Tensor:
         """``(n_params,)``, the mean of the distribution, or the best individual of an evolver without one."""
-        center, best = self.evolver.center(), self.evolver.best()
-        found = center if center is not None else best
-        return self.evolver.candidates[0] if found is None else found
+        found = [self.evolver.center(), self.evolver.best(), self.evolver.candidates[0]]
+        return next(vector for vector in found if vector is not None)
 
     def _deploy(self, generation: Generation) -> None:
         write_parameters(self._mean, self.actor)
-        best = self.evolver.best()
-        vector = best if self.deploy == "champion" and best is not None else self._mean
-        self.population.representation.write(vector, self.policy.deployed)
-
-    # ---------------------------------------------------------------- what a user calls
+        best = self.evolver.best() if self.deploy == "champion" else None
+        self.population.representation.write(self._mean if best is None else best, self.policy.deployed)
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """Not available: gradient steps belong to the individuals of a generation, see :meth:`learn`."""

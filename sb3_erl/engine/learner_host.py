@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from sb3_erl.core.checks import check_choice
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.learners.base import Precision, Rates, products_in
 from sb3_erl.learners.gradient_steps import GradientSteps
+from sb3_erl.policies.erl import fused_adam
 
 if TYPE_CHECKING:
     from sb3_erl.engine.off_policy_model import OffPolicyModel
@@ -124,3 +126,13 @@ def _steps_per_update(train_freq: Any, gradient_steps: int) -> float:
     """Environment steps for each update; 1 where updates are counted by episodes, whose length is not known here."""
     by_step = isinstance(train_freq, TrainFreq) and train_freq.unit == TrainFrequencyUnit.STEP
     return train_freq.frequency / gradient_steps if by_step and gradient_steps > 0 else 1.0
+
+
+def optimizer_of(model: Any, tensors: list[Tensor]) -> torch.optim.Optimizer:
+    """
+    :param model: whose policy says which optimizer, and whose schedule says which learning rate
+    :param tensors: to be optimized
+    :return: a new optimizer
+    """
+    kwargs = fused_adam(model.policy.optimizer_class, model.policy.optimizer_kwargs)
+    return model.policy.optimizer_class(tensors, lr=model.lr_schedule(model._current_progress_remaining), **kwargs)

@@ -247,9 +247,9 @@ def test_images_are_kept_while_they_are_collected(cls: type) -> None:
         return True
 
     model.learn(7, note)
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, ImageStore)]
+    assert not [thing for thing in gc.get_objects() if type(thing) is ImageStore]
     model.learn(12 + 7 * EPISODE, note)
-    assert model.n_generations == 1 and not [thing for thing in gc.get_objects() if isinstance(thing, ImageStore)]
+    assert model.n_generations == 1 and not [thing for thing in gc.get_objects() if type(thing) is ImageStore]
     assert asks_for_steps == [True] * (7 + 12) + [False] * 7 * EPISODE, "workers send no images of whole episodes"
 
 
