@@ -237,9 +237,10 @@ class CEMRL(HybridAlgorithm):
         best = self.evolver.best() if self.deploy == "champion" else None
         self.population.representation.write(self._mean if best is None else best, self.policy.deployed)
 
-    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
-        """Not available: gradient steps belong to the individuals of a generation, see :meth:`learn`."""
-        raise NotImplementedError(f"{type(self).__name__} has no learner beside its population; call learn() instead")
+    def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
+        learner: Any = self.learner
+        losses = [learner.critic_update(sample(), self.actor).detach() for _ in range(n_updates)]
+        return {"critic_loss": float(th.stack(losses).mean())}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "gradient_steps_of_actors", "learned", "reused", "_kept", "_first"]

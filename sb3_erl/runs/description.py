@@ -38,7 +38,9 @@ def describe(model: Any) -> str:
         kind = "" if evolver is None else f", {type(evolver).__name__}"
         lines.append(f"  population:  {model.pop_size}{kind}")
     if hasattr(model, "learner"):
-        lines.append(f"  learner:     {type(model.learner).__name__}, {model._n_updates:,} updates")
+        rule = getattr(model.learner, "rule", None)
+        kind = "" if rule is None else f" ({type(rule).__name__})"
+        lines.append(f"  learner:     {type(model.learner).__name__}{kind}, {model._n_updates:,} updates")
     generations = f", {model.n_generations:,} generations" if hasattr(model, "n_generations") else ""
     lines.append(f"  trained:     {model.num_timesteps:,} steps{generations}, seed {model.run_seed}")
     return "\n".join(lines)

@@ -360,9 +360,10 @@ def test_combinations_that_mean_nothing(settings: dict[str, Any], words: str) ->
         make("cem_rl", **settings)
 
 
-def test_train_says_what_to_call() -> None:
-    with pytest.raises(NotImplementedError, match="learn"):
-        make("cem_rl").train(gradient_steps=1)
+def test_train_needs_transitions() -> None:
+    model = make("cem_rl")
+    model.train(gradient_steps=1)
+    assert model._n_updates == 0
 
 
 def test_cem_has_the_networks_of_cem_rl() -> None:

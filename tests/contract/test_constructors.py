@@ -1,0 +1,128 @@
+"""How classes take their arguments and what they are called: faults of the first version that must not come back."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.logger import Logger
+
+from sb3_erl import ALGOS, CEM, CEMRL, ERL
+from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.evolution.cem import DiagonalCEM
+from tests.contract.settings import GENERATIONAL, HYBRIDS, fast, make
+from tests.envs import toy_vec_env
+
+SB3_NAMES = {
+    name for cls in ALGOS.values() for base in cls.__mro__ if "stable_baselines3" in base.__module__ for name in dir(base)
+}
+PUBLIC = {
+    *(
+        "rng",
+        "resume_from",
+        "workers",
+        "evolver",
+        "individual",
+        "learner_agent",
+        "learner_agents",
+        "member",
+        "most_novel",
+        "heads",
+    ),
+    *("champion_fitness", "champion_return", "best", "archive", "deploy", "default_policy", "evolution"),
+    *(
+        "generation_order",
+        "deploy_choices",
+        "episode_needs",
+        "published_rates",
+        "learner_needs",
+        "takes_discrete_actions",
+        "mode",
+    ),
+    *("n_rollouts", "is_of_population", "own_log_interval"),
+}
+"""What ``help`` of a class may show beside SB3's own: what a user calls or reads, and what a subclass declares."""
+
+
+@pytest.mark.parametrize("name", list(ALGOS))
+def test_help_shows_what_a_user_calls(name: str) -> None:
+    own = {attribute for attribute in dir(ALGOS[name]) if not attribute.startswith("_")} - SB3_NAMES
+    assert own <= PUBLIC
+    assert "after_step" not in own and "store" not in own
+
+
+class Counted(ERL):
+    """A user's class that hands on whatever it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.n_made = 1
+        super().__init__(*args, **kwargs)
+
+
+class Named(Counted):
+    """A user's class beyond one that takes anything."""
+
+    @inherits_arguments(pop_size=3)
+    def __init__(self, policy: Any = "MlpPolicy", env: Any = None, learning_rate: Any = None, title: str = "", **kwargs: Any):
+        self.title = title
+        super().__init__(policy, env, learning_rate, **kwargs)
+
+
+def test_arguments_pass_classes_that_take_anything() -> None:
+    model = Named("MlpPolicy", toy_vec_env(), title="x", learning_starts=77, policy_kwargs={"net_arch": [8]})
+    assert (model.title, model.pop_size, model.learning_starts, model.n_made) == ("x", 3, 77, 1)
+    assert {"title", "gamma", "tournament_size", "device"} <= set(inspect.signature(Named).parameters)
+
+
+@pytest.mark.parametrize("name", list(ALGOS))
+def test_unknown_arguments_are_named(name: str) -> None:
+    with pytest.raises(TypeError, match="learning_raet"):
+        ALGOS[name]("MlpPolicy", toy_vec_env(), learning_raet=1)
+
+
+def test_parts_have_the_names_of_the_arguments_that_choose_them() -> None:
+    model = make("erl", learner="td3", fitness="discounted_return")
+    assert (model.learner_class, model.evolver_class, model.exchange_class) == ("td3", "ga", "replace_weakest")
+    assert model.fitness_class == "discounted_return"
+    assert type(model.learner).__name__ == "TD3Learner" and type(model.evolver).__name__ == "GA"
+    assert CEM.__name__ != DiagonalCEM.__name__
+    cem = make("cem", sigma_init=0.25)
+    assert np.allclose(cem.evolver.variance, 0.25), "sigma_init is a variance"
+
+
+@pytest.mark.parametrize("name", [name for name in HYBRIDS if name in GENERATIONAL])
+def test_individuals_are_made_in_one_place(name: str) -> None:
+    assert ALGOS[name].individual is HybridAlgorithm.individual
+    model = make(name)
+    assert all(model.is_of_population(job) == (job.candidate < model.pop_size) for job in _jobs(model))
+
+
+def _jobs(model: Any) -> Any:
+    return model._plan_rollouts(model.evolver.ask(np.random.default_rng(0)))[0]
+
+
+def test_cem_rl_tells_and_trains() -> None:
+    """Its evolver hears of a generation through the verb ``tell``, and ``train`` makes critic steps on the mean."""
+    model: Any = CEMRL("MlpPolicy", toy_vec_env(), **fast("cem_rl"))
+    told, tell = [], model._tell
+    model._tell = lambda generation: (told.append(generation.number), tell(generation))[1]  # type: ignore[func-returns-value]
+    shares: list[float] = []
+    record = Logger.record
+
+    def keep(self: Logger, key: str, value: Any, exclude: Any = None) -> None:
+        if key == "population/gradient_parents_share":
+            shares.append(value)
+        record(self, key, value, exclude)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Logger, "record", keep)
+        model.learn(200)
+    assert told == list(range(1, model.n_generations + 1)) and len(told) > 2
+    assert len(shares) == len(told) and all(0 <= share <= 1 for share in shares)
+    before, n_updates = [p.clone() for p in model.critic.parameters()], model._n_updates
+    model.train(3)
+    assert model._n_updates == n_updates + 3
+    assert any(not np.array_equal(a.detach(), b.detach()) for a, b in zip(before, model.critic.parameters(), strict=True))
