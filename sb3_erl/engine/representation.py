@@ -200,7 +200,7 @@ class SharedHeads(Representation):
         """See :meth:`Representation.act`."""
         actor = self.policy.actor
         parts = self.layout.split(vectors)
-        head = tuple(part.cpu().numpy() for part in parts.values())  # type: ignore[union-attr]
+        head = tuple(to_numpy(part) for part in parts.values())  # type: ignore[arg-type]
 
         def stack_of(layer: nn.Module) -> Any:
             return head if layer is actor.head else tensors_of(layer)
