@@ -1,11 +1,4 @@
-"""
-An evolver of your own: CMA-ES of the library ``cmaes``, for ERL, CEM-RL, ERL-Re2, CEM and OpenAI-ES alike.
-
-    python -m examples.extending.cma_es [--steps 10000]
-"""
-
-import argparse
-from typing import Any
+"""CMA-ES of the library ``cmaes`` for ERL, CEM-RL, ERL-Re2, CEM and OpenAI-ES: ``python -m examples.extending.cma_es``."""
 
 import numpy as np
 import torch
@@ -32,20 +25,15 @@ class CMAES(Distribution):  # SepCMA: with as many parameters as networks have, 
     def center(self) -> torch.Tensor:
         return torch.as_tensor(self.cma.mean.copy()).to(self.candidates)
 
-    def get_extra_state(self) -> dict[str, Any]:  # how PyTorch saves what is no tensor of a module
-        state = self.cma.__getstate__()
-        return {name: torch.tensor(state[name]) for name in SAVED}
+    def get_extra_state(self) -> dict[str, torch.Tensor]:  # how PyTorch saves what is no tensor of a module
+        return {name: torch.tensor(value) for name, value in self.cma.__getstate__().items() if name in SAVED}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.cma.__setstate__({"_D": None, **{name: np.array(state[name].cpu())[()] for name in SAVED}})
+    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.cma.__setstate__({"_D": None, **{name: np.array(value.cpu())[()] for name, value in state.items()}})
 
 
-def main(arguments: list[str] | None = None) -> float | None:
-    """:return: fitness of the last champion"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=10_000)
-    model = CEMRL("Pendulum-v1", evolver=CMAES, evolver_kwargs={"sigma": 0.03}, learning_starts=500, seed=1)
-    return model.learn(parser.parse_args(arguments).steps).champion_fitness
+def main(steps: float = 10_000) -> float | None:
+    return CEMRL("Pendulum-v1", evolver=CMAES, learning_starts=500, seed=1).learn(steps).champion_fitness
 
 
 if __name__ == "__main__":

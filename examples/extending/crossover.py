@@ -1,10 +1,8 @@
 """
 A crossover of your own, which needs no line in the package: it is named by ``"package.module:Name"``.
 
-    python -m examples.extending.crossover [--steps 10000]
+    python -m examples.extending.crossover
 """
-
-import argparse
 
 import numpy as np
 
@@ -13,12 +11,7 @@ from sb3_erl.core.parameters import ParameterLayout
 
 
 class UniformCrossover:
-    """
-    Each parameter of a child comes from one of its two parents.
-
-    :param layout: names and shapes of the tensors of one individual
-    :param swap_prob: probability that two children exchange a parameter, in [0, 1]
-    """
+    """Each parameter of a child comes from one of its two parents; ``layout`` names the tensors of an individual."""
 
     def __init__(self, layout: ParameterLayout, swap_prob: float = 0.5):
         self.swap_prob = swap_prob
@@ -29,13 +22,11 @@ class UniformCrossover:
         return np.where(swapped, second, first), np.where(swapped, first, second)
 
 
-def main(arguments: list[str] | None = None) -> float | None:
+def main(steps: float = 10_000) -> float | None:
     """:return: fitness of the last champion"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=10_000)
     name = "examples.extending.crossover:UniformCrossover"  # the class itself will do, too
     model = ERL("Pendulum-v1", pop_size=5, crossover=name, crossover_prob=1.0, seed=1)
-    return model.learn(parser.parse_args(arguments).steps).champion_fitness
+    return model.learn(steps).champion_fitness
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """
 Fitness of your own: a function of the episodes, a function of the package by its name, and a weighted sum of both.
 
-    python -m examples.extending.fitness [--steps 10000]
+    python -m examples.extending.fitness
 """
-
-import argparse
 
 import numpy as np
 
@@ -27,15 +25,9 @@ CHOICES = (
 )
 
 
-def main(arguments: list[str] | None = None) -> list[float | None]:
+def main(steps: float = 10_000) -> list[float | None]:
     """:return: fitness of the last champions"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=10_000)
-    steps = parser.parse_args(arguments).steps
-    models = [ERL("Pendulum-v1", pop_size=5, fitness=fitness, seed=1).learn(steps) for fitness in CHOICES]
-    for fitness, model in zip(CHOICES, models, strict=True):
-        print(f"fitness={fitness}: {model.champion_fitness}")
-    return [model.champion_fitness for model in models]
+    return [ERL("Pendulum-v1", pop_size=5, fitness=own, seed=1).learn(steps).champion_fitness for own in CHOICES]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,8 @@ A learner rule of your own, after REDQ: five critics, of which two at random giv
 
 Chen et al. (2021), https://arxiv.org/abs/2101.05982. The same class serves ERL, PDERL, CEM-RL and ERL-Re2.
 
-    python -m examples.extending.learner_rule [--steps 2000]
+    python -m examples.extending.learner_rule
 """
-
-import argparse
-from typing import Any
 
 import torch
 
@@ -15,10 +12,9 @@ from sb3_erl import ERL, ERLRe2, TDRule
 
 
 class RandomPairRule(TDRule):
-    """The target is the smaller value of two critics drawn at random in each update."""
+    """The target is the smaller value of two critics that are drawn at random in each update."""
 
-    n_critics = 5
-    settings_defaults: dict[str, Any] = {"policy_delay": 1, "target_policy_noise": 0.0}
+    n_critics = 5  # learner_kwargs={"n_critics": 10} makes it ten
     actor_towers = None  # the actor reads all critics
     use_graphs = False  # because the rule draws random numbers
 
@@ -30,11 +26,8 @@ class RandomPairRule(TDRule):
         return values.mean(dim=0)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(steps: float = 2_000) -> int:
     """:return: updates of the learner of ERL-Re2"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=2_000)
-    steps = parser.parse_args(arguments).steps
     ERL("Pendulum-v1", pop_size=3, learner=RandomPairRule, learner_kwargs={"n_critics": 3}, seed=1).learn(steps)
     model = ERLRe2("Pendulum-v1", learner="examples.extending.learner_rule:RandomPairRule", learning_starts=400, seed=1)
     return model.learn(steps).learner.n_updates

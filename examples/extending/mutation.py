@@ -1,10 +1,9 @@
 """
 A mutation of your own with state: its noise becomes smaller in each generation, and a loaded model goes on where it was.
 
-    python -m examples.extending.mutation [--steps 10000]
+    python -m examples.extending.mutation
 """
 
-import argparse
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from sb3_erl.core.parameters import ParameterLayout
 
 
 class DecayingMutation:
-    """Gaussian noise whose standard deviation is multiplied by ``decay`` after each generation."""
+    """Gaussian noise, multiplied by ``decay`` after each generation; parents are ``(n, n_params)`` and never written."""
 
     def __init__(self, layout: ParameterLayout, std: float = 0.1, decay: float = 0.95):
         self.std, self.decay = std, decay
 
     def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Parents ``(n, n_params)``, never written, become mutants."""
         mutants = parents + (self.std * rng.standard_normal(parents.shape)).astype(parents.dtype)
         self.std *= self.decay
         return mutants
@@ -32,11 +30,9 @@ class DecayingMutation:
         self.std = state["std"]
 
 
-def main(arguments: list[str] | None = None) -> float:
+def main(steps: float = 10_000) -> float:
     """:return: standard deviation of the noise in the end"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=10_000)
-    model = ERL("Pendulum-v1", pop_size=5, mutation=DecayingMutation, seed=1).learn(parser.parse_args(arguments).steps)
+    model = ERL("Pendulum-v1", pop_size=5, mutation=DecayingMutation, seed=1).learn(steps)
     return model.evolver.mutation.std
 
 

@@ -4,18 +4,14 @@ A population of another architecture than the learner: linear policies, taught b
 Its parameters cannot be copied into them. With ``exchange="imitate"`` the champion is trained to act as the learner does and
 then takes the place of the weakest individual; with the default, ``"replace_weakest"``, nothing goes to the population.
 
-    python -m examples.extending.small_population [--steps 10000]
+    python -m examples.extending.small_population
 """
-
-import argparse
 
 from sb3_erl import ERL
 
 
-def main(arguments: list[str] | None = None) -> tuple[int, int]:
+def main(steps: float = 10_000) -> tuple[int, int]:
     """:return: parameters of an individual, and of the learner's actor"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=float, default=10_000)
     model = ERL(
         "Pendulum-v1",
         learner="td3",
@@ -27,7 +23,7 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
         pop_size=5,
         seed=1,
     )
-    model.learn(parser.parse_args(arguments).steps)
+    model.learn(steps)
     sizes = [sum(p.numel() for p in agent.parameters()) for agent in (model.individual(0), model.learner_agent)]
     print(f"individuals of {sizes[0]} parameters, a learner's actor of {sizes[1]}; champion {model.champion_fitness}")
     return sizes[0], sizes[1]
