@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from cmaes import SepCMA
 
-from sb3_erl import CEMRL, Distribution
+from sb3_erl import CEM, Distribution
 
 SAVED = ("_g", "_mean", "_sigma", "_C", "_pc", "_p_sigma")
 
@@ -33,7 +33,7 @@ class CMAES(Distribution):  # SepCMA: with as many parameters as networks have, 
 
 
 def main(steps: float = 10_000) -> float | None:
-    return CEMRL("Pendulum-v1", evolver=CMAES, learning_starts=500, seed=1).learn(steps).champion_fitness
+    return CEM("Pendulum-v1", evolver=CMAES, evolver_kwargs={"sigma": 0.1}, seed=1).learn(steps).champion_fitness
 
 
 if __name__ == "__main__":

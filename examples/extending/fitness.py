@@ -27,7 +27,8 @@ CHOICES = (
 
 def main(steps: float = 10_000) -> list[float | None]:
     """:return: fitness of the last champions"""
-    return [ERL("Pendulum-v1", pop_size=5, fitness=own, seed=1).learn(steps).champion_fitness for own in CHOICES]
+    models = [ERL("Pendulum-v1", pop_size=4, train_freq=8, fitness=own, seed=1) for own in CHOICES]
+    return [model.learn(steps).champion_fitness for model in models]
 
 
 if __name__ == "__main__":

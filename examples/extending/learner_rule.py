@@ -28,7 +28,7 @@ class RandomPairRule(TDRule):
 
 def main(steps: float = 2_000) -> int:
     """:return: updates of the learner of ERL-Re2"""
-    ERL("Pendulum-v1", pop_size=3, learner=RandomPairRule, learner_kwargs={"n_critics": 3}, seed=1).learn(steps)
+    ERL("Pendulum-v1", learner=RandomPairRule, learner_kwargs={"n_critics": 3}, pop_size=4, seed=1).learn(steps)
     model = ERLRe2("Pendulum-v1", learner="examples.extending.learner_rule:RandomPairRule", learning_starts=400, seed=1)
     return model.learn(steps).learner.n_updates
 

@@ -28,7 +28,7 @@ class NoisyChampion:
 def main(steps: float = 10_000) -> int:
     """:return: number of generations"""
     own = [every(3, Reseed(std=0.1)), "examples.extending.reseed:NoisyChampion"]
-    model = ERL("Pendulum-v1", pop_size=5, sync_period=1, generation_steps=own, seed=1)
+    model = ERL("Pendulum-v1", pop_size=4, train_freq=4, generation_steps=own, seed=1)
     return model.learn(steps).n_generations
 
 
