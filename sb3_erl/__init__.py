@@ -16,6 +16,13 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.core.registry import register
+from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
+from sb3_erl.engine.steps import Reseed, every
+from sb3_erl.evolution.base import Distribution, Evolver
+from sb3_erl.evolution.fitness.base import Fitness, needs
+from sb3_erl.learners.td_rule import TDRule
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 from sb3_erl.runs.checkpoints import newest_checkpoint
 from sb3_erl.runs.loading import load_parameters
@@ -58,16 +65,26 @@ __all__ = [
     "PDERL",
     "TD7",
     "DeepGA",
+    "Distribution",
     "ERLRe2",
+    "EvolutionaryAlgorithm",
+    "Evolver",
+    "Fitness",
     "GenerationCheckpoint",
+    "HybridAlgorithm",
     "OpenAIES",
     "PopTD7",
     "ProcessEvaluator",
     "RandomSearch",
     "RayEvaluator",
+    "Reseed",
+    "TDRule",
     "__version__",
+    "every",
     "load_parameters",
+    "needs",
     "newest_checkpoint",
+    "register",
 ]
 
 _LATER = {"ProcessEvaluator": "process", "RayEvaluator": "ray"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -18,8 +21,13 @@ from sb3_erl.learners.td_rule import TDRule
 from sb3_erl.remote.process import ProcessEvaluator
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 
-SMALL: dict[str, Any] = {"pop_size": 4, "learning_starts": 200, "batch_size": 16, "train_freq": 8, "sync_period": 1, "seed": 1}
+SMALL: dict[str, Any] = {
+    **{"pop_size": 4, "n_pairs": 2, "sync_period": 1, "seed": 1},
+    **{"learning_starts": 200, "batch_size": 16, "train_freq": 8, "fitness_horizon": 50},
+}
 """Settings with which a run takes seconds, as far as a class has such arguments."""
+OFTEN: dict[str, dict[str, Any]] = {"crossover": {"crossover_prob": 1.0}, "mutation": {"mutation_prob": 1.0}}
+"""Settings with which a part of a kind is used in each generation, as far as a class has such arguments."""
 
 
 class PartError(AssertionError):
@@ -38,13 +46,13 @@ def check_part(
     """
     Check that a part trains, saves, loads, resumes bit for bit, and gives the same result in worker processes.
 
-    It takes some seconds. The environment is made anew for each run.
+    It takes some seconds. The environment is made anew for each run, and an object is copied for each of them.
 
     :param part: a class, function or object, or its name ``"package.module:Name"``
     :param kind: ``"crossover"``, ``"mutation"``, ``"evolver"``, ``"fitness"``, ``"learner"``, ``"exchange"`` or ``"step"``;
         ``None`` to tell it from the part
     :param algorithm: class in which it is tried, :class:`~sb3_erl.algorithms.erl.ERL` if ``None``
-    :param env: id of an environment
+    :param env: id of an environment, or a function that makes one
     :param total_timesteps: length of each run, several generations
     :param n_workers: worker processes
     :param kwargs: further arguments of the algorithm
@@ -58,32 +66,38 @@ def check_part(
     kind = _kind_of(part) if kind is None else kind
     if kind not in PARTS:
         raise ValueError(f"kind must be one of {sorted(PARTS)}; got {kind!r}")
-    arguments = {**_known(cls, SMALL), **_argument(kind, part), "device": "cpu", **kwargs}
+    arguments = {**_known(cls, {**SMALL, **OFTEN.get(kind, {})}), "device": "cpu", **kwargs}
+    argument = "generation_steps" if kind == "step" else kind
 
     def make(**more: Any) -> Any:
-        return cls("MlpPolicy", env, **{**arguments, **more})
+        value = copy.deepcopy(part)
+        own = {argument: [value] if kind == "step" else value}
+        return cls("MlpPolicy", env() if callable(env) else env, **{**arguments, **own, **more})
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         before = _state(make())
-        whole = make().learn(total_timesteps)
+        whole = _trained(make(), total_timesteps)
         if whole.n_generations < 2:
             raise ValueError(
                 f"total_timesteps must be enough for two generations; got {total_timesteps}, which ended in the first"
             )
         if _equal(before, _state(whole)):
             raise PartError("training changed no parameter: does the part return what it was given?")
-        _check_equal(make().learn(total_timesteps), whole, "two runs with one seed differ", _RANDOM)
+        again = make()
+        for seed in (random.seed, np.random.seed, th.manual_seed):  # a run must not depend on global generators
+            seed(total_timesteps)
+        _check_equal(_trained(again, total_timesteps), whole, "two runs with one seed differ", _RANDOM)
         _check_saved(cls, whole, path / "model.zip")
         _check_resumed(cls, make, whole, total_timesteps, path / "checkpoints")
-        with ProcessEvaluator(n_workers=n_workers) as workers:
-            remote = make(evaluator=workers).learn(total_timesteps)
+        with ProcessEvaluator(n_workers, env if callable(env) else None) as workers:
+            remote = _trained(make(evaluator=workers), total_timesteps)
             reason = "does it read what it did not declare, or global state that workers lack?"
             _check_equal(remote, whole, "a run in worker processes differs from one in this process", reason)
     return whole
 
 
-_RANDOM = "all random numbers must come from the generator that is handed in"
+_RANDOM = "all random numbers must come from the generator that is handed in, or from model.rng(name)"
 _STATE = "state that changes must be saved: in buffers of an nn.Module, or by state_dict() and load_state_dict(state)"
 
 
@@ -109,12 +123,12 @@ def _kind_of(part: Any) -> str:
     raise ValueError(f"kind must be given, one of {sorted(PARTS)}; it cannot be told from {part!r}")
 
 
-def _argument(kind: str, part: Any) -> dict[str, Any]:
-    """The arguments of an algorithm with which it uses a part, and uses it often."""
-    if kind == "step":
-        return {"generation_steps": [part]}
-    often = {"crossover": {"crossover_prob": 1.0}, "mutation": {"mutation_prob": 1.0}}
-    return {kind: part, **often.get(kind, {})}
+def _trained(model: Any, total_timesteps: int) -> Any:
+    """:raises PartError: if training raises an error"""
+    try:
+        return model.learn(total_timesteps)
+    except Exception as error:
+        raise PartError(f"training ended with an error: {error}") from error
 
 
 def _known(cls: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class CEMRL(HybridAlgorithm):
         representation, mean = self._make_representation(), read_parameters(self.actor)
         evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments(), mean)
         if self.importance_mixing:
-            check_capability(evolver, ImportanceMixing, "evolver")
+            check_capability(evolver, ImportanceMixing, "importance_mixing=True")
         return Population(evolver.to(self.device), representation)
 
     def _evolver_arguments(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import check_ga_arguments, ga_arguments
+from sb3_erl.evolution.base import Migration, check_capability
 from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec
 from sb3_erl.learners.portfolio import Portfolio, build_portfolio, portfolio_specs
@@ -221,6 +222,7 @@ class CERL(HybridAlgorithm):
 
     def _setup_parts(self) -> None:
         super()._setup_parts()
+        check_capability(self.evolver, Migration, "CERL")
         self.manager = ResourceManager(self._n_learners, self.rollout_size, self.ucb_coefficient, self.value_smoothing)
         if self.resources is not None:
             self.manager.restore(self.resources)

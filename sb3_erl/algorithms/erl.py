@@ -16,8 +16,9 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.hybrid import HybridAlgorithm
-from sb3_erl.engine.population import check_ga_arguments, ga_arguments
+from sb3_erl.engine.population import Population, check_ga_arguments, ga_arguments
 from sb3_erl.engine.replace import make_exchange
+from sb3_erl.evolution.base import Migration, check_capability
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td_rule import DDPGRule
 from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy
@@ -125,6 +126,12 @@ class ERL(HybridAlgorithm):
     def _make_learner(self) -> Learner:
         rates_and_kwargs: Any = {"learning_rate": self.learning_rate, "policy_kwargs": dict(self.policy_kwargs)}
         return self._spec.build(self.policy, {"max_grad_norm": self.max_grad_norm}, **rates_and_kwargs)
+
+    def _make_population(self) -> Population:
+        population = super()._make_population()
+        if self.n_migrants > 0:
+            check_capability(population.evolver, Migration, f"n_migrants={self.n_migrants}")
+        return population
 
     def _evolver_arguments(self) -> dict[str, Any]:
         return {**ga_arguments(self), **super()._evolver_arguments()}

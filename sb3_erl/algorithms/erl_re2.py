@@ -245,7 +245,7 @@ class ERLRe2(HybridAlgorithm):
         :param candidates: ``(n, n_params)`` flat heads
         :return: views of their weights and biases
         """
-        parts = self.population.representation.layout.split(candidates)
+        parts = self.population.representation.layout.split(candidates.to(self.policy.actor.head.weight.dtype))
         return Heads(parts["weight"], parts["bias"])  # type: ignore[arg-type]
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:

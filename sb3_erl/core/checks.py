@@ -158,13 +158,14 @@ def env_ids_explained() -> Iterator[None]:
 
 
 @contextmanager
-def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[None]:
+def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False) -> Iterator[None]:
     """
     Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
 
     :param model: has its spaces after the block, also if SB3 raised an error about them; none while it is loaded
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: argument that some classes extend before it is checked
+    :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
     :raises TypeError: if one of these is of another type
     :raises UnsupportedSpaceError: see :func:`check_spaces`
     :raises ValueError: if the id of the environment or the device is unknown
@@ -180,7 +181,7 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[Non
             raise
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
     finally:
-        if getattr(model, "action_space", None) is not None:
+        if not is_loading and getattr(model, "action_space", None) is not None:
             discrete = getattr(model, "takes_discrete_actions", False)
             check_spaces(type(model).__name__, model.observation_space, model.action_space, discrete)
 

@@ -88,7 +88,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, list(self._aliases()))
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)
-        with spaces_checked(self, verbose, policy_kwargs):
+        with spaces_checked(self, verbose, policy_kwargs, is_loading=not _init_setup_model):
             super().__init__(
                 policy=policy,
                 env=env,

@@ -15,7 +15,7 @@ from torch import Tensor
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
-from sb3_erl.evolution.base import Evolver, Migration, check_capability
+from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first
@@ -99,7 +99,8 @@ class Population:
         :param candidates: ``(pop_size, n_params)`` as they were evaluated
         :param fitness: ``(pop_size,)``, higher is better, NaN is worst
         :param rng: random numbers of evolution
-        :param migrants: ``(n, n_params)`` individuals from outside that join selection, for evolvers that take some
+        :param migrants: ``(n, n_params)`` individuals from outside that join selection, for evolvers with the ability
+            :class:`~sb3_erl.evolution.base.Migration`
         """
         self.ranking = rank_best_first(fitness)
         best = int(self.ranking[0])
@@ -108,7 +109,6 @@ class Population:
         if migrants is None:
             evolver.tell(candidates, fitness, rng)
         else:
-            check_capability(evolver, Migration, "n_migrants")
             evolver.tell(candidates, fitness, rng, migrants)
 
     def individual(self, index: int) -> BasePolicy:

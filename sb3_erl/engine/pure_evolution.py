@@ -103,7 +103,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         self.n_generations = 0
         """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self.fitness_state: dict[str, Any] = {}
-        with spaces_checked(self, verbose, policy_kwargs):
+        with spaces_checked(self, verbose, policy_kwargs, is_loading=not _init_setup_model):
             super().__init__(
                 policy=policy,
                 env=env,

@@ -9,12 +9,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.population import Population
+from sb3_erl.learners.base import SquashedMean
 
 
 def weakest_slot(
@@ -103,8 +105,9 @@ class ImitateLearner:
     Every ``sync_period`` generations the best individual, trained to act like the learner, replaces the weakest one.
 
     For populations of another architecture than the learner's, into which its parameters cannot be copied: the mean squared
-    difference of both networks' actions on stored observations is minimized by Adam. The idea is that of distillation in
-    PDERL (Bodnar et al. 2020, https://arxiv.org/abs/1906.09807, section 3.2) with the learner as the only parent.
+    difference of both networks' actions on stored observations is minimized by Adam; with discrete actions the cross-entropy
+    of the individual's values with the learner's action. The idea is that of distillation in PDERL (Bodnar et al. 2020,
+    https://arxiv.org/abs/1906.09807, section 3.2) with the learner as the only parent.
 
     :param teacher: the learner's acting network
     :param sync_period: generations between two injections, at least 1
@@ -127,17 +130,21 @@ class ImitateLearner:
         """See :class:`Exchange`."""
         if number % self.sync_period or population.champion is None:
             return None
-        student = population.representation.agent(population.champion.vector)
-        optimizer = torch.optim.Adam(student.parameters(), lr=self.learning_rate)
+        representation = population.representation
+        student: Any = representation.agent(population.champion.vector)
+        output = SquashedMean(student) if hasattr(student, "get_action_dist_params") else student
+        is_discrete = isinstance(student.action_space, spaces.Discrete)
+        optimizer = torch.optim.Adam(representation.own_part(student).parameters(), lr=self.learning_rate)
         for _ in range(self.n_steps):
             batch = observations(self.batch_size)
             with torch.no_grad():
                 wanted = self.teacher(batch)
-            loss = (student(batch) - wanted).square().mean()
+            found = output(batch)
+            loss = cross_entropy(found, wanted[:, 0].long()) if is_discrete else (found - wanted).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return put(read_parameters(student).to(population.champion.vector.dtype), population, fitness)
+        return put(representation.read(student), population, fitness)
 
 
 class NoExchange:

@@ -38,9 +38,16 @@ class Representation(ABC):
         """
         return torch.stack([self.read(self.make()) for _ in range(n)])
 
-    @abstractmethod
-    def read(self, network: BasePolicy) -> Tensor:
+    def own_part(self, network: Any) -> nn.Module:
+        """
+        :param network: of an individual's shape
+        :return: that part of it whose parameters are the individual; the rest is shared with others
+        """
+        return network
+
+    def read(self, network: Any) -> Tensor:
         """:return: ``(n_params,)``, the parameters of an individual with this network"""
+        return read_parameters(self.own_part(network))
 
     @abstractmethod
     def act(self, vectors: Tensor) -> PopulationActor:
@@ -96,10 +103,6 @@ class WholeNetworks(Representation):
         network = self.policy.make_actor()
         network.set_training_mode(False)
         return network
-
-    def read(self, network: BasePolicy) -> Tensor:
-        """See :meth:`Representation.read`."""
-        return read_parameters(network)
 
     def act(self, vectors: Tensor) -> PopulationActor:
         """See :meth:`Representation.act`."""
@@ -192,15 +195,15 @@ class SharedHeads(Representation):
         """See :meth:`Representation.make`."""
         return self.policy.make_actor()
 
-    def read(self, network: Any) -> Tensor:
-        """See :meth:`Representation.read`."""
-        return read_parameters(network.head)
+    def own_part(self, network: Any) -> nn.Module:
+        """See :meth:`Representation.own_part`; the head."""
+        return network.head
 
     def act(self, vectors: Tensor) -> PopulationActor:
         """See :meth:`Representation.act`."""
         actor = self.policy.actor
         parts = self.layout.split(vectors)
-        head = tuple(part.cpu().numpy() for part in parts.values())  # type: ignore[union-attr]
+        head = tuple(to_numpy(part) for part in parts.values())  # type: ignore[arg-type]
 
         def stack_of(layer: nn.Module) -> Any:
             return head if layer is actor.head else tensors_of(layer)

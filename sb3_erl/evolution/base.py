@@ -220,7 +220,7 @@ def check_capability(evolver: Evolver, capability: type[Any], argument: str) -> 
 
     :param evolver: the evolver
     :param capability: :class:`Migration`, :class:`ImportanceMixing` or :class:`MirroredPairs`
-    :param argument: the setting that needs it, for the message, such as ``"importance_mixing=True"``
+    :param argument: what needs it, for the message: a setting such as ``"importance_mixing=True"``, or a class
     :raises ValueError: if members of the protocol, or parameters of its methods, are missing
     """
     members = {name: vars(capability).get(name) for name in (*vars(capability), *inspect.get_annotations(capability))}
@@ -234,10 +234,11 @@ def check_capability(evolver: Evolver, capability: type[Any], argument: str) -> 
             lacking = _parameters(method) - _parameters(getattr(type(evolver), name))
             missing += [f"{name}(..., {parameter})" for parameter in sorted(lacking)]
     if missing:
+        setting, is_setting, _ = argument.partition("=")
         raise ValueError(
             f"{argument} needs an evolver with {', '.join(missing)} (sb3_erl.evolution.base.{capability.__name__}); "
-            f"got {type(evolver).__name__}. Add them to it, choose another evolver, or leave out "
-            f"{argument.partition('=')[0]}"
+            f"got {type(evolver).__name__}. Add them to it, or choose another evolver"
+            + (f", or leave out {setting}" if is_setting else "")
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_erl import ALGOS
+from sb3_erl.core.registry import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +22,7 @@ def snippets(text: str) -> list[str]:
 
 
 SNIPPETS = snippets(README)
+EXTENDING = snippets((ROOT / "docs" / "extending.md").read_text())
 
 
 def test_first_example_is_short() -> None:
@@ -50,6 +52,14 @@ def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BaseAlgorit
 def test_snippet_runs(number: int, learned: list[Any]) -> None:
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {"__name__": "__main__"})
     assert learned and all(250 <= model.num_timesteps < 250 + model.n_envs for model in learned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(EXTENDING)))
+def test_snippet_with_parts_of_ones_own_runs(number: int, learned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PARTS, "crossover", dict(PARTS["crossover"]))  # what is registered is forgotten afterwards
+    exec(compile(EXTENDING[number], f"extending.md, snippet {number + 1}", "exec"), {"__name__": "__main__"})
+    assert learned and all(model.num_timesteps == 250 for model in learned)
 
 
 @pytest.mark.slow
