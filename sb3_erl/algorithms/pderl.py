@@ -81,7 +81,10 @@ class PDERL(ERL):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    @inherits_arguments("n_migrants", "exploration_initial_eps", "exploration_final_eps", "exploration_fraction")
+    @inherits_arguments(
+        *("n_migrants", "population_policy_kwargs"),
+        *("exploration_initial_eps", "exploration_final_eps", "exploration_fraction"),
+    )
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
@@ -112,6 +115,11 @@ class PDERL(ERL):
         super().__init__(policy, env, learning_rate, **parts, **kwargs)
 
     # ---------------------------------------------------------------- set-up
+
+    @property
+    def takes_discrete_actions(self) -> bool:
+        """No: operators compare and teach actions of a box."""
+        return False
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

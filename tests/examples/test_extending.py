@@ -130,6 +130,17 @@ def test_rows_of_individuals_and_learner_are_never_mixed() -> None:
         Reseed()(model, None)  # type: ignore[arg-type]
 
 
+def test_systems_refuse_what_their_parts_cannot_do() -> None:
+    with pytest.raises(ValueError, match="PDERL needs an env with continuous actions"):
+        PDERL("CartPole-v1", learner="dqn")
+    with pytest.raises(TypeError, match="population_policy_kwargs"):
+        PDERL("Pendulum-v1", population_policy_kwargs={"net_arch": []})
+    with pytest.raises(ValueError, match="whose networks are shared with the population; got 'dqn'"):
+        ERLRe2("CartPole-v1", learner="dqn")
+    with pytest.raises(ValueError, match="whose actors read its embedding"):
+        ERL("Pendulum-v1", learner="td7", population_policy_kwargs={"net_arch": []})
+
+
 # -------------------------------------------------------------------- parts that break a promise
 
 
