@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> float | None:
     parser.add_argument("--steps", type=float, default=10_000)
     steps = parser.parse_args(arguments).steps
 
-    evolver_kwargs = {"mutation": IsotropicMutation, "mutation_kwargs": {"std": 0.05}}
-    model = ERL("Pendulum-v1", pop_size=5, evolver_kwargs=evolver_kwargs, seed=1)
+    evolver_kwargs = {"mutation_kwargs": {"std": 0.05}}
+    model = ERL("Pendulum-v1", pop_size=5, mutation=IsotropicMutation, evolver_kwargs=evolver_kwargs, seed=1)
     model.learn(steps)
     print(f"champion's return after {model.n_generations} generations: {model.champion_fitness}")
     return model.champion_fitness

@@ -7,22 +7,19 @@ A whole new system in one class: the genetic algorithm of ERL without a learner.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
-from sb3_erl.evolution.base import Evolver
-from sb3_erl.evolution.ga import GA
 
 
 class SimpleGA(EvolutionaryAlgorithm):
-    """Tournament selection, row crossover and Gaussian mutation on whole actors; fitness is the return."""
+    """Tournament selection, row crossover and Gaussian mutation on whole actors, a fifth of which survive; fitness is the return."""
 
-    def _make_evolver(self, candidates: torch.Tensor, layout: ParameterLayout) -> Evolver:
-        return GA(candidates, layout, elite_fraction=0.2)
+    def _evolver_arguments(self) -> dict[str, Any]:
+        return {"elite_fraction": 0.2, **super()._evolver_arguments()}
 
 
 def main(arguments: list[str] | None = None) -> float:
