@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
@@ -88,12 +88,3 @@ def _arguments_above(owner: type) -> dict[str, inspect.Parameter]:
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break
     return found
-
-
-def known_to(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    :param function: for example ``super().__init__``
-    :param arguments: values by name
-    :return: those of the values that can be handed to ``function`` by name
-    """
-    return {name: arguments[name] for name in inspect.signature(function).parameters if name in arguments and name != "self"}
