@@ -212,7 +212,7 @@ class LearningCurveCallback(BaseCallback):
             self._evaluate(clock)
             self._next_evaluation = self._after(self.num_timesteps, self.eval_freq)
             self._pause += time.perf_counter() - start
-            return os.getppid() == self._parent_process  # nobody is left who would want the result
+            return os.getppid() == self._parent_process  # the process that asked for the result has ended
         return True
 
     def _evaluate(self, clock: dict[str, float]) -> None:

@@ -117,8 +117,8 @@ def run_batch(faults: Sequence[Fault], limit: float = LIMIT) -> list[dict[str, A
         if is_lost:
             report(new[-1])
         os.close(reader)
-        everybody = processes_of(child)
-        for pid in (child, *everybody):
+        below = processes_of(child)
+        for pid in (child, *below):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -100,7 +100,7 @@ def faulty_vec_env(n_envs: int = 1, subprocess: bool = False, **kwargs: Any) -> 
 
 class Mortal(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
-    Kills the process it runs in when somebody puts a file there; the first who removes it is hit.
+    Kills the process it runs in when a file appears; of several processes, the one that removes the file first.
 
     :param env: environment that is wrapped
     :param flag: path of that file

@@ -168,7 +168,7 @@ def _run(fault: Fault, folder: Path) -> str:
 
 
 def _has_happened(fault: Fault, said: list[warnings.WarningMessage], folder: Path) -> bool:
-    """Episodes go wrong by chance, perhaps none of the first ones. Faults that nobody is warned of are errors."""
+    """Episodes go wrong by chance, perhaps none of the first ones. Faults without a warning are errors."""
     if fault.kind == "die once":
         return (folder / "died").exists()
     return any("episodes failed" in str(warning.message) for warning in said)
@@ -383,7 +383,7 @@ def descendants(ancestor: int) -> dict[int, tuple[int, str]]:
 
 
 def processes_of(ancestor: int) -> set[int]:
-    """:return: ids of the processes below another one that are nobody's helpers (multiprocessing's own, Ray's)"""
+    """:return: ids of the processes below another one other than helpers (multiprocessing's own, Ray's)"""
     below = descendants(ancestor)
     servers = {pid for pid, (_, command) in below.items() if any(word in command for word in SERVERS)}
     rays = {pid for pid, (_, command) in below.items() if any(word in command for word in RAYS)}

@@ -217,7 +217,7 @@ def costs(args: argparse.Namespace) -> dict[str, float]:
 
 
 def extrapolate(cost: dict[str, float], n_workers: int, n_jobs: int, spread: float, seconds: float) -> dict[str, float]:
-    """The model's answer for a number of workers that nobody measured."""
+    """The model's answer for a number of workers that was not measured."""
     rng = np.random.default_rng(0)
     durations = (seconds * np.exp(spread * rng.standard_normal(n_jobs) - 0.5 * spread**2)).tolist()
     running = max(cost["message_seconds"] * n_jobs, makespan(durations, n_workers))

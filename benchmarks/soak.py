@@ -208,7 +208,7 @@ def soak(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """:return: 0 if all runs ended as if nobody had been killed"""
+    """:return: 0 if all runs ended as if no worker had been killed"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="length of the runs with kills")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between two kills")

@@ -1,9 +1,9 @@
 """
-CERL when nobody knows the right discount factor or the right learner: several learn, the better ones explore more.
+CERL, for tasks whose best discount factor or learner is not known: several learn, the better ones explore more.
 
     python -m examples.portfolio [--steps 6000]
 
-All learners train on everybody's transitions, so those that get few episodes of their own are not left behind. The first one
+All learners train on the transitions of all, so those that get few episodes of their own are not left behind. The first one
 sees too few steps ahead to swing the pendulum up.
 """
 

@@ -1,5 +1,5 @@
 """
-What CEM-RL is good at: rewards that come late. Individuals are judged by whole episodes, gradients only help.
+What CEM-RL is good at: rewards that come late. The fitness of individuals is that of whole episodes, gradients only help.
 
 Trains CEM-RL once with every step's reward in the replay buffer and once with zeros but for each episode's last step, which
 gets the return; and CEM, which uses no rewards of single steps at all.

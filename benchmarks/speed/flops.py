@@ -2,8 +2,8 @@
 Useful arithmetic of the published updates, from the widths of their layers.
 
 Matrix products only, a multiplication and an addition being two operations. A layer that is trained costs its forward pass
-three times (output, gradient of the weights, gradient of the input), and one that only passes a gradient on twice. Nobody
-needs the gradient of an observation, so that the first layer of a trained network costs two.
+three times (output, gradient of the weights, gradient of the input), and one that only passes a gradient on twice. The
+gradient of an observation is not needed, so that the first layer of a trained network costs two.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def td7(obs: int = 17, act: int = 6, batch: int = 256, width: int = 256) -> floa
     encoder_step = state + trained_state + 3 * pair
     targets = state + actor + pair + 2 * critic
     critic_step = targets + state + pair + 2 * (3 * critic - (obs + act) * width)
-    policy_step = (3 * actor - first) + 2 * pair + 2 * 2 * critic  # both critics judge the policy
+    policy_step = (3 * actor - first) + 2 * pair + 2 * 2 * critic  # through both critics
     return 2.0 * batch * (encoder_step + critic_step + policy_step / 2)
 
 

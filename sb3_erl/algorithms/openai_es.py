@@ -57,7 +57,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     :param evolver: ``"es"``; another one proposes ``2 * n_pairs`` candidates, has its arguments in ``evolver_kwargs`` and uses
         none of ``learning_rate``, ``sigma``, ``l2_coeff``, ``optimizer``, ``optimizer_kwargs``, ``ties``,
         ``perturb_fraction`` and the noise table; of one without a mean, the best candidate is deployed
-    :param l2_coeff: pull of the mean towards zero
+    :param l2_coeff: pull of the mean toward zero
     :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
     :param optimizer_kwargs: further arguments of the optimizer, for example ``{"momentum": 0.9}``
     :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`

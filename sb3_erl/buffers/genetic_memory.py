@@ -84,7 +84,7 @@ class GeneticMemories(nn.Module):
 
     def take(self, sources: np.ndarray) -> None:
         """
-        All memories at once change hands.
+        Give each individual the memory of another one, all at the same time.
 
         :param sources: ``(n,)``: whose memory each individual gets; the first ones may be given only
         """

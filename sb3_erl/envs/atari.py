@@ -19,7 +19,7 @@ Arguments of the ``ALE/...-v5`` environments that leave the repetition of action
 
 def make_atari(env_id: str, n_envs: int = 1, seed: int | None = None, n_stack: int = 4, **kwargs: Any) -> VecEnv:
     """
-    Grey 84x84 frames, four of them stacked, every action for four frames, whole games, unclipped scores.
+    Gray 84x84 frames, four of them stacked, every action for four frames, whole games, unclipped scores.
 
     Such et al. (2017), https://arxiv.org/abs/1712.06567, section "Atari"; Salimans et al. (2017),
     https://arxiv.org/abs/1703.03864, section 4.2. The environment ends games only by its own rules and limits; the step

@@ -93,14 +93,14 @@ class FinalPosition(Behavior):
         self.point = point
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
-        """:return: ``(2,)``, x and y in metres"""
+        """:return: ``(2,)``, x and y in meters"""
         return self.position(env, info)
 
     def position(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """
         :param env: the environment
         :param info: of the last step or reset
-        :return: ``(2,)``, x and y in metres
+        :return: ``(2,)``, x and y in meters
         :raises ValueError: if the environment has no position
         """
         inner: Any = env.unwrapped

@@ -200,7 +200,7 @@ class MazePicture:
     Bird's-eye pictures of a maze with its robot.
 
     The pixels of the published Image Hard Maze were never described. These are this package's own: 0 floor, 96 walls, 160
-    goal, 255 robot, 32 a mark from its center towards its heading.
+    goal, 255 robot, 32 a mark from its center toward its heading.
 
     :param maze: what to draw
     :param size: width and height in pixels

@@ -29,7 +29,7 @@ class ESUpdate:
 
     :param shaped: ``(n_candidates,)`` shaped fitness, in the order of the candidates
     :param direction: ``(n_params,)`` estimated ascent direction, not divided by sigma
-    :param gradient: ``(n_params,)`` what the optimizer descended: minus the direction plus the pull towards zero
+    :param gradient: ``(n_params,)`` what the optimizer descended: minus the direction plus the pull toward zero
     :param grad_norm: L2 norm of the direction
     :param update_ratio: L2 norm of the step relative to that of the mean before it
     """
@@ -58,7 +58,7 @@ class MirroredES(Evolver):
     :param pop_size: number of candidates, even, at least 2
     :param sigma: standard deviation of perturbations, in units of parameters
     :param learning_rate: step size of the optimizer
-    :param l2_coeff: the pull towards zero: this times the mean is added to the gradient
+    :param l2_coeff: the pull toward zero: this times the mean is added to the gradient
     :param optimizer: key of ``ES_OPTIMIZERS``
     :param optimizer_kwargs: further arguments of the optimizer
     :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`, which also says what fitness is told

@@ -89,7 +89,7 @@ def _(network: SACActor) -> Layers:
 
 
 def _actors_like_sacs() -> list[type[Any]]:
-    """Actors of sb3-contrib with a squashed Gaussian, if somebody has imported them; this package does not."""
+    """Actors of sb3-contrib with a squashed Gaussian, if the program has imported them; this package does not."""
     modules = (sys.modules.get(f"sb3_contrib.{name}.policies") for name in ("tqc", "crossq"))
     return [module.Actor for module in modules if module is not None]
 

@@ -250,7 +250,7 @@ def _in_step(env: SubprocVecEnv) -> bool:
                 answer = remote.recv()
                 if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], spaces.Space):
                     break
-    except Exception:  # half a message, or nobody there
+    except Exception:  # half a message, or the process has ended
         return False
     env.waiting = False
     return True

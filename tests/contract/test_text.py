@@ -1,19 +1,15 @@
-"""What ``print(model)`` and ``help(model)`` show."""
+"""What ``print(model)`` shows."""
 
 from __future__ import annotations
-
-import inspect
-from typing import Any
 
 import gymnasium as gym
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS
 from sb3_erl.runs.description import env_name
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, make
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
 from tests.envs import toy_vec_env
 
 
@@ -54,19 +50,3 @@ def test_a_model_that_could_not_be_made_has_a_text() -> None:
     with pytest.raises(RuntimeError):
         Broken("MlpPolicy", gym.make("Pendulum-v1"))
     assert seen == ["Broken (not set up)", f"Broken({default}, Pendulum-v1, num_timesteps=0)"]
-
-
-@pytest.mark.parametrize("name", STEPWISE)
-def test_help_shows_what_a_user_calls(name: str) -> None:
-    """Beside what SB3's class has."""
-
-    def public(cls: type) -> set[str]:
-        return {key for key, value in inspect.getmembers(cls) if not key.startswith("_") and callable(value)}
-
-    own: Any = public(ALGOS[name]) - public(OffPolicyAlgorithm)
-    assert own <= {"resume_from", "rng", "individual"}
-
-
-@pytest.mark.parametrize("name", STEPWISE)
-def test_at_most_five_classes_of_ours_stand_above_each_other(name: str) -> None:
-    assert len([cls for cls in ALGOS[name].__mro__ if cls.__module__.startswith("sb3_erl.")]) <= 5

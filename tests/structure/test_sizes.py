@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_exceptions_are_needed_and_few() -> None:
     assert len(LARGER) <= 3
     for name, (limit, reason) in LARGER.items():
         assert 250 < n_lines(PACKAGE / name) <= limit and reason
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_functions_are_short(path: Path) -> None:
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno is not None}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
 
 
 def test_folders_are_small() -> None:

@@ -37,7 +37,7 @@ class ZooFinder:
         if name not in HOOKED:
             return None
         search = (name, get_ident())
-        if search in self.searching:  # another finder that also asks everybody, us included
+        if search in self.searching:  # another finder that also asks all finders, this one included
             return None
         self.searching.add(search)
         try:
