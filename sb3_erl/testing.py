@@ -79,9 +79,7 @@ def check_part(
         before = _state(make())
         whole = _trained(make(), total_timesteps)
         if whole.n_generations < 2:
-            raise ValueError(
-                f"total_timesteps must be enough for two generations; got {total_timesteps}, which ended in the first"
-            )
+            raise ValueError(f"total_timesteps must be enough for two generations; got {total_timesteps}")
         if _equal(before, _state(whole)):
             raise PartError("training changed no parameter: does the part return what it was given?")
         again = make()
@@ -92,11 +90,11 @@ def check_part(
         _check_resumed(cls, make, whole, total_timesteps, path / "checkpoints")
         with ProcessEvaluator(n_workers, env if callable(env) else None) as workers:
             remote = _trained(make(evaluator=workers), total_timesteps)
-            reason = "does it read what it did not declare, or global state that workers lack?"
-            _check_equal(remote, whole, "a run in worker processes differs from one in this process", reason)
+            _check_equal(remote, whole, "a run in worker processes differs from one in this process", _REMOTE)
     return whole
 
 
+_REMOTE = "does it read what it did not declare, or global state that workers lack?"
 _RANDOM = "all random numbers must come from the generator that is handed in, or from model.rng(name)"
 _STATE = "state that changes must be saved: in buffers of an nn.Module, or by state_dict() and load_state_dict(state)"
 
