@@ -17,7 +17,7 @@ from sb3_erl import CERL
 
 
 def main(arguments: list[str] | None = None) -> float:
-    """:return: share of all exploring episodes that went to the learner that is judged best"""
+    """:return: share of all exploring episodes that went to the learner with the highest value"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=float, default=6_000)
     steps = parser.parse_args(arguments).steps

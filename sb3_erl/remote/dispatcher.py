@@ -254,8 +254,8 @@ class Dispatcher:
             is_late = self.episode_timeout is not None and now - member.since > self.episode_timeout
             if member.chunks and is_late:
                 self._cut_off(worker, member)
-        is_nobody_ready = bool(self._members) and not any(member.is_ready for member in self._members.values())
-        if is_nobody_ready and all(now - member.born > self.start_timeout for member in self._members.values()):
+        none_is_ready = bool(self._members) and not any(member.is_ready for member in self._members.values())
+        if none_is_ready and all(now - member.born > self.start_timeout for member in self._members.values()):
             raise WorkerError(
                 f"no worker was ready within start_timeout={self.start_timeout:g} seconds; raise it, or look whether the "
                 f"{self.n_workers} workers ask for more than there is (n_workers, num_cpus)"
