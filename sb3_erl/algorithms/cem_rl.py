@@ -37,7 +37,7 @@ class CEMRL(HybridAlgorithm):
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222; authors' code: apourchot/CEM-RL, ``es_grad.py``. A
     diagonal Gaussian over actor parameters is sampled; the first half of the sample takes gradient steps on one common
-    critic; everybody is evaluated, every transition is stored, and the Gaussian is refitted on the best half.
+    critic; every individual is evaluated, every transition is stored, and the Gaussian is refitted on the best half.
 
     Differences from the authors' code:
 

@@ -247,7 +247,7 @@ class CERL(HybridAlgorithm):
         return NoiseExploration(noise or NormalActionNoise(np.zeros(n_actions), np.full(n_actions, 0.1)))
 
     def _score(self, generation: Generation) -> None:
-        """Fitness of the population; the manager hears the returns of the learners, in the order of the slots."""
+        """Fitness of the population; the manager is told the returns of the learners, in the order of the slots."""
         verbs.score(self, generation)
         episodes, allocation = generation.evaluated.episodes, self.manager.allocation
         returns = [episode.total_reward for episode in episodes if not self.is_of_population(episode.job)]

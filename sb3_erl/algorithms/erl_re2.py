@@ -88,7 +88,7 @@ class ERLRe2(HybridAlgorithm):
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
         :class:`~sb3_erl.policies.erl_re2.PolicyEncoder`
     :param pevfa_input: ``"obs_action"``; or ``"features"``, as with ``OFF_TYPE=0`` in the authors' code: a value of the
-        shared features alone, whose targets are those of whoever acted; only for ``learner="td3"`` or ``"ddpg"`` with
+        shared features alone, whose targets are those of the policy that acted; only for ``learner="td3"`` or ``"ddpg"`` with
         ``mc_fitness_prob=1``
     :param pevfa_heads_per_step: heads in one PeVFA step, or ``"all"``
     :param n_shared_heads: heads (K) in the encoder's loss

@@ -35,7 +35,7 @@ class Generation:
     :param callback: called at every vector step
     :param candidates: ``(pop_size, n_params)``, after ``ask``
     :param episodes: after ``evaluate``
-    :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where nobody was evaluated
+    :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where no policy was evaluated
     """
 
     number: int
@@ -185,7 +185,7 @@ def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, indiv
 
 
 def tell(model: Any, generation: Generation) -> None:
-    """The evolver hears the fitness, if there is any, and the champion is kept as it was evaluated."""
+    """The evolver is told the fitness, if there is any, and the champion is kept as it was evaluated."""
     if generation.fitness is not None:
         model.population.tell(generation.asked, generation.fitness, generation.rng, model._migrants(generation))
         log_champion(model)
