@@ -38,7 +38,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     Differences from the authors' code:
 
     1. a generation is a fixed number of pairs, or the shortest series of them that has ``min_timesteps`` steps (theirs takes
-       in order of arrival, which favors short episodes), and everything follows from the seed (theirs is not reproducible);
+       them as they arrive, which favors short episodes), and everything follows from the seed (theirs is not reproducible);
     2. equal returns share their rank (``ties="stable"``: order of the candidates);
     3. the mean is evaluated in a fixed number of episodes per generation (theirs tosses a coin);
     4. the sums of the observation statistics are float64, and enough episodes are counted for small populations too;

@@ -47,8 +47,8 @@ class PDERL(ERL):
 
     Differences from the authors' code, beside those of :class:`~sb3_erl.algorithms.erl.ERL`:
 
-    1. an elite's copy is matched with the elite's fitness (theirs has that of the individual it replaced), and no individual is
-       crossed with itself;
+    1. an elite's copy is matched with the elite's fitness (theirs has that of the individual it replaced), and no
+       individual is crossed with itself;
     2. all elite copies are protected from the learner's injection, not only the first;
     3. all children of a generation are distilled together on stacked parameters, and all sensitivities are measured
        together;

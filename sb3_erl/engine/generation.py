@@ -35,7 +35,7 @@ class Generation:
     :param callback: called at every vector step
     :param candidates: ``(pop_size, n_params)``, after ``ask``
     :param episodes: after ``evaluate``
-    :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where no policy was evaluated
+    :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where none was evaluated
     """
 
     number: int
