@@ -98,7 +98,7 @@ def test_interrupt_in_any_line(name: str, tmp_path: Path) -> None:
 def test_interrupt_in_every_line_of_an_episode() -> None:
     """Steps are counted once and stored once, whichever line of stepping and storing is hit."""
     engine = ("engine/generation.py", "engine/rollout_phase.py", "engine/hybrid.py")
-    counted = ("rollouts/phase.py", "rollouts/vectorized.py", "buffers/append.py", *engine)
+    counted = ("rollouts/vectorized.py", "rollouts/slots.py", "buffers/append.py", *engine)
     quiet = make("erl", toy_vec_env(1), seed=0)
     quiet.learn(10)
     number, line = 0, "?"
