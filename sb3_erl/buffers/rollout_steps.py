@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from sb3_erl.core.observations import Observation, combine, put, take
+from sb3_erl.core.observations import Observation, combine, row_access, take
 
 TRUNCATED = "TimeLimit.truncated"
 
@@ -106,7 +106,8 @@ class StepRecorder:
         self._first = first
         self._observations = combine(lambda array: _room_for(capacity + 1, np.asarray(array)), observation)
         self._actions = np.empty((capacity, *action_shape), dtype=np.float32)
-        put(self._observations, 0, observation)
+        self._put = row_access(observation)[1]
+        self._put(self._observations, 0, observation)
         self._infos: list[dict[str, Any]] = []
 
     def add(self, action: np.ndarray, observation: Observation, info: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ class StepRecorder:
             self._observations = combine(lambda array: _grown(array, t), self._observations)
             self._actions = _grown(self._actions, t)
         self._actions[t] = action
-        put(self._observations, t + 1, observation)
+        self._put(self._observations, t + 1, observation)
         self._infos.append(info)
 
     def steps(self, rewards: np.ndarray, done: bool) -> Steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,14 @@ def put(observations: Observation, rows: Rows, values: Observation) -> None:
             array[rows] = values[key]
     else:
         observations[rows] = values
+
+
+def row_access(observation: Observation) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """
+    :param observation: one of the observations whose rows will be read and written
+    :return: :func:`take` and :func:`put`; for arrays plain indexing, which takes a fraction of their time
+    """
+    return (take, put) if isinstance(observation, dict) else (operator.getitem, operator.setitem)
 
 
 def combine(function: Callable[..., np.ndarray], *observations: Any) -> Any:

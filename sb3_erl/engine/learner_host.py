@@ -73,9 +73,7 @@ class LearnerHost:
         model.policy.set_training_mode(True)
         try:
             with model.rollouts.stopwatch.measure("learning"), self.updates(size):
-                improved, metrics = steps(
-                    model.learner, candidates, lambda: model._sample(size), observations, n_critic, n_steps
-                )
+                improved, metrics = steps(model.learner, candidates, batch, observations, n_critic, n_steps)
         finally:
             model.policy.set_training_mode(False)
         self._log(len(candidates) * n_critic, metrics)

@@ -94,9 +94,14 @@ class WholeNetworks(Representation):
     """
 
     def __init__(self, policy: Any, learner: Any):
-        self.policy, self.learner = policy, learner
+        self.policy, self._learner = policy, learner
         self.layout = ParameterLayout.of(learner)
         self.networks = NetworkPool(self.make)
+
+    @property
+    def learner(self) -> Any:
+        """The learner's own network."""
+        return self._learner
 
     def make(self) -> BasePolicy:
         """See :meth:`Representation.make`."""
@@ -136,10 +141,6 @@ class MemberNetworks(WholeNetworks):
     def learner(self) -> Any:
         """The network of the active member."""
         return self.members.network
-
-    @learner.setter
-    def learner(self, network: Any) -> None:
-        """It follows from the active member."""
 
 
 class OwnNetworks(WholeNetworks):

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
 from sb3_erl.core.interrupts import uninterrupted
-from sb3_erl.core.observations import Observation, combine, copied, put, shape_of, take, zeros
+from sb3_erl.core.observations import Observation, combine, copied, row_access, shape_of, zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.envs.behavior import KEY, read_behavior
 from sb3_erl.rollouts.acting import single_row_actor
@@ -104,6 +104,7 @@ class _Rollout:
         """Slots with a job, and the job; see :meth:`_assign` for what follows from it."""
         self.obs = zeros(space, n_envs)
         """``(n_envs, *obs_shape)`` as policies see them."""
+        self.take, self.put = row_access(self.obs)
         self.original = self.obs if evaluator.vec_normalize is None else copied(self.obs)
         """The same as replay buffers store them."""
         self.actions = np.zeros((n_envs, int(np.prod(evaluator.action_shape))), dtype=np.float32)
@@ -158,12 +159,12 @@ class _Rollout:
         job = slot.job
         seen, stored = self.evaluator.reset_slot(index, self.address.seed(Stream.ENVIRONMENT, *job.key))
         check_shape("observations", seen, self.obs_shape)
-        put(self.obs, index, seen)
-        put(self.original, index, stored)
-        first = take(self.original, index)
+        self.put(self.obs, index, seen)
+        self.put(self.original, index, stored)
+        first = self.take(self.original, index)
         wrong = what_is_wrong(first)
         if wrong:
-            slot.end(take(self.obs, index), terminated=False, cut=True, failure=f"{wrong} after reset")
+            slot.end(self.take(self.obs, index), terminated=False, cut=True, failure=f"{wrong} after reset")
             return False
         slot.begin(first, self.evaluator.action_shape)
         if job.explorer is not None:
@@ -175,11 +176,11 @@ class _Rollout:
         obs, actions = self.obs, self.actions
         if self.act_single_row is not None:
             index = self.busy[0][0]
-            actions[index] = self.act_single_row(take(obs, index))  # type: ignore[arg-type]
+            actions[index] = self.act_single_row(self.take(obs, index))
         else:
-            actions[self.rows] = self.actor(take(obs, self.rows), self.candidates)
+            actions[self.rows] = self.actor(self.take(obs, self.rows), self.candidates)
         for index, explorer in self.explorers:
-            actions[index] = explorer(take(obs, index), actions[index])
+            actions[index] = explorer(self.take(obs, index), actions[index])
 
     # ---------------------------------------------------------------- steps
 
@@ -228,11 +229,12 @@ class _Rollout:
 
     def _step_inner(self, actions: np.ndarray) -> list[int]:
         """Step single environments without the copies of a DummyVecEnv; returns the slots whose jobs ended."""
-        is_observed, ended = self.n_allowed < len(self.busy), []
+        is_observed, ended, obs_shape = self.n_allowed < len(self.busy), [], self.obs_shape
         answers = [step(actions[index]) for index, step in self.inner_steps]  # if one of them raises, no step was taken
         for (index, slot), answer in zip(self.busy, answers, strict=True):
             observation, reward, terminated, truncated, info = answer
-            observation = self._checked(observation, reward)
+            if type(observation) is not np.ndarray or observation.shape != obs_shape or not isinstance(reward, float):
+                observation = self._checked(observation, reward)
             reward, recorder = float(reward), slot.recorder
             slot.rewards.append(reward)
             fails = not is_sound(observation, reward)
@@ -249,17 +251,12 @@ class _Rollout:
                 self._end(index, observation, observation, info)
             elif recorder is not None:
                 recorder.add(self.buffer_actions[index], observation, info)
-            put(self.obs, index, observation)
+            self.put(self.obs, index, observation)
         return ended
 
     def _checked(self, observation: Any, reward: Any) -> Observation:
         """An observation of a single environment as arrays; shapes are checked, also that of the reward."""
-        if isinstance(observation, dict):
-            observation = {key: np.asarray(part) for key, part in observation.items()}
-        else:
-            observation = np.asarray(observation)
-            if observation.shape == self.obs_shape and isinstance(reward, float):
-                return observation
+        observation = combine(np.asarray, observation)
         check_shape("observations", observation, self.obs_shape)
         check_shape("rewards", reward, ())
         return observation
@@ -269,7 +266,7 @@ class _Rollout:
         self._start(index)
         if self.slots[index] is None and self.dones[index]:
             assert self.inner is not None
-            put(self.obs, index, self.inner[index].reset()[0])
+            self.put(self.obs, index, self.inner[index].reset()[0])
 
     def _step_all(self, actions: np.ndarray) -> list[int]:
         """Step a VecEnv; returns the slots whose jobs ended."""
@@ -287,7 +284,7 @@ class _Rollout:
         self.rewards, self.infos, ended = rewards, infos, []
         for index, slot in self.busy:
             slot.rewards.append(raw_rewards[index])
-            last, last_original = take(new_obs, index), take(new_original, index)  # type: ignore[arg-type]
+            last, last_original = self.take(new_obs, index), self.take(new_original, index)
             terminal = infos[index].get("terminal_observation") if dones[index] else None
             if terminal is not None:
                 check_shape("observations", terminal, self.obs_shape)
@@ -302,9 +299,9 @@ class _Rollout:
                 self.dones[index] = dones[index]
                 self._end(index, last, last_original, infos[index])
             elif slot.recorder is not None:
-                slot.recorder.add(self.buffer_actions[index], take(new_original, index), infos[index])
-        put(self.obs, slice(None), new_obs)  # type: ignore[arg-type]
-        put(self.original, slice(None), new_original)
+                slot.recorder.add(self.buffer_actions[index], self.take(new_original, index), infos[index])
+        self.put(self.obs, slice(None), new_obs)
+        self.put(self.original, slice(None), new_original)
         return ended
 
     def _end(self, index: int, last: Observation, last_original: Observation, info: dict[str, Any]) -> None:
@@ -312,7 +309,7 @@ class _Rollout:
         slot, done = self.slots[index], bool(self.dones[index])
         assert slot is not None
         terminated = done and not info.get(TRUNCATED, False)
-        slot.record_last(take(self.original, index), self.buffer_actions[index], last_original, info, done)
+        slot.record_last(self.take(self.original, index), self.buffer_actions[index], last_original, info, done)
         wrong = what_is_wrong(last_original, slot.rewards[-1])
         if wrong:
             slot.end(last, terminated=False, cut=not done, failure=f"{wrong} in step {len(slot.rewards)}")
