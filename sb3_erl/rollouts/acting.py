@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
+from sb3_erl.core.observations import take
 from sb3_erl.core.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.policies.rollout_layers import RolloutLayers, layers_of
 from sb3_erl.rollouts import single_row
@@ -138,7 +139,7 @@ class JointActor:
         actions: dict[int, np.ndarray] = {}
         for part in {group for group, _ in members}:
             rows = [row for row, (group, _) in enumerate(members) if group == part]
-            answers = self._parts[part](rows_of(observations, rows), [members[row][1] for row in rows])
+            answers = self._parts[part](take(observations, rows), [members[row][1] for row in rows])
             actions |= dict(zip(rows, answers, strict=True))
         return np.stack([actions[row] for row in range(len(members))])
 
@@ -146,17 +147,6 @@ class JointActor:
         """See :meth:`SingleRowActing.single_row`."""
         part, number = self._members[candidate]
         return single_row_actor(self._parts[part], number)
-
-
-def rows_of(observations: Any, rows: Any) -> Any:
-    """
-    :param observations: an array, or a dict of arrays, with one row per candidate that acts
-    :param rows: an index of the first axis
-    :return: these rows, of each array
-    """
-    if isinstance(observations, dict):
-        return {key: array[rows] for key, array in observations.items()}
-    return observations[rows]
 
 
 def has_tensors(module: nn.Module) -> bool:
@@ -199,7 +189,7 @@ class ModuleActor:
             self._networks.load(candidates)
         for row, candidate in enumerate(candidates):
             network = self._networks[candidate]
-            tensor, _ = network.obs_to_tensor(rows_of(observations, row))
+            tensor, _ = network.obs_to_tensor(take(observations, row))
             actions.append(network._predict(tensor, deterministic=True).cpu().numpy().reshape(1, -1))
         return np.concatenate(actions).astype(np.float32, copy=False)
 
