@@ -190,11 +190,29 @@ def test_an_exception_is_shown_with_its_traceback(evaluators: Evaluators) -> Non
     assert n_stored(model) == model.num_timesteps
 
 
-def test_an_environment_that_cannot_be_made(evaluators: Evaluators) -> None:
+def test_an_environment_that_cannot_be_made(evaluators: Evaluators, capfd: pytest.CaptureFixture[str]) -> None:
     evaluator = evaluators()
     evaluator.make_env = partial(ToyEnv, color="red")
     with pytest.raises(WorkerError, match=r"(?s)could not make its environment.*color"):
         make("openai_es", toy(), evaluator=evaluator).learn(10)
+    assert "Traceback" not in capfd.readouterr().err, "the error has it, the terminal need not"
+
+
+class FunctionInInfoEnv(ToyEnv):
+    """Puts into its infos what can be copied but not pickled."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *others, info = super().step(action)
+        return (*others, {**info, "distance": lambda point: 0.0})  # type: ignore[return-value]
+
+
+def test_an_info_that_cannot_be_pickled(evaluators: Evaluators) -> None:
+    evaluator = evaluators()
+    evaluator.make_env = FunctionInInfoEnv
+    model = make("erl", toy(), evaluator=evaluator)
+    with pytest.raises(WorkerError, match=r"(?s)raised an exception in a worker.*pickle.*lambda"):
+        model.learn(400)
+    assert model.workers.n_deaths == 0
 
 
 @pytest.mark.parametrize("name", ["openai_es", "erl"])
