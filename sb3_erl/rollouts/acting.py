@@ -132,16 +132,28 @@ class JointActor:
 
     def __init__(self, parts: Sequence[PopulationActor], members: Sequence[tuple[int, int]]):
         self._parts, self._members = parts, members
+        self._candidates: tuple[int, ...] | None = None
+        self._groups: list[tuple[int, list[int], tuple[int, ...]]] = []
+        """Group, its rows, and the numbers of the candidates on these rows."""
+        self._order = np.zeros(0, dtype=np.int64)
+        """Where each row's action is among those of the groups, one group after the other."""
 
     def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
-        members = [self._members[candidate] for candidate in candidates]
-        actions: dict[int, np.ndarray] = {}
-        for part in {group for group, _ in members}:
-            rows = [row for row, (group, _) in enumerate(members) if group == part]
-            answers = self._parts[part](take(observations, rows), [members[row][1] for row in rows])
-            actions |= dict(zip(rows, answers, strict=True))
-        return np.stack([actions[row] for row in range(len(members))])
+        candidates = tuple(candidates)
+        if candidates != self._candidates:  # which candidates act changes only when a job ends
+            self._group(candidates)
+        answers = [self._parts[group](take(observations, rows), numbers) for group, rows, numbers in self._groups]
+        return np.concatenate(answers)[self._order]
+
+    def _group(self, candidates: tuple[int, ...]) -> None:
+        rows_of: dict[int, list[int]] = {}
+        for row, candidate in enumerate(candidates):
+            rows_of.setdefault(self._members[candidate][0], []).append(row)
+        numbers = [self._members[candidate][1] for candidate in candidates]
+        self._groups = [(group, rows, tuple(numbers[row] for row in rows)) for group, rows in rows_of.items()]
+        self._order = np.argsort([row for rows in rows_of.values() for row in rows])
+        self._candidates = candidates
 
     def single_row(self, candidate: int) -> SingleRowActor | None:
         """See :meth:`SingleRowActing.single_row`."""
