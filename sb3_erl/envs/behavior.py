@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.observations import copied
 
 KEY = "bc"
 """Where an environment's ``info`` holds the behavior."""
@@ -26,7 +27,7 @@ class EpisodeTrace:
     An episode as a user's function of it receives it.
 
     :param env: the environment, still in its last state
-    :param observations: T + 1 observations, the first one from ``reset``
+    :param observations: T + 1 observations, the first one from ``reset``; each a dict of arrays for a Dict space
     :param actions: T actions
     :param rewards: T rewards
     :param infos: T + 1 infos, the first one from ``reset``
@@ -178,7 +179,7 @@ class Memory(Behavior):
 
 
 class FinalObservation(Behavior):
-    """The observation after the last step, as the environment gives it."""
+    """The observation after the last step, as the environment gives it; arrays of a Dict space in the order of keys."""
 
     def __init__(self) -> None:
         self._last: Any = None
@@ -193,7 +194,8 @@ class FinalObservation(Behavior):
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """:return: ``(n,)``, whatever the shape of an observation"""
-        return np.array(self._last, dtype=np.float64).ravel()
+        parts = [self._last[key] for key in sorted(self._last)] if isinstance(self._last, dict) else [self._last]
+        return np.concatenate([np.array(part, dtype=np.float64).ravel() for part in parts])
 
 
 class FromEpisode(Behavior):
@@ -209,13 +211,13 @@ class FromEpisode(Behavior):
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._trace = EpisodeTrace(env, [np.copy(observation)], infos=[info])
+        self._trace = EpisodeTrace(env, [copied(observation)], infos=[info])
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
         trace = self._trace
         assert trace is not None
-        trace.observations.append(np.copy(observation))
+        trace.observations.append(copied(observation))
         trace.actions.append(np.copy(action))
         trace.rewards.append(float(reward))
         trace.infos.append(info)

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
 )
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 
@@ -51,7 +52,7 @@ Layer = Callable[[VecEnv], VecEnv]
 @dataclass(frozen=True)
 class _Frames:
     n_stack: int
-    order: str
+    order: str | dict[str, Any]
 
     def __call__(self, env: VecEnv) -> VecEnv:
         return VecFrameStack(env, self.n_stack, self.order)
@@ -148,8 +149,7 @@ def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker
 
 def _layer(wrapper: VecEnvWrapper) -> Layer | None:
     if isinstance(wrapper, VecFrameStack):
-        stacked = wrapper.stacked_obs
-        return _Frames(stacked.n_stack, "first" if stacked.stack_dimension == 1 else "last")
+        return _Frames(wrapper.stacked_obs.n_stack, _channels_order(wrapper.stacked_obs))
     if isinstance(wrapper, VecTransposeImage):
         return _Transposed(wrapper.skip)
     if isinstance(wrapper, VecExtractDictObs):
@@ -170,6 +170,13 @@ def _layer(wrapper: VecEnvWrapper) -> Layer | None:
             "can (OpenAIES: normalize_obs=True), or use evaluator='vec'"
         )
     return _Normalized(pickle.dumps(wrapper))  # without its environments
+
+
+def _channels_order(stacked: StackedObservations) -> str | dict[str, Any]:
+    """The argument of ``VecFrameStack``; one per key for a Dict space."""
+    if isinstance(stacked.observation_space, gym.spaces.Dict):
+        return {key: _channels_order(part) for key, part in stacked.sub_stacked_observations.items()}
+    return "first" if stacked.channels_first else "last"
 
 
 def _complete_spec(env: VecEnv) -> EnvSpec:

@@ -55,7 +55,6 @@ class Answer(NamedTuple):
     """
     The results of consecutive jobs.
 
-    :param phase: number of the phase
     :param first: number of the first job
     :param bodies: what :func:`pack_scores` (one for all jobs) or :func:`pack_steps` (one per job) made of them
     :param n_done: number of jobs that ran to their end
@@ -63,7 +62,6 @@ class Answer(NamedTuple):
     :param error: traceback of the job after them, ``None`` if none raised an exception
     """
 
-    phase: int
     first: int
     bodies: Any
     n_done: int

@@ -141,12 +141,12 @@ class Actor:
         """
         if published is not None:
             ray = import_ray()
-            number, phase, tables = published
+            _, phase, tables = published
             for size, seed, reference in tables:
                 if (size, seed) not in self._tables:
                     values = self._tables[size, seed] = ray.get(reference)  # read-only, shared by the actors of a machine
                     NoiseTable.adopt(size, seed, values)
-            self.runner.load(number, memoryview(ray.get(phase)))
+            self.runner.load(memoryview(ray.get(phase)))
         return self.runner.run(first, last)
 
 

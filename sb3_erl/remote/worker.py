@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process, resource_tracker, shared_memory
 from typing import Any
@@ -76,7 +77,6 @@ class Runner:
             raise ValueError(f"make_env must make one environment, or a VecEnv of one; got one of {self.env.num_envs}")
         with mismatches_explained():
             self.env.reset()
-        self._number = -1
         self._phase: PhaseMessage | None = None
         self._broken: str | None = None
 
@@ -85,12 +85,11 @@ class Runner:
         """Pickled spaces of the environment, to be compared with those of the model."""
         return pickle.dumps((self.env.observation_space, self.env.action_space))
 
-    def load(self, number: int, phase: Any | None) -> None:
+    def load(self, phase: Any | None) -> None:
         """
-        :param number: of the phase
         :param phase: what :meth:`PhaseMessage.packed` made, ``None`` if the phase is over already; then no job runs
         """
-        self._number, self._phase, self._broken = number, None, None
+        self._phase, self._broken = None, None
         try:
             self._phase = None if phase is None else pickle.loads(phase)
         except Exception:  # something that this process cannot import, for example
@@ -104,7 +103,7 @@ class Runner:
         """
         phase, start = self._phase, time.perf_counter()
         if phase is None:
-            return Answer(self._number, first, [], 0, 0.0, self._broken).packed()
+            return Answer(first, [], 0, 0.0, self._broken).packed()
         shape = phase.to_environment.action_space.shape or ()
         evaluator = VectorizedEvaluator(self.env, unwrap_vec_normalize(self.env), phase.to_environment, shape)
         bodies: list[Any] = []
@@ -116,7 +115,11 @@ class Runner:
                 error = traceback.format_exc()
                 break
         n_done, body = len(bodies), bodies if phase.summarizer is None else pack_scores(bodies)
-        return Answer(self._number, first, body, n_done, time.perf_counter() - start, error).packed()
+        answer = Answer(first, body, n_done, time.perf_counter() - start, error)
+        try:
+            return answer.packed()
+        except Exception:  # an info that cannot be pickled, for example
+            return Answer(first, [], 0, 0.0, traceback.format_exc()).packed()
 
     def _run(self, evaluator: VectorizedEvaluator, phase: PhaseMessage, job: Job) -> Any:
         summarizer = phase.summarizer
@@ -162,7 +165,9 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
         runner = Runner(setup)
         greeting = runner.greeting
     except Exception:
-        greeting = pickle.dumps(traceback.format_exc())
+        with suppress(OSError):
+            channel.send_bytes(pickle.dumps(traceback.format_exc()))
+        return
     try:
         channel.send_bytes(greeting)
     except OSError:  # the main process has closed the channel
@@ -176,15 +181,15 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
             return
         first, last, phase = pickle.loads(request)
         if phase is not None:
-            number, name, size, shared = phase
+            _, name, size, shared = phase
             _adopt_tables(shared, tables)
             try:
                 memory = attached(name)
                 assert memory.buf is not None
-                runner.load(number, bytes(memory.buf[:size]))
+                runner.load(bytes(memory.buf[:size]))
                 memory.close()
             except FileNotFoundError:  # the main process has begun another phase
-                runner.load(number, None)
+                runner.load(None)
         try:
             channel.send_bytes(runner.run(first, last))
         except OSError:  # the main process has closed the channel

@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
+from sb3_erl.core.observations import take
 from sb3_erl.core.parameters import ParameterLayout, copy_buffers, write_parameters
 from sb3_erl.policies.rollout_layers import RolloutLayers, layers_of
 from sb3_erl.rollouts import single_row
@@ -131,32 +132,33 @@ class JointActor:
 
     def __init__(self, parts: Sequence[PopulationActor], members: Sequence[tuple[int, int]]):
         self._parts, self._members = parts, members
+        self._candidates: tuple[int, ...] | None = None
+        self._groups: list[tuple[int, list[int], tuple[int, ...]]] = []
+        """Group, its rows, and the numbers of the candidates on these rows."""
+        self._order = np.zeros(0, dtype=np.int64)
+        """Where each row's action is among those of the groups, one group after the other."""
 
     def __call__(self, observations: Any, candidates: Sequence[int]) -> np.ndarray:
         """See :class:`~sb3_erl.rollouts.jobs.PopulationActor`."""
-        members = [self._members[candidate] for candidate in candidates]
-        actions: dict[int, np.ndarray] = {}
-        for part in {group for group, _ in members}:
-            rows = [row for row, (group, _) in enumerate(members) if group == part]
-            answers = self._parts[part](rows_of(observations, rows), [members[row][1] for row in rows])
-            actions |= dict(zip(rows, answers, strict=True))
-        return np.stack([actions[row] for row in range(len(members))])
+        candidates = tuple(candidates)
+        if candidates != self._candidates:  # which candidates act changes only when a job ends
+            self._group(candidates)
+        answers = [self._parts[group](take(observations, rows), numbers) for group, rows, numbers in self._groups]
+        return np.concatenate(answers)[self._order]
+
+    def _group(self, candidates: tuple[int, ...]) -> None:
+        rows_of: dict[int, list[int]] = {}
+        for row, candidate in enumerate(candidates):
+            rows_of.setdefault(self._members[candidate][0], []).append(row)
+        numbers = [self._members[candidate][1] for candidate in candidates]
+        self._groups = [(group, rows, tuple(numbers[row] for row in rows)) for group, rows in rows_of.items()]
+        self._order = np.argsort([row for rows in rows_of.values() for row in rows])
+        self._candidates = candidates
 
     def single_row(self, candidate: int) -> SingleRowActor | None:
         """See :meth:`SingleRowActing.single_row`."""
         part, number = self._members[candidate]
         return single_row_actor(self._parts[part], number)
-
-
-def rows_of(observations: Any, rows: Any) -> Any:
-    """
-    :param observations: an array, or a dict of arrays, with one row per candidate that acts
-    :param rows: an index of the first axis
-    :return: these rows, of each array
-    """
-    if isinstance(observations, dict):
-        return {key: array[rows] for key, array in observations.items()}
-    return observations[rows]
 
 
 def has_tensors(module: nn.Module) -> bool:
@@ -199,7 +201,7 @@ class ModuleActor:
             self._networks.load(candidates)
         for row, candidate in enumerate(candidates):
             network = self._networks[candidate]
-            tensor, _ = network.obs_to_tensor(rows_of(observations, row))
+            tensor, _ = network.obs_to_tensor(take(observations, row))
             actions.append(network._predict(tensor, deterministic=True).cpu().numpy().reshape(1, -1))
         return np.concatenate(actions).astype(np.float32, copy=False)
 

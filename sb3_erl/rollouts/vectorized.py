@@ -301,7 +301,8 @@ class _Rollout:
             elif slot.recorder is not None:
                 slot.recorder.add(self.buffer_actions[index], self.take(new_original, index), infos[index])
         self.put(self.obs, slice(None), new_obs)
-        self.put(self.original, slice(None), new_original)
+        if normalizer is not None:  # otherwise they are the same arrays
+            self.put(self.original, slice(None), new_original)
         return ended
 
     def _end(self, index: int, last: Observation, last_original: Observation, info: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
@@ -25,6 +28,7 @@ from benchmarks.injection import what_stays
 from sb3_erl import ALGOS, buffers, remote, rollouts
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.remote.dispatcher import WorkerError
+from sb3_erl.remote.env_recipe import environment_maker
 from sb3_erl.remote.process import ProcessEvaluator
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
 from tests.contract.helpers import Witness, differences, snapshot
@@ -190,11 +194,29 @@ def test_an_exception_is_shown_with_its_traceback(evaluators: Evaluators) -> Non
     assert n_stored(model) == model.num_timesteps
 
 
-def test_an_environment_that_cannot_be_made(evaluators: Evaluators) -> None:
+def test_an_environment_that_cannot_be_made(evaluators: Evaluators, capfd: pytest.CaptureFixture[str]) -> None:
     evaluator = evaluators()
     evaluator.make_env = partial(ToyEnv, color="red")
     with pytest.raises(WorkerError, match=r"(?s)could not make its environment.*color"):
         make("openai_es", toy(), evaluator=evaluator).learn(10)
+    assert "Traceback" not in capfd.readouterr().err, "the error has it, the terminal need not"
+
+
+class FunctionInInfoEnv(ToyEnv):
+    """Puts into its infos what can be copied but not pickled."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *others, info = super().step(action)
+        return (*others, {**info, "distance": lambda point: 0.0})  # type: ignore[return-value]
+
+
+def test_an_info_that_cannot_be_pickled(evaluators: Evaluators) -> None:
+    evaluator = evaluators()
+    evaluator.make_env = FunctionInInfoEnv
+    model = make("erl", toy(), evaluator=evaluator)
+    with pytest.raises(WorkerError, match=r"(?s)raised an exception in a worker.*pickle.*lambda"):
+        model.learn(400)
+    assert model.workers.n_deaths == 0
 
 
 @pytest.mark.parametrize("name", ["openai_es", "erl"])
@@ -374,6 +396,13 @@ def test_environments_are_made_again(name: str, make_vec_env: Callable[[], VecEn
     with evaluator:
         result, other = run(name, 100, make_vec_env(), evaluator=evaluator)
     assert differences(expected, result) == [] and other == log and "rollout/ep_rew_mean" in log
+
+
+def test_stacked_frames_of_dict_observations_are_made_again() -> None:
+    env = VecFrameStack(DummyVecEnv([SimpleMultiObsEnv]), 2, {"img": "first", "vec": "last"})
+    made = pickle.loads(cloudpickle.dumps(environment_maker(env, SimpleMultiObsEnv)))()
+    assert made.observation_space == env.observation_space
+    np.testing.assert_equal({key: part.shape for key, part in made.reset().items()}, {"img": (1, 128, 64, 1), "vec": (1, 10)})
 
 
 class Unrecorded(gym.Wrapper):

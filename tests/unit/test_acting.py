@@ -320,12 +320,14 @@ def test_groups_act_on_their_rows_of_dict_observations() -> None:
     torch.manual_seed(7)
     policy, other = dict_policy(), dict_policy()
     parts = [ModuleActor([policy.make_actor() for _ in range(2)]), ModuleActor([other.make_actor()])]
-    joint = JointActor(parts, [(0, 1), (1, 0), (0, 0)])
-    observations = dict_observations(3)
-    actions = joint(observations, [1, 2, 0])
-    for row, (part, number) in enumerate([(1, 0), (0, 0), (0, 1)]):
-        alone = parts[part]({key: array[[row]] for key, array in observations.items()}, [number])
-        assert np.array_equal(alone[0], actions[row])
+    members = [(0, 1), (1, 0), (0, 0)]
+    joint = JointActor(parts, members)
+    for candidates in ([1, 2, 0], [0, 1, 2], [0, 1, 2], [2, 0], [1]):
+        observations = dict_observations(len(candidates))
+        actions = joint(observations, candidates)
+        for row, (part, number) in enumerate(members[candidate] for candidate in candidates):
+            alone = parts[part]({key: array[[row]] for key, array in observations.items()}, [number])
+            assert np.array_equal(alone[0], actions[row])
 
 
 def test_rebuilt_actors_act_on_dict_observations() -> None:

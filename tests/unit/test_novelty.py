@@ -371,3 +371,37 @@ def test_a_function_sees_the_environment_in_its_last_state() -> None:
     for _ in range(3):
         *_, info = env.step(np.array([1.0]))
     assert info["bc"].tolist() == [3.0]
+
+
+class DictLine(Line):
+    """Its observations are a dict of arrays, the same ones in every step."""
+
+    observation_space = spaces.Dict({"time": spaces.Discrete(4), "place": spaces.Box(-100, 100, (1,), np.float32)})  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation: dict[str, Any] = {"time": 0, "place": np.zeros(1, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.observation["place"][:], info = super().reset(seed=seed)
+        return self.observation, info
+
+    def step(self, action: np.ndarray) -> Any:
+        self.observation["place"][:], *others = super().step(action)
+        self.observation["time"] = self.t
+        return self.observation, *others
+
+
+@pytest.mark.parametrize(
+    ("behavior", "expected"),
+    [
+        ("final_observation", [1.5, 3.0]),
+        (lambda trace: [part["place"][0] for part in trace.observations], [0.0, 0.5, 1.0, 1.5]),
+    ],
+)
+def test_behaviors_of_dict_observations(behavior: Any, expected: list[float]) -> None:
+    env = BehaviorWrapper(DictLine(), behavior)
+    env.reset()
+    for _ in range(3):
+        *_, info = env.step(np.array([0.5]))
+    assert info["bc"].tolist() == expected

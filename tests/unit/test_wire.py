@@ -68,7 +68,7 @@ def test_a_pair_of_episodes_takes_few_bytes() -> None:
     infos = [{"episode": {"r": 1.25, "l": 5, "t": 0.5}, "TimeLimit.truncated": False}] * 2
     bodies = pack_scores([Score(episode(), info, None) for info in infos])
     assert RECORD.itemsize == 29 and len(bodies[0]) == 2 * 29 and bodies[1] == {}
-    assert len(Answer(3, 10, bodies, 2, 0.1, None).packed()) < 2 * 347
+    assert len(Answer(10, bodies, 2, 0.1, None).packed()) < 2 * 347
 
 
 def test_transitions() -> None:
