@@ -41,8 +41,10 @@ def describe(model: Any) -> str:
         rule = getattr(model.learner, "rule", None)
         kind = "" if rule is None else f" ({type(rule).__name__})"
         lines.append(f"  learner:     {type(model.learner).__name__}{kind}, {model._n_updates:,} updates")
-    generations = f", {model.n_generations:,} generation{'s' * (model.n_generations != 1)}" if hasattr(model, "n_generations") else ""
-    lines.append(f"  trained:     {model.num_timesteps:,} steps{generations}, seed {model.run_seed}")
+    trained = f"{model.num_timesteps:,} steps"
+    if hasattr(model, "n_generations"):
+        trained += f", {model.n_generations:,} generation{'s' * (model.n_generations != 1)}"
+    lines.append(f"  trained:     {trained}, seed {model.run_seed}")
     return "\n".join(lines)
 
 
