@@ -48,6 +48,7 @@ class DQNSettings(LearnerSettings):
     lap_min_priority: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("loss", self.loss, LOSSES)
         check_range("target_update_interval", self.target_update_interval, 1, integer=True)
         check_range("lap_alpha", self.lap_alpha, 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Rates, Sampler, frozen, step_optimizer
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
@@ -26,10 +27,11 @@ class TD7Settings(LearnerSettings):
     """
     Constants of TD7's update beside those of TD3.
 
-    :param target_update_interval: updates between two hard copies of all targets
-    :param lap_alpha: exponent of the priorities
-    :param lap_min_priority: floor of the priorities, before the exponent
+    :param target_update_interval: updates between two hard copies of all targets, at least 1
+    :param lap_alpha: exponent of the priorities, at least 0
+    :param lap_min_priority: floor of the priorities, before the exponent, at least 0
     :param bc_coef: weight of the behavior-cloning term, 0 for none
+    :raises ValueError: if a constant is out of range
     """
 
     policy_delay: int = 2
@@ -38,6 +40,12 @@ class TD7Settings(LearnerSettings):
     lap_alpha: float = 0.4
     lap_min_priority: float = 1.0
     bc_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("target_update_interval", self.target_update_interval, 1, integer=True)
+        for name in ("lap_alpha", "lap_min_priority", "bc_coef"):
+            check_range(name, getattr(self, name), 0)
 
 
 class Batch(NamedTuple):
