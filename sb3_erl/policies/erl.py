@@ -64,6 +64,12 @@ def fused_adam(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict
     return kwargs
 
 
+def check_own_extractors(share_features_extractor: bool) -> None:
+    """:raises ValueError: if actor and critic shall share their features extractor"""
+    if share_features_extractor:
+        raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
+
+
 @cache
 def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
     """
@@ -157,13 +163,11 @@ class ERLCritic(BaseModel):
         normalize_images: bool = True,
         n_critics: int = 1,
         layer_norm: bool = True,
-        share_features_extractor: bool = False,
     ):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         action_dim = get_action_dim(action_space)
-        self.share_features_extractor = share_features_extractor
         self.n_critics = n_critics
         self.activation = activation_fn()
         self.observation_layer = self.action_layer = None
@@ -185,8 +189,7 @@ class ERLCritic(BaseModel):
         :param n_towers: evaluate only the first towers
         :return: ``(towers, batch, 1)``
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features = self.extract_features(obs, self.features_extractor)
+        features = self.extract_features(obs, self.features_extractor)
         if self.observation_layer is None or self.action_layer is None:
             x = th.cat([features, actions], dim=1).expand(self.out.weight[:n_towers].shape[0], -1, -1)
         else:
@@ -260,6 +263,8 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
     :param layer_norm: the normalization of the authors' code; ``False`` leaves it out
     :param critic_activation_fn: activation of the critics
+    :param share_features_extractor: must be ``False``: each individual has an extractor of its own, the critic too
+    :raises ValueError: if ``share_features_extractor`` is set
     """
 
     def __init__(
@@ -279,6 +284,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
         layer_norm: bool = True,
         critic_activation_fn: type[nn.Module] = nn.ELU,
     ):
+        check_own_extractors(share_features_extractor)
         self.layer_norm = layer_norm
         self.critic_activation_fn = critic_activation_fn
         super().__init__(
@@ -309,6 +315,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ERLCritic:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        del kwargs["share_features_extractor"]
         kwargs["activation_fn"] = self.critic_activation_fn
         return ERLCritic(**kwargs, layer_norm=self.layer_norm).to(self.device)
 
