@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     :param discounts: ``(batch, 1)``, 0 at terminal states
     :param zs: fixed state embeddings of the observations
     :param next_zs: state embeddings of the next observations by the targets' encoder
+    :param zsa: fixed state-action embeddings of observations and actions
     """
 
     features: Tensor
@@ -68,6 +69,7 @@ class Batch(NamedTuple):
     discounts: Tensor
     zs: Tensor
     next_zs: Tensor
+    zsa: Tensor
 
 
 class Update(NamedTuple):
@@ -112,7 +114,7 @@ class TD7Learner(Learner):
     n_critics = TD7Rule.n_critics
     batch_size = 256
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy}
-    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
+    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_target_values", "_critic_loss", "_actor_loss")
     use_graphs = True
     priority_set: int
 
@@ -192,12 +194,15 @@ class TD7Learner(Learner):
         features, next_features = actor.features(samples.observations), actor.features(samples.next_observations)
         discounts = self.settings.gamma if samples.discounts is None else samples.discounts
         discounts = (1 - samples.dones) * discounts
-        embeddings = self._embed(features, next_features)
+        embeddings = self._embed(features, next_features, samples.actions)
         return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings)
 
     @torch.no_grad()
-    def _embed(self, features: Tensor, next_features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy.actor.encoder(features), self.policy.actor_target.encoder(next_features)
+    def _embed(self, features: Tensor, next_features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        policy = self.policy
+        zs = policy.actor.encoder(features)
+        zsa = policy.fixed_action_encoder(torch.cat([zs, actions], dim=1))
+        return zs, policy.actor_target.encoder(next_features), zsa
 
     def _encoder_step(self, batch: Batch) -> Tensor:
         loss = self._encoder_loss(batch)
@@ -215,23 +220,22 @@ class TD7Learner(Learner):
         self, batch: Batch, noise: Tensor, target_actor: SALEActor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         policy = self.policy
-        next_values, zsa = self._critic_inputs(batch, noise, policy.actor_target if target_actor is None else target_actor)
+        next_values = self._target_values(batch, noise, policy.actor_target if target_actor is None else target_actor)
         targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
-        loss, values = self._critic_loss(batch, zsa, targets)
+        loss, values = self._critic_loss(batch, targets)
         step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
         return loss, values, next_values, targets
 
     @torch.no_grad()
-    def _critic_inputs(self, batch: Batch, noise: Tensor, target_actor: SALEActor) -> tuple[Tensor, Tensor]:
-        """Target critics' values of the smoothed target action, and ``zsa`` of the batch."""
+    def _target_values(self, batch: Batch, noise: Tensor, target_actor: SALEActor) -> Tensor:
+        """Target critics' values of the smoothed target action, ``(towers, batch, 1)``."""
         policy, clip = self.policy, self.settings.target_noise_clip
         smoothing = (noise * self.settings.target_policy_noise).clamp(-clip, clip)
         next_actions = (target_actor.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
-        next_values = self._next_values(policy.critic_target, batch, next_actions)
-        return next_values, policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
+        return self._next_values(policy.critic_target, batch, next_actions)
 
-    def _critic_loss(self, batch: Batch, zsa: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        values = self.policy.critic(batch.features, batch.actions, zsa, batch.zs)
+    def _critic_loss(self, batch: Batch, targets: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.policy.critic(batch.features, batch.actions, batch.zsa, batch.zs)
         return self.rule.critic_loss(values, targets), values.detach()
 
     def _next_values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:
