@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
+from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.learners.graphs import UpdateGraphs
@@ -133,6 +134,8 @@ class Learner:
         self.settings = settings
         self.n_updates = 0
         self._is_compiled = False
+        self.buffer: LAPReplayBuffer | None = None
+        """Where it writes priorities; ``None`` where it has no :attr:`priority_set` or the replay buffer no priorities."""
         self.graphs: UpdateGraphs | None = None
         """Replays what an update launches on a GPU; ``None`` where updates run as they are."""
 
@@ -151,8 +154,10 @@ class Learner:
         Take over constants and learning rates before a number of updates.
 
         :param rates: of the updates to come
-        :param buffer: what batches are drawn from, for learners that write priorities
+        :param buffer: what batches are drawn from; learners with a :attr:`priority_set` write priorities to a
+            :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
         """
+        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) and self.priority_set is not None else None
         if not self.use_graphs:
             self.graphs = None
         elif self.graphs is None and self.policy.device.type == "cuda":

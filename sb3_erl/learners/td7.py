@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.func import functional_call
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Rates, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
@@ -123,7 +122,6 @@ class TD7Learner(Learner):
         self.rule = self.rule_class()
         self.use_graphs = type(self).use_graphs and self.rule.use_graphs
         self.priority_set = priority_set
-        self.buffer: LAPReplayBuffer | None = None
         self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._value_parameters = self._critic
@@ -134,11 +132,6 @@ class TD7Learner(Learner):
         policy = self.policy
         networks: dict[str, Any] = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
         return {f"{name}.optimizer": network.optimizer for name, network in networks.items()}
-
-    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
-        """See :meth:`Learner.begin`; priorities go to a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`."""
-        super().begin(rates, buffer)
-        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) else None
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         metrics = Metrics()
