@@ -21,15 +21,35 @@ from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
-class DeployedMixin:
+class ActsWithDeployed:
     """
-    Gives an SB3 policy one more network, ``deployed``, with which ``predict`` acts.
+    Lets ``predict`` act with the network ``deployed`` of a policy.
 
     ``actor`` keeps its meaning (what gradients train); ``deployed`` is what the published system reports: champion,
     mean or learner. It is written once at the end of each generation.
     """
 
-    deployed: BasePolicy
+    deployed: Any
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed._predict(observation, deterministic=deterministic)
+
+    def deploy(self, actor: nn.Module) -> None:
+        """Copy the parameters and buffers of ``actor`` into ``deployed``."""
+        copy_module(actor, self.deployed)
+
+
+class DeployedPolicy(ActsWithDeployed, BasePolicy):
+    """Base of the policies that are not derived from one of SB3's; they make ``deployed`` themselves."""
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """:return: actions ``(batch, action_dim)`` as ``predict`` gives them before they are scaled to the action space"""
+        return self._predict(obs, deterministic=deterministic)
+
+
+class DeployedMixin(ActsWithDeployed):
+    """Gives an SB3 policy one more network, ``deployed``, with which ``predict`` acts."""
+
     actor: Any
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -41,13 +61,6 @@ class DeployedMixin:
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A fresh acting network of the shape of ``actor``."""
         return super().make_actor(features_extractor)  # type: ignore[misc]
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed._predict(observation, deterministic=deterministic)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy the parameters of ``actor`` into ``deployed``."""
-        copy_module(actor, self.deployed)
 
 
 def fused_adam(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
