@@ -17,6 +17,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
+from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.learners.graphs import UpdateGraphs
 
@@ -46,9 +48,10 @@ class LearnerSettings:
     :param tau: soft update coefficient in [0, 1]
     :param policy_delay: critic updates per actor update, at least 1
     :param target_policy_noise: standard deviation of the target smoothing noise, 0 for none
-    :param target_noise_clip: bound of that noise
-    :param max_grad_norm: clip gradients at this norm, ``None`` for no clipping
+    :param target_noise_clip: bound of that noise, at least 0
+    :param max_grad_norm: clip gradients at this norm, at least 0; ``None`` for no clipping
     :param delay_critic_target: the critic's target moves with the actor (TD3); otherwise after every critic step (CERL)
+    :raises ValueError: if a constant is out of range
     """
 
     gamma: float = 0.99
@@ -58,6 +61,13 @@ class LearnerSettings:
     target_noise_clip: float = 0.5
     max_grad_norm: float | None = None
     delay_critic_target: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("policy_delay", self.policy_delay, 1, integer=True)
+        check_range("target_policy_noise", self.target_policy_noise, 0)
+        check_range("target_noise_clip", self.target_noise_clip, 0)
+        if self.max_grad_norm is not None:
+            check_range("max_grad_norm", self.max_grad_norm, 0)
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,8 @@ class Learner:
         self.settings = settings
         self.n_updates = 0
         self._is_compiled = False
+        self.buffer: LAPReplayBuffer | None = None
+        """Where it writes priorities; ``None`` where it has no :attr:`priority_set` or the replay buffer no priorities."""
         self.graphs: UpdateGraphs | None = None
         """Replays what an update launches on a GPU; ``None`` where updates run as they are."""
 
@@ -142,8 +154,10 @@ class Learner:
         Take over constants and learning rates before a number of updates.
 
         :param rates: of the updates to come
-        :param buffer: what batches are drawn from, for learners that write priorities
+        :param buffer: what batches are drawn from; learners with a :attr:`priority_set` write priorities to a
+            :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`
         """
+        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) and self.priority_set is not None else None
         if not self.use_graphs:
             self.graphs = None
         elif self.graphs is None and self.policy.device.type == "cuda":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gymnasium import spaces
@@ -192,4 +192,4 @@ def _fitted(
             f"learner must be one whose critic serves many actors here, such as 'td3'; got {choice!r}, whose "
             f"{learner_class.__name__} has no {', '.join(missing)}"
         )
-    return LearnerSpec(learner_class, spec.kwargs, spec.rule, spec.sb3_class, spec.n_critics, spec.learning_rates)
+    return replace(spec, learner_class=learner_class)

@@ -8,15 +8,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
-from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Rates, Sampler, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.policies.layers import BestAction
 from sb3_erl.policies.q_network import QNetworkCnnPolicy, QNetworkPolicy
@@ -48,6 +46,7 @@ class DQNSettings(LearnerSettings):
     lap_min_priority: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("loss", self.loss, LOSSES)
         check_range("target_update_interval", self.target_update_interval, 1, integer=True)
         check_range("lap_alpha", self.lap_alpha, 0)
@@ -86,7 +85,6 @@ class DQNLearner(Learner):
     def __init__(self, policy: QNetworkPolicy, settings: DQNSettings, priority_set: int = 0):
         super().__init__(policy, settings)
         self.priority_set = priority_set
-        self.buffer: LAPReplayBuffer | None = None
         for network in (policy.q_net, policy.q_net_target):
             fuse_sequentials(network)
         self._parameters = list(policy.q_net.parameters())
@@ -94,11 +92,6 @@ class DQNLearner(Learner):
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy.optimizer": self.policy.optimizer}
-
-    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
-        """See :meth:`Learner.begin`; priorities go to a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`."""
-        super().begin(rates, buffer)
-        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) else None
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         metrics = Metrics()

@@ -146,7 +146,7 @@ class SharedTD3Learner(Learner):
         :return: mean losses
         """
         rng = np.random.default_rng() if rng is None else rng
-        n_heads = 0 if population is None else population.weight.shape[0] + 1
+        n_heads = 0 if population is None else population.n_heads + 1
         metrics = Metrics()
         for iteration in range(n_updates):  # the delay restarts each generation, as in the authors' code
             batch = sample()

@@ -54,7 +54,7 @@ class SharedTD7Learner(TD7Learner):
     policy: SharedSALEPolicy
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
-    pure_methods = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss")
+    pure_methods = ("_embed", "_encoder_loss", "_target_values", "_critic_loss")
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SharedSALEPolicy}
     use_graphs = False  # which heads are used is decided in Python
 
@@ -115,7 +115,6 @@ class SharedTD7Learner(TD7Learner):
         policy, heads = self.policy, self.heads()
         with torch.no_grad():
             next_trunk = policy.actor.trunk(batch.next_features, policy.actor.encoder(batch.next_features))
-            zsa = policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
         loss = torch.zeros((), device=batch.rewards.device)
         for j in self._td_heads:
             weight, bias = heads.weight[j], heads.bias[j]
@@ -124,7 +123,7 @@ class SharedTD7Learner(TD7Learner):
                 embedding = policy.pevfa_target.embed(weight, bias)
                 next_values = self._next_values(policy.pevfa_target, batch, next_actions, embedding)
                 targets = self._targets(batch, next_values, policy.pevfa_value_range, policy.pevfa_seen_range)
-            values = policy.pevfa(batch.features, batch.actions, zsa, batch.zs, policy.pevfa.embed(weight, bias))
+            values = policy.pevfa(batch.features, batch.actions, batch.zsa, batch.zs, policy.pevfa.embed(weight, bias))
             loss = loss + self.rule.critic_loss(values, targets)
         step_optimizer(policy.pevfa.optimizer, loss, self._pevfa, self.settings.pevfa_max_grad_norm)
         return {"pevfa_loss": loss}

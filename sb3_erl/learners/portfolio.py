@@ -62,8 +62,7 @@ class Portfolio(Learner):
         """Optimizers of the learners of this package; those of SB3 classes belong to their models."""
         found: dict[str, torch.optim.Optimizer] = {}
         for number, member in enumerate(self.members):
-            if type(member).optimizers is not Learner.optimizers:
-                found |= {_saved_name(number, name): optimizer for name, optimizer in member.optimizers.items()}
+            found |= {_saved_name(number, name): optimizer for name, optimizer in member.optimizers.items()}
         return found
 
     @property

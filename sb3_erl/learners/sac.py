@@ -39,6 +39,7 @@ class SACSettings(LearnerSettings):
     target_update_interval: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("ent_coef", self.first_ent_coef, 0, open_low=self.learns_ent_coef)
         check_range("target_update_interval", self.target_update_interval, 1, integer=True)
 

@@ -81,6 +81,11 @@ class SB3Learner(Learner):
         return torch.stack(values) if isinstance(values, tuple) else values.mean(dim=-1, keepdim=True).transpose(0, 1)
 
     @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """None: those of the model, which it drives itself, are among :attr:`save_params`."""
+        return {}
+
+    @property
     def save_params(self) -> tuple[list[str], list[str]]:
         """See :attr:`Learner.save_params`."""
         state_dicts, variables = self.model._get_torch_save_params()

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 from torch.func import functional_call
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Rates, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
@@ -26,10 +26,11 @@ class TD7Settings(LearnerSettings):
     """
     Constants of TD7's update beside those of TD3.
 
-    :param target_update_interval: updates between two hard copies of all targets
-    :param lap_alpha: exponent of the priorities
-    :param lap_min_priority: floor of the priorities, before the exponent
+    :param target_update_interval: updates between two hard copies of all targets, at least 1
+    :param lap_alpha: exponent of the priorities, at least 0
+    :param lap_min_priority: floor of the priorities, before the exponent, at least 0
     :param bc_coef: weight of the behavior-cloning term, 0 for none
+    :raises ValueError: if a constant is out of range
     """
 
     policy_delay: int = 2
@@ -38,6 +39,12 @@ class TD7Settings(LearnerSettings):
     lap_alpha: float = 0.4
     lap_min_priority: float = 1.0
     bc_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("target_update_interval", self.target_update_interval, 1, integer=True)
+        for name in ("lap_alpha", "lap_min_priority", "bc_coef"):
+            check_range(name, getattr(self, name), 0)
 
 
 class Batch(NamedTuple):
@@ -51,6 +58,7 @@ class Batch(NamedTuple):
     :param discounts: ``(batch, 1)``, 0 at terminal states
     :param zs: fixed state embeddings of the observations
     :param next_zs: state embeddings of the next observations by the targets' encoder
+    :param zsa: fixed state-action embeddings of observations and actions
     """
 
     features: Tensor
@@ -60,6 +68,7 @@ class Batch(NamedTuple):
     discounts: Tensor
     zs: Tensor
     next_zs: Tensor
+    zsa: Tensor
 
 
 class Update(NamedTuple):
@@ -104,7 +113,7 @@ class TD7Learner(Learner):
     n_critics = TD7Rule.n_critics
     batch_size = 256
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy}
-    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_critic_inputs", "_critic_loss", "_actor_loss")
+    pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_target_values", "_critic_loss", "_actor_loss")
     use_graphs = True
     priority_set: int
 
@@ -113,7 +122,6 @@ class TD7Learner(Learner):
         self.rule = self.rule_class()
         self.use_graphs = type(self).use_graphs and self.rule.use_graphs
         self.priority_set = priority_set
-        self.buffer: LAPReplayBuffer | None = None
         self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._value_parameters = self._critic
@@ -124,11 +132,6 @@ class TD7Learner(Learner):
         policy = self.policy
         networks: dict[str, Any] = {"encoder": policy.encoder, "actor": policy.actor, "critic": policy.critic}
         return {f"{name}.optimizer": network.optimizer for name, network in networks.items()}
-
-    def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
-        """See :meth:`Learner.begin`; priorities go to a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`."""
-        super().begin(rates, buffer)
-        self.buffer = buffer if isinstance(buffer, LAPReplayBuffer) else None
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         metrics = Metrics()
@@ -184,12 +187,15 @@ class TD7Learner(Learner):
         features, next_features = actor.features(samples.observations), actor.features(samples.next_observations)
         discounts = self.settings.gamma if samples.discounts is None else samples.discounts
         discounts = (1 - samples.dones) * discounts
-        embeddings = self._embed(features, next_features)
+        embeddings = self._embed(features, next_features, samples.actions)
         return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings)
 
     @torch.no_grad()
-    def _embed(self, features: Tensor, next_features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy.actor.encoder(features), self.policy.actor_target.encoder(next_features)
+    def _embed(self, features: Tensor, next_features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        policy = self.policy
+        zs = policy.actor.encoder(features)
+        zsa = policy.fixed_action_encoder(torch.cat([zs, actions], dim=1))
+        return zs, policy.actor_target.encoder(next_features), zsa
 
     def _encoder_step(self, batch: Batch) -> Tensor:
         loss = self._encoder_loss(batch)
@@ -207,23 +213,22 @@ class TD7Learner(Learner):
         self, batch: Batch, noise: Tensor, target_actor: SALEActor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         policy = self.policy
-        next_values, zsa = self._critic_inputs(batch, noise, policy.actor_target if target_actor is None else target_actor)
+        next_values = self._target_values(batch, noise, policy.actor_target if target_actor is None else target_actor)
         targets = self._targets(batch, next_values, policy.value_range, policy.seen_range)
-        loss, values = self._critic_loss(batch, zsa, targets)
+        loss, values = self._critic_loss(batch, targets)
         step_optimizer(policy.critic.optimizer, loss, self._critic, self.settings.max_grad_norm)
         return loss, values, next_values, targets
 
     @torch.no_grad()
-    def _critic_inputs(self, batch: Batch, noise: Tensor, target_actor: SALEActor) -> tuple[Tensor, Tensor]:
-        """Target critics' values of the smoothed target action, and ``zsa`` of the batch."""
+    def _target_values(self, batch: Batch, noise: Tensor, target_actor: SALEActor) -> Tensor:
+        """Target critics' values of the smoothed target action, ``(towers, batch, 1)``."""
         policy, clip = self.policy, self.settings.target_noise_clip
         smoothing = (noise * self.settings.target_policy_noise).clamp(-clip, clip)
         next_actions = (target_actor.act(batch.next_features, batch.next_zs) + smoothing).clamp(-1, 1)
-        next_values = self._next_values(policy.critic_target, batch, next_actions)
-        return next_values, policy.fixed_action_encoder(torch.cat([batch.zs, batch.actions], dim=1))
+        return self._next_values(policy.critic_target, batch, next_actions)
 
-    def _critic_loss(self, batch: Batch, zsa: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        values = self.policy.critic(batch.features, batch.actions, zsa, batch.zs)
+    def _critic_loss(self, batch: Batch, targets: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.policy.critic(batch.features, batch.actions, batch.zsa, batch.zs)
         return self.rule.critic_loss(values, targets), values.detach()
 
     def _next_values(self, critic: Any, batch: Batch, actions: Tensor, context: Tensor | None = None) -> Tensor:

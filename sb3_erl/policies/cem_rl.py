@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, fused_adam
+from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, check_own_extractors, fused_adam
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.policies.layers import PlainNorm
 
@@ -51,8 +51,7 @@ class TowerNetworks(TD3Policy):
         share_features_extractor: bool = False,
         layer_norm: bool = False,
     ):
-        if share_features_extractor:
-            raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
+        check_own_extractors(share_features_extractor)
         self.layer_norm = layer_norm
         super().__init__(
             observation_space,

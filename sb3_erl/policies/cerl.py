@@ -9,12 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
-from sb3_erl.policies.erl import ERLActor
+from sb3_erl.policies.erl import DeployedPolicy, ERLActor
 from sb3_erl.policies.layers import PlainNorm, StackedLinear
 
 MemberSpec = tuple[type[BasePolicy], dict[str, Any]]
@@ -83,7 +83,7 @@ def initialize_learner(network: nn.Module) -> None:
             nn.init.constant_(layer.bias, 0.01)
 
 
-class CERLPolicy(BasePolicy):
+class CERLPolicy(DeployedPolicy):
     """
     One complete policy per learner (``members``) and ``deployed``, the network ``predict`` acts with.
 
@@ -168,17 +168,6 @@ class CERLPolicy(BasePolicy):
     def make_actor(self) -> Any:
         """A fresh actor of the shape of the first learner's."""
         return self.first.make_actor()
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed._predict(observation, deterministic=deterministic)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy the parameters and buffers of ``actor`` into ``deployed``."""
-        copy_module(actor, self.deployed)
 
     def set_training_mode(self, mode: bool) -> None:
         """Set the mode of all learners' networks; ``deployed`` stays in evaluation mode."""

@@ -21,15 +21,35 @@ from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
-class DeployedMixin:
+class ActsWithDeployed:
     """
-    Gives an SB3 policy one more network, ``deployed``, with which ``predict`` acts.
+    Lets ``predict`` act with the network ``deployed`` of a policy.
 
     ``actor`` keeps its meaning (what gradients train); ``deployed`` is what the published system reports: champion,
     mean or learner. It is written once at the end of each generation.
     """
 
-    deployed: BasePolicy
+    deployed: Any
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed._predict(observation, deterministic=deterministic)
+
+    def deploy(self, actor: nn.Module) -> None:
+        """Copy the parameters and buffers of ``actor`` into ``deployed``."""
+        copy_module(actor, self.deployed)
+
+
+class DeployedPolicy(ActsWithDeployed, BasePolicy):
+    """Base of the policies that are not derived from one of SB3's; they make ``deployed`` themselves."""
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """:return: actions ``(batch, action_dim)`` as ``predict`` gives them before they are scaled to the action space"""
+        return self._predict(obs, deterministic=deterministic)
+
+
+class DeployedMixin(ActsWithDeployed):
+    """Gives an SB3 policy one more network, ``deployed``, with which ``predict`` acts."""
+
     actor: Any
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -41,13 +61,6 @@ class DeployedMixin:
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A fresh acting network of the shape of ``actor``."""
         return super().make_actor(features_extractor)  # type: ignore[misc]
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed._predict(observation, deterministic=deterministic)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy the parameters of ``actor`` into ``deployed``."""
-        copy_module(actor, self.deployed)
 
 
 def fused_adam(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -62,6 +75,12 @@ def fused_adam(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict
     if optimizer_class in (th.optim.Adam, th.optim.AdamW) and not kwargs.keys() & {"foreach", "differentiable"}:
         kwargs.setdefault("fused", True)
     return kwargs
+
+
+def check_own_extractors(share_features_extractor: bool) -> None:
+    """:raises ValueError: if actor and critic shall share their features extractor"""
+    if share_features_extractor:
+        raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
 
 
 @cache
@@ -157,13 +176,11 @@ class ERLCritic(BaseModel):
         normalize_images: bool = True,
         n_critics: int = 1,
         layer_norm: bool = True,
-        share_features_extractor: bool = False,
     ):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         action_dim = get_action_dim(action_space)
-        self.share_features_extractor = share_features_extractor
         self.n_critics = n_critics
         self.activation = activation_fn()
         self.observation_layer = self.action_layer = None
@@ -185,8 +202,7 @@ class ERLCritic(BaseModel):
         :param n_towers: evaluate only the first towers
         :return: ``(towers, batch, 1)``
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features = self.extract_features(obs, self.features_extractor)
+        features = self.extract_features(obs, self.features_extractor)
         if self.observation_layer is None or self.action_layer is None:
             x = th.cat([features, actions], dim=1).expand(self.out.weight[:n_towers].shape[0], -1, -1)
         else:
@@ -260,6 +276,8 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
     :param layer_norm: the normalization of the authors' code; ``False`` leaves it out
     :param critic_activation_fn: activation of the critics
+    :param share_features_extractor: must be ``False``: each individual has an extractor of its own, the critic too
+    :raises ValueError: if ``share_features_extractor`` is set
     """
 
     def __init__(
@@ -279,6 +297,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
         layer_norm: bool = True,
         critic_activation_fn: type[nn.Module] = nn.ELU,
     ):
+        check_own_extractors(share_features_extractor)
         self.layer_norm = layer_norm
         self.critic_activation_fn = critic_activation_fn
         super().__init__(
@@ -309,6 +328,7 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ERLCritic:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        del kwargs["share_features_extractor"]
         kwargs["activation_fn"] = self.critic_activation_fn
         return ERLCritic(**kwargs, layer_norm=self.layer_norm).to(self.device)
 

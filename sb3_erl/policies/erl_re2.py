@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.erl import TowerCritic, fused_adam
+from sb3_erl.policies.erl import DeployedPolicy, TowerCritic, fused_adam
 from sb3_erl.policies.layers import StackedLinear, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
@@ -193,7 +193,7 @@ class PolicyExtendedCritic(TowerCritic):
         return super().forward(obs, actions, n_towers, context)
 
 
-class ERLRe2Policy(BasePolicy):
+class ERLRe2Policy(DeployedPolicy):
     """
     Networks of ERL-Re2: shared encoder, the learner's head, critics, PeVFA, their targets, and ``deployed``.
 
@@ -290,17 +290,6 @@ class ERLRe2Policy(BasePolicy):
         # a network that reads features needs no extractor; this one has no parameters
         unused = FlattenExtractor(self.observation_space) if own["pevfa_input"] == "features" else None
         return PolicyExtendedCritic(**self._update_features_extractor(self.critic_kwargs, unused), **own).to(self.device)
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed(observation)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy the parameters of ``actor`` into ``deployed``."""
-        copy_module(actor, self.deployed)
 
     def set_training_mode(self, mode: bool) -> None:
         for network in (self.actor, self.critic, self.pevfa):

@@ -66,7 +66,7 @@ class SharedSALEPolicy(SALEPolicy):
         squash_heads: bool = True,
         **kwargs: Any,
     ):
-        self._own = {
+        self._own: dict[str, Any] = {
             "policy_embedding_dim": policy_embedding_dim,
             "pevfa_layout": pevfa_layout,
             "squash_heads": squash_heads,
@@ -89,12 +89,12 @@ class SharedSALEPolicy(SALEPolicy):
             self.n_critics,
             self.actor.feature_dim,
             get_action_dim(self.action_space),
-            width,  # type: ignore[arg-type]
-            self._own["pevfa_layout"],  # type: ignore[arg-type]
+            width,
+            self._own["pevfa_layout"],
             activation_fn=nn.ELU,
-            squash=bool(self._own["squash_heads"]),
+            squash=self._own["squash_heads"],
         )
-        return SALEPolicyExtendedCritic(self.make_critic(n_context=width), encoder).to(self.device)  # type: ignore[arg-type]
+        return SALEPolicyExtendedCritic(self.make_critic(n_context=width), encoder).to(self.device)
 
     def target_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """See :meth:`TD7Policy.target_pairs`; the PeVFA's target is among them once it exists."""

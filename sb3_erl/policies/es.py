@@ -6,21 +6,20 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_buffers
-from sb3_erl.policies.erl import ERLActor
+from sb3_erl.policies.erl import DeployedPolicy, ERLActor
 from sb3_erl.policies.layers import BestAction, BinnedAction
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
 
 
-class ActorOnlyPolicy(BasePolicy):
+class ActorOnlyPolicy(DeployedPolicy):
     """
     A policy with one network, ``deployed``; the population belongs to the evolver.
 
@@ -66,13 +65,6 @@ class ActorOnlyPolicy(BasePolicy):
         """Arguments of ``actor_class`` beside those of the features extractor."""
         names = ("observation_space", "action_space", "net_arch", "activation_fn", "normalize_images", "layer_norm")
         return {name: getattr(self, name) for name in names}
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: actions of ``deployed``, ``(batch, action_dim)`` in [-1, 1]"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed(observation)
 
     def set_training_mode(self, mode: bool) -> None:
         """Nothing is trained by gradients: the network stays in evaluation mode."""
@@ -205,9 +197,6 @@ class ESPolicy(ActorOnlyPolicy):
 
     def _actor_arguments(self) -> dict[str, Any]:
         return {**super()._actor_arguments(), "action_bins": self.action_bins, "standardize": self.standardize}
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.deployed._predict(observation, deterministic)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"action_bins": self.action_bins, "standardize": self.standardize}

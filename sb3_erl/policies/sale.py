@@ -10,22 +10,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_erl.policies.fused_mlp import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.policies.layers import AvgL1Norm, StackedLinear, constant
 from sb3_erl.policies.rollout_layers import RolloutLayers, acts_on_vectors_as, in_order
-from sb3_erl.policies.sequential import MLP, leading_layers
-
-
-def plain_mlp(in_features: int, hidden: list[int], out_features: int, activation_fn: type[nn.Module]) -> list[nn.Module]:
-    """``[linear, activation] * len(hidden), linear``."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(in_features, width), activation_fn()]
-        in_features = width
-    return [*layers, nn.Linear(in_features, out_features)]
+from sb3_erl.policies.sequential import MLP, leading_layers, mlp
 
 
 class SALEEncoder(nn.Module):
@@ -47,8 +39,8 @@ class SALEEncoder(nn.Module):
         self, features_dim: int, action_dim: int, net_arch: list[int], zs_dim: int, activation_fn: type[nn.Module] = nn.ELU
     ):
         super().__init__()
-        self.state = MLP(*plain_mlp(features_dim, net_arch, zs_dim, activation_fn), AvgL1Norm())
-        self.action = MLP(*plain_mlp(zs_dim + action_dim, net_arch, zs_dim, activation_fn))
+        self.state = MLP(*create_mlp(features_dim, zs_dim, net_arch, activation_fn), AvgL1Norm())
+        self.action = MLP(*create_mlp(zs_dim + action_dim, zs_dim, net_arch, activation_fn))
 
 
 class SALEActor(BasePolicy):
@@ -82,13 +74,10 @@ class SALEActor(BasePolicy):
         self.features_extractor = self.make_features_extractor()
         features_dim, action_dim = get_flattened_obs_dim(observation_space), get_action_dim(action_space)
         self.first = MLP(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
-        layers, width = [], net_arch[0] + zs_dim
-        for next_width in net_arch[1:]:
-            layers += [nn.Linear(width, next_width), activation_fn()]
-            width = next_width
-        self.hidden = MLP(*layers)
-        self.feature_dim = width
-        self.head = nn.Linear(width, action_dim)
+        widths = [net_arch[0] + zs_dim, *net_arch[1:]]
+        self.hidden = mlp(widths[0], widths[1:], activation_fn, norm_class=None)
+        self.feature_dim = widths[-1]
+        self.head = nn.Linear(self.feature_dim, action_dim)
         self.encoder = constant(SALEEncoder(features_dim, action_dim, encoder_arch, zs_dim, encoder_activation_fn).state)
 
     def features(self, obs: PyTorchObs) -> th.Tensor:

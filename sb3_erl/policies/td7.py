@@ -7,18 +7,26 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.erl import fused_adam
+from sb3_erl.policies.erl import DeployedPolicy, fused_adam
 from sb3_erl.policies.layers import constant
 from sb3_erl.policies.sale import SALEActor, SALECritic, SALEEncoder, copy_constants
 
 
-class TD7Policy(BasePolicy):
+class CheckpointPolicy(DeployedPolicy):
+    """Acts with the checkpoint, ``deployed``, or where ``deterministic=False`` with the live actor, without noise."""
+
+    actor: Any
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.deployed(observation) if deterministic else self.actor(observation)
+
+
+class TD7Policy(CheckpointPolicy):
     """
     All networks of TD7.
 
@@ -140,18 +148,6 @@ class TD7Policy(BasePolicy):
         copy_constants(self.encoder.state, self.actor.encoder)
         copy_constants(self.encoder.action, self.fixed_action_encoder)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: see :meth:`_predict`"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Actions of the checkpoint, or with ``deterministic=False`` of the live actor, without noise."""
-        return self.deployed(observation) if deterministic else self.actor(observation)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy ``actor`` with its encoder into ``deployed``."""
-        copy_module(actor, self.deployed)
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own: tuple[str, ...] = ("net_arch", "zs_dim", "activation_fn", "critic_activation_fn", "encoder_activation_fn")
         own += ("optimizer_class", "optimizer_kwargs", "n_critics")
@@ -166,7 +162,7 @@ class SALEPolicy(TD7Policy):
         return self.deployed(observation)
 
 
-class PopTD7Policy(BasePolicy):
+class PopTD7Policy(CheckpointPolicy):
     """
     Several complete sets of TD7's networks, and ``deployed``, the checkpoint of the best.
 
@@ -209,18 +205,6 @@ class PopTD7Policy(BasePolicy):
     def actor(self) -> SALEActor:
         """Live actor of the active set."""
         return self.individuals[self.active].actor  # type: ignore[return-value]
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:return: see :meth:`_predict`"""
-        return self._predict(obs, deterministic=deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Actions of ``deployed``, or with ``deterministic=False`` of the active set's live actor, without noise."""
-        return self.deployed(observation) if deterministic else self.actor(observation)
-
-    def deploy(self, actor: nn.Module) -> None:
-        """Copy ``actor`` with its encoder into ``deployed``."""
-        copy_module(actor, self.deployed)
 
     def copy_member(self, source: int, target: int) -> None:
         """Copy networks and optimizers of one set into another, which keeps its checkpoint."""
