@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
+
 
 class PopulationSizeError(ValueError, RuntimeError):
     """A saved population that does not fit (also a RuntimeError, because SB3's ``load`` swallows a mere ValueError)."""
@@ -254,7 +256,18 @@ def best_index(fitness: np.ndarray) -> int:
     >>> best_index(np.array([np.nan, 2.0, 3.0, 3.0]))
     2
     """
-    return int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
+    return int(np.argmax(nan_is_worst(fitness)))
+
+
+def best_first(fitness: np.ndarray) -> np.ndarray:
+    """
+    :param fitness: ``(n,)``, higher is better, NaN is worst
+    :return: ``(n,)`` indices, best first; among equals the lower index first
+
+    >>> best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
+    [2, 0, 3, 1]
+    """
+    return np.argsort(-nan_is_worst(fitness), kind="stable")
 
 
 def check_told(candidates: Tensor, fitness: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sb3_erl.buffers.genetic_memory import GeneticMemories
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.distillation import DistillationCrossover, Value, act_together
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch, plan_distilled_epoch
@@ -115,8 +116,7 @@ class DistilledGA(GA):
             return pairs_by_distance(parents, fitness, self._distances(individuals, parents, rng))
 
         matching = pairs_by_fitness if self.parent_matching == "fitness" else most_different
-        fitness = np.nan_to_num(fitness, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        return plan_distilled_epoch(ranking, fitness, offspring, draws, matching=matching, **chances)
+        return plan_distilled_epoch(ranking, nan_is_worst(fitness), offspring, draws, matching=matching, **chances)
 
     def _distances(self, individuals: np.ndarray, parents: Sequence[int], rng: np.random.Generator) -> np.ndarray:
         """``(pop_size, pop_size)``: distances of the parents' behavior, both ways added, on what either has seen."""

@@ -14,23 +14,12 @@ from torch import Tensor
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told
+from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_first, check_told
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
 from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, GenomeSource, Initialization, genomes_in, rows_of
 
 ELITE = -1
 """Stands for the elite of the previous generation where individuals are numbered."""
-
-
-def best_first(fitness: np.ndarray) -> np.ndarray:
-    """
-    :param fitness: ``(n,)``, higher is better, NaN is worst
-    :return: ``(n,)`` indices, best first; among equals the lower index first
-
-    >>> best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
-    [2, 0, 3, 1]
-    """
-    return np.argsort(-nan_is_worst(fitness), kind="stable")
 
 
 def finalists(fitness: np.ndarray, n_finalists: int, has_elite: bool) -> list[int]:
