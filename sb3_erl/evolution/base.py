@@ -159,7 +159,7 @@ class Distribution(Evolver):
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """See :meth:`Evolver.tell`."""
-        check_told(candidates, fitness)
+        check_told(candidates, fitness, self.pop_size)
         self.refit(candidates, fitness, rng)
         self.keep_best(candidates[best_index(fitness)])
         self.candidates.copy_(candidates)
@@ -270,11 +270,18 @@ def best_first(fitness: np.ndarray) -> np.ndarray:
     return np.argsort(-nan_is_worst(fitness), kind="stable")
 
 
-def check_told(candidates: Tensor, fitness: np.ndarray) -> None:
-    """:raises ValueError: if there is not one fitness value per candidate"""
-    if fitness.shape != (len(candidates),):
+def check_told(candidates: Tensor, fitness: np.ndarray, pop_size: int | None = None) -> None:
+    """
+    :param candidates: ``(n, n_params)``
+    :param fitness: of the same candidates
+    :param pop_size: how many there must be; ``None`` for evolvers that can be told about some of them
+    :raises ValueError: if there is not one fitness value per candidate, or another number of candidates
+    """
+    n = len(candidates) if pop_size is None else pop_size
+    if fitness.shape != (n,) or len(candidates) != n:
         raise ValueError(
-            f"fitness must have shape ({len(candidates)},), one value per candidate from ask(); got {fitness.shape}"
+            f"fitness must have shape ({n},), one value per candidate from ask(); got {fitness.shape} for {len(candidates)} "
+            "candidates"
         )
 
 

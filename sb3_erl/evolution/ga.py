@@ -115,7 +115,7 @@ class GA(Evolver):
         :param rng: generator
         :param migrants: ``(n, n_params)``: individuals from outside that take unselected slots
         """
-        check_told(candidates, fitness)
+        check_told(candidates, fitness, self.pop_size)
         n_migrants = 0 if migrants is None else len(migrants)
         n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
         draws = GeneratorDraws(rng)

@@ -238,9 +238,7 @@ class SeedGA(Evolver):
         """
         if not self._is_asked:
             raise ValueError("ask() must be called before every tell(); got no candidates to tell about")
-        check_told(candidates, fitness)
-        if len(fitness) != self.pop_size:
-            raise ValueError(f"fitness must have shape ({self.pop_size},), one value per child; got {fitness.shape}")
+        check_told(candidates, fitness, self.pop_size)
         named = self._finalists(fitness)
         if validation is None:
             validation = np.array([float(self.elite_score) if index == ELITE else fitness[index] for index in named])

@@ -1,0 +1,44 @@
+"""Calls that evolvers refuse, before anything in them has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.cem import DiagonalCEM
+from sb3_erl.evolution.ga import GA
+from sb3_erl.evolution.seed_ga import SeedGA
+
+LAYOUT = ParameterLayout(("0.weight", "0.bias"), ((3, 40), (3,)))
+D, N = LAYOUT.n_params, 6
+MAKERS: dict[str, Callable[[], Evolver]] = {
+    "ga": lambda: GA(torch.arange(float(N * D)).reshape(N, D), LAYOUT),
+    "cem": lambda: DiagonalCEM(torch.linspace(-1, 1, D), N),
+    "seed_ga": lambda: SeedGA(LAYOUT, N, truncation=2, n_finalists=2, table=NoiseTable(130_000, 3)),
+}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def state(evolver: Evolver) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in evolver.state_dict().items()}
+
+
+@pytest.mark.parametrize("key", MAKERS)
+@pytest.mark.parametrize("n", [N - 2, N + 1])
+def test_another_number_of_candidates_is_refused(key: str, n: int) -> None:
+    evolver = MAKERS[key]()
+    candidates = evolver.ask(rng())
+    before = state(evolver)
+    with pytest.raises(ValueError, match=rf"fitness must have shape \({N},\).*got \({n},\) for {n} candidates"):
+        evolver.tell(candidates[torch.arange(n) % N], np.arange(float(n)), rng(1))
+    assert all(torch.equal(value, before[name]) for name, value in evolver.state_dict().items())
