@@ -13,15 +13,18 @@ from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.cem import DiagonalCEM
+from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.seed_ga import SeedGA
 
 LAYOUT = ParameterLayout(("0.weight", "0.bias"), ((3, 40), (3,)))
 D, N = LAYOUT.n_params, 6
+TABLE = NoiseTable(130_000, 3)
 MAKERS: dict[str, Callable[[], Evolver]] = {
     "ga": lambda: GA(torch.arange(float(N * D)).reshape(N, D), LAYOUT),
     "cem": lambda: DiagonalCEM(torch.linspace(-1, 1, D), N),
-    "seed_ga": lambda: SeedGA(LAYOUT, N, truncation=2, n_finalists=2, table=NoiseTable(130_000, 3)),
+    "seed_ga": lambda: SeedGA(LAYOUT, N, truncation=2, n_finalists=2, table=TABLE),
+    "es": lambda: MirroredES(torch.linspace(-1, 1, D), N, table=TABLE),
 }
 
 
@@ -33,7 +36,7 @@ def state(evolver: Evolver) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in evolver.state_dict().items()}
 
 
-@pytest.mark.parametrize("key", MAKERS)
+@pytest.mark.parametrize("key", ["ga", "cem", "seed_ga"])
 @pytest.mark.parametrize("n", [N - 2, N + 1])
 def test_another_number_of_candidates_is_refused(key: str, n: int) -> None:
     evolver = MAKERS[key]()
@@ -42,3 +45,17 @@ def test_another_number_of_candidates_is_refused(key: str, n: int) -> None:
     with pytest.raises(ValueError, match=rf"fitness must have shape \({N},\).*got \({n},\) for {n} candidates"):
         evolver.tell(candidates[torch.arange(n) % N], np.arange(float(n)), rng(1))
     assert all(torch.equal(value, before[name]) for name, value in evolver.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["es", "seed_ga"])
+def test_edited_candidates_are_refused_by_evolvers_that_rebuild_them(key: str) -> None:
+    evolver = MAKERS[key]()
+    asked, fitness = evolver.ask(rng()), np.arange(float(N))
+    before = state(evolver)
+    for edited in (asked + 1e-3, asked.flip(0)):
+        with pytest.raises(ValueError, match=r"candidates must be those from ask\(\).*rows \[0, 1, 2, 3, 4, 5\]"):
+            evolver.tell(edited, fitness, rng(1))
+    assert all(torch.equal(value, before[name]) for name, value in evolver.state_dict().items())
+    evolver.tell(asked, fitness, rng(1))
+    with pytest.raises(ValueError, match=r"ask\(\) must be called before every tell\(\)"):
+        evolver.tell(asked, fitness, rng(1))
