@@ -126,8 +126,9 @@ class Novelty(Fitness):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Fitness.load_state_dict`; distance and largest size are those of the constructor."""
-        saved = NoveltyArchive.of_text(state["archive"])
-        self.archive.entries, self.archive.n_added = saved.entries, saved.n_added
+        if "archive" in state:
+            saved = NoveltyArchive.of_text(state["archive"])
+            self.archive.entries, self.archive.n_added = saved.entries, saved.n_added
 
 
 def behavior_of(episode: Episode) -> np.ndarray:
