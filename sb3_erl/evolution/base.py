@@ -84,7 +84,7 @@ class Evolver(nn.Module):
 
     def inject(self, vectors: Tensor, slots: Sequence[int]) -> None:
         """
-        Put individuals from outside into the next generation.
+        Put individuals from outside into the next generation; between :meth:`tell` and the next :meth:`ask`.
 
         :param vectors: ``(k, n_params)``, copied
         :param slots: ``(k,)`` different rows of the next :meth:`ask` that hold them; those in :attr:`protected` are valid

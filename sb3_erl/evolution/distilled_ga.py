@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_erl.buffers.genetic_memory import GeneticMemories
+from sb3_erl.core.checks import check_choice
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
@@ -70,7 +71,9 @@ class DistilledGA(GA):
     :param parent_matching: pairs of parents by ``"fitness"`` (its sum) or by ``"distance"`` (most different behavior)
     :param distance_from: for ``"distance"``, compare with what the other's ``"policy"`` does in its states (paper) or with
         the actions in its ``"memory"`` (authors' code)
-    :param kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`
+    :param kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`; an odd number of winners is always completed by a
+        random one
+    :raises ValueError: see :class:`~sb3_erl.evolution.ga.GA`
     """
 
     has_memories = True
@@ -91,6 +94,8 @@ class DistilledGA(GA):
         distance_from: Literal["policy", "memory"] = "policy",
         **kwargs: Any,
     ):
+        check_choice("parent_matching", parent_matching, ("fitness", "distance"))
+        check_choice("distance_from", distance_from, ("policy", "memory"))
         crossover = resolve("crossover", crossover)
         if isinstance(crossover, type) and issubclass(crossover, DistillationCrossover):
             crossover, crossover_kwargs = crossover(actor, layout, **(crossover_kwargs or {})), None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sb3_erl import PDERL
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver
@@ -59,3 +61,24 @@ def test_edited_candidates_are_refused_by_evolvers_that_rebuild_them(key: str) -
     evolver.tell(asked, fitness, rng(1))
     with pytest.raises(ValueError, match=r"ask\(\) must be called before every tell\(\)"):
         evolver.tell(asked, fitness, rng(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mutation_prob": 1.5}, "mutation_prob must be at least 0 and at most 1; got 1.5"),
+        ({"crossover_prob": -0.1}, "crossover_prob must be at least 0 and at most 1; got -0.1"),
+        ({"elite_fraction": -1}, "elite_fraction must be at least 0 and at most 1; got -1"),
+        ({"min_elites": -3}, "min_elites must be at least 0; got -3"),
+        ({"odd_winners": "first"}, r"odd_winners must be one of \['last', 'random'\]; got 'first'"),
+    ],
+)
+def test_arguments_of_the_genetic_algorithm(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GA(torch.zeros(N, D), LAYOUT, **arguments)
+
+
+@pytest.mark.parametrize("argument", ["parent_matching", "distance_from"])
+def test_choices_of_the_distilled_genetic_algorithm(argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"{argument} must be one of .*; got 'actions'"):
+        PDERL("MlpPolicy", "Pendulum-v1", evolver_kwargs={argument: "actions"})
