@@ -101,10 +101,13 @@ _STATE = "state that changes must be saved: in buffers of an nn.Module, or by st
 
 def _kind_of(part: Any) -> str:
     """:raises ValueError: if it cannot be told"""
-    for kind in ("evolver", "fitness", "learner"):
-        if isinstance(part, str) and part in PARTS[kind]:
-            return kind
-    found = resolve("step", part) if isinstance(part, str) else part
+    kinds = [kind for kind, known in PARTS.items() if isinstance(part, str) and part in known]
+    if len(kinds) == 1:
+        return kinds[0]
+    unknown = f"kind must be given, one of {sorted(PARTS)}; it cannot be told from {part!r}"
+    if isinstance(part, str) and ":" not in part:
+        raise ValueError(unknown)
+    found = resolve("step", part)
     cls = found if isinstance(found, type) else type(found)
     bases: dict[str, tuple[type, ...]] = {"evolver": (Evolver,), "fitness": (Fitness,), "learner": (TDRule, Learner)}
     for kind, classes in bases.items():
@@ -114,11 +117,12 @@ def _kind_of(part: Any) -> str:
         return "step"
     if hasattr(found, "needs") or inspect.isfunction(found):
         return "fitness"
-    names = [name for name in inspect.signature(cls.__call__).parameters if name != "self"]
+    call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+    n_arguments = 0 if call is None else len(inspect.signature(call).parameters) - 1  # without self
     by_number = {2: "mutation", 3: "crossover", 4: "exchange"}
-    if len(names) in by_number:
-        return by_number[len(names)]
-    raise ValueError(f"kind must be given, one of {sorted(PARTS)}; it cannot be told from {part!r}")
+    if n_arguments not in by_number:
+        raise ValueError(unknown)
+    return by_number[n_arguments]
 
 
 def _trained(model: Any, total_timesteps: int) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
+
 
 class PopulationSizeError(ValueError, RuntimeError):
     """A saved population that does not fit (also a RuntimeError, because SB3's ``load`` swallows a mere ValueError)."""
@@ -82,7 +84,7 @@ class Evolver(nn.Module):
 
     def inject(self, vectors: Tensor, slots: Sequence[int]) -> None:
         """
-        Put individuals from outside into the next generation.
+        Put individuals from outside into the next generation; between :meth:`tell` and the next :meth:`ask`.
 
         :param vectors: ``(k, n_params)``, copied
         :param slots: ``(k,)`` different rows of the next :meth:`ask` that hold them; those in :attr:`protected` are valid
@@ -157,7 +159,7 @@ class Distribution(Evolver):
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """See :meth:`Evolver.tell`."""
-        check_told(candidates, fitness)
+        check_told(candidates, fitness, self.pop_size)
         self.refit(candidates, fitness, rng)
         self.keep_best(candidates[best_index(fitness)])
         self.candidates.copy_(candidates)
@@ -254,14 +256,32 @@ def best_index(fitness: np.ndarray) -> int:
     >>> best_index(np.array([np.nan, 2.0, 3.0, 3.0]))
     2
     """
-    return int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
+    return int(np.argmax(nan_is_worst(fitness)))
 
 
-def check_told(candidates: Tensor, fitness: np.ndarray) -> None:
-    """:raises ValueError: if there is not one fitness value per candidate"""
-    if fitness.shape != (len(candidates),):
+def best_first(fitness: np.ndarray) -> np.ndarray:
+    """
+    :param fitness: ``(n,)``, higher is better, NaN is worst
+    :return: ``(n,)`` indices, best first; among equals the lower index first
+
+    >>> best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
+    [2, 0, 3, 1]
+    """
+    return np.argsort(-nan_is_worst(fitness), kind="stable")
+
+
+def check_told(candidates: Tensor, fitness: np.ndarray, pop_size: int | None = None) -> None:
+    """
+    :param candidates: ``(n, n_params)``
+    :param fitness: of the same candidates
+    :param pop_size: how many there must be; ``None`` for evolvers that can be told about some of them
+    :raises ValueError: if there is not one fitness value per candidate, or another number of candidates
+    """
+    n = len(candidates) if pop_size is None else pop_size
+    if fitness.shape != (n,) or len(candidates) != n:
         raise ValueError(
-            f"fitness must have shape ({len(candidates)},), one value per candidate from ask(); got {fitness.shape}"
+            f"fitness must have shape ({n},), one value per candidate from ask(); got {fitness.shape} for {len(candidates)} "
+            "candidates"
         )
 
 

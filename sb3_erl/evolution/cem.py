@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.evolution.base import Distribution
+from sb3_erl.evolution.base import Distribution, best_first
 
 _CACHED = 1 << 17
 """How many numbers are worked on at a time: arrays that stay in the processor's cache are several times faster."""
@@ -131,8 +131,7 @@ class DiagonalCEM(Distribution):
 
     def refit(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None) -> None:
         """See :meth:`Distribution.refit`; no random numbers are drawn."""
-        scores = np.where(np.isnan(fitness), -np.inf, fitness)
-        order = np.argsort(-scores, kind="stable")
+        order = best_first(fitness)
         selected = torch.as_tensor(order[: self.n_parents], device=candidates.device)
         weights = torch.as_tensor(self.weights, device=candidates.device)[:, None]
         self.damping.mul_(self.damping_decay).add_((1 - self.damping_decay) * self.damping_final)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sb3_erl.buffers.genetic_memory import GeneticMemories
+from sb3_erl.core.checks import check_choice
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.distillation import DistillationCrossover, Value, act_together
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch, plan_distilled_epoch
@@ -69,7 +71,9 @@ class DistilledGA(GA):
     :param parent_matching: pairs of parents by ``"fitness"`` (its sum) or by ``"distance"`` (most different behavior)
     :param distance_from: for ``"distance"``, compare with what the other's ``"policy"`` does in its states (paper) or with
         the actions in its ``"memory"`` (authors' code)
-    :param kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`
+    :param kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`; an odd number of winners is always completed by a
+        random one
+    :raises ValueError: see :class:`~sb3_erl.evolution.ga.GA`
     """
 
     has_memories = True
@@ -90,6 +94,8 @@ class DistilledGA(GA):
         distance_from: Literal["policy", "memory"] = "policy",
         **kwargs: Any,
     ):
+        check_choice("parent_matching", parent_matching, ("fitness", "distance"))
+        check_choice("distance_from", distance_from, ("policy", "memory"))
         crossover = resolve("crossover", crossover)
         if isinstance(crossover, type) and issubclass(crossover, DistillationCrossover):
             crossover, crossover_kwargs = crossover(actor, layout, **(crossover_kwargs or {})), None
@@ -115,8 +121,7 @@ class DistilledGA(GA):
             return pairs_by_distance(parents, fitness, self._distances(individuals, parents, rng))
 
         matching = pairs_by_fitness if self.parent_matching == "fitness" else most_different
-        fitness = np.nan_to_num(fitness, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        return plan_distilled_epoch(ranking, fitness, offspring, draws, matching=matching, **chances)
+        return plan_distilled_epoch(ranking, nan_is_worst(fitness), offspring, draws, matching=matching, **chances)
 
     def _distances(self, individuals: np.ndarray, parents: Sequence[int], rng: np.random.Generator) -> np.ndarray:
         """``(pop_size, pop_size)``: distances of the parents' behavior, both ways added, on what either has seen."""

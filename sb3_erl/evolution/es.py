@@ -17,9 +17,7 @@ from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_index, che
 from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
 from sb3_erl.evolution.es_source import MirroredSource, Windows
 from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
-
-_N_COMPARED = 8
-"""In about how many columns told candidates are compared with those that were asked for."""
+from sb3_erl.evolution.rebuilt import AskedCandidates, refuse_injection
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,8 @@ class MirroredES(Evolver):
         self.register_buffer("offsets", torch.zeros(pop_size // 2, dtype=torch.float64))  # whole numbers; SB3 wants floats
         self.register_buffer("starts", torch.zeros(pop_size // 2, dtype=torch.float64))
         self._more: list[tuple[int, int]] = []
-        self._is_asked = False
-        self._columns = slice(0)
-        self._compared = torch.zeros(0, 0)
-        """``(n, n_compared)``, those columns of the candidates as they were asked for."""
+        self._asked: AskedCandidates | None = None
+        """``None`` before :meth:`ask` and after :meth:`tell`."""
         self.last_update: ESUpdate | None = None
         """What the last :meth:`tell` did, ``None`` before the first."""
 
@@ -168,12 +164,9 @@ class MirroredES(Evolver):
         self.asked_sigma.fill_(self.sigma)
         self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
-        self._more, self._is_asked = [], True
+        self._more = []
         candidates = self._build(pairs)
-        step = max(1, self.mean.numel() // _N_COMPARED)
-        first = int(np.random.default_rng(pairs[0][0]).integers(step))  # varies, without a draw from the generator of the run
-        self._columns = slice(first, None, step)
-        self._compared = candidates[:, self._columns].clone()
+        self._asked = AskedCandidates(candidates, seed=pairs[0][0])
         return candidates
 
     def ask_more(self, rng: np.random.Generator, n_pairs: int) -> Tensor:
@@ -185,26 +178,25 @@ class MirroredES(Evolver):
         :return: ``(2 * n_pairs, n_params)``; they come after the earlier ones in :meth:`tell`
         :raises ValueError: before :meth:`ask`
         """
-        self._check_asked()
-        more = self._draw(rng, n_pairs)
+        asked, more = self._known(), self._draw(rng, n_pairs)
         self._more += more
         candidates = self._build(more)
-        self._compared = torch.cat([self._compared, candidates[:, self._columns]])
+        asked.add(candidates)
         return candidates
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """
         Move the mean.
 
-        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs. They are compared with what
-            was asked for in about 8 evenly spaced columns, which differ from generation to generation
+        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs; compared with these, see
+            :class:`~sb3_erl.evolution.rebuilt.AskedCandidates`
         :param fitness: ``(n,)``, higher is better, NaN is worst
         :param rng: not used
         :raises ValueError: before :meth:`ask`, if sizes do not fit, or if candidates were changed since they were asked for
         """
         check_told(candidates, fitness)
         self._check_number(fitness)
-        self._check_unchanged(candidates)
+        self._known().check(candidates)
         self.keep_best(candidates[best_index(fitness)])
         self._move(shape_fitness(fitness, self.fitness_shaping, self.ties))
 
@@ -230,10 +222,7 @@ class MirroredES(Evolver):
 
         :raises ValueError: always
         """
-        raise ValueError(
-            f"slots must be empty with {type(self).__name__}, whose candidates are mirrored pairs and not free vectors; "
-            f"got {list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
-        )
+        refuse_injection(self, "candidates are mirrored pairs", slots)
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; the width, the step size, the last step, and the length of the mean."""
@@ -242,23 +231,11 @@ class MirroredES(Evolver):
         return {"sigma": self.sigma, "learning_rate": self.learning_rate, **last, "theta_norm": norm}
 
     def _check_number(self, values: np.ndarray) -> None:
-        self._check_asked()
+        self._known()
         n_pairs = self.n_pairs + len(self._more)
         if values.ndim != 1 or len(values) % 2 or not 2 <= len(values) <= 2 * n_pairs:
             raise ValueError(
                 f"fitness must hold two values per pair for 1 to {n_pairs} pairs from ask(); got shape {values.shape}"
-            )
-
-    def _check_unchanged(self, candidates: Tensor) -> None:
-        told, asked = candidates[:, self._columns].to(self._compared), self._compared[: len(candidates)]
-        if torch.equal(told, asked):
-            return
-        changed = ((told != asked) & ~(told.isnan() & asked.isnan())).any(dim=1).nonzero().ravel().tolist()
-        if changed:
-            raise ValueError(
-                "candidates must be those from ask(), because only their perturbations are kept; got others in the rows "
-                f"{changed[:10]}{'...' if len(changed) > 10 else ''}. Choose an evolver that refits on what it is told, "
-                "such as 'cem', to change candidates between ask() and tell()"
             )
 
     @torch.no_grad()
@@ -270,14 +247,16 @@ class MirroredES(Evolver):
         before = float(torch.linalg.vector_norm(self.mean))
         length = float(torch.linalg.vector_norm(step))
         self.mean.add_(step)
-        self._is_asked = False
+        self._asked = None
         grad_norm = float(np.linalg.norm(direction))
         ratio = length / before if before > 0 else math.inf
         self.last_update = ESUpdate(shaped, direction, to_numpy(gradient), grad_norm, ratio)
 
-    def _check_asked(self) -> None:
-        if not self._is_asked:
+    def _known(self) -> AskedCandidates:
+        """:raises ValueError: before :meth:`ask`"""
+        if self._asked is None:
             raise ValueError("ask() must be called before every tell() of a generation; got no candidates to tell about")
+        return self._asked
 
     def _draw(self, rng: np.random.Generator, n_pairs: int) -> list[tuple[int, int]]:
         offsets = self.table.offsets(rng, n_pairs, self.n_perturbed).tolist()
@@ -339,4 +318,4 @@ class MirroredES(Evolver):
         if prefix + "center" in state_dict:
             state_dict[prefix + "asked_center"] = state_dict.pop(prefix + "center")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._more, self._is_asked = [], False
+        self._more, self._asked = [], None

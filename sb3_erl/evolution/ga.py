@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.base import Evolver, check_told, copy_of
@@ -71,8 +72,12 @@ class GA(Evolver):
         min_elites: int = 1,
     ):
         super().__init__(candidates)
-        if tournament_size < 2:
-            raise ValueError(f"tournament_size must be at least 2; got {tournament_size}")
+        check_range("tournament_size", tournament_size, 2, integer=True)
+        check_range("min_elites", min_elites, 0, integer=True)
+        shares = {"elite_fraction": elite_fraction, "mutation_prob": mutation_prob, "crossover_prob": crossover_prob}
+        for name, share in shares.items():
+            check_range(name, share, 0, 1)
+        check_choice("odd_winners", odd_winners, ("random", "last"))
         self.n_elites = max(min_elites, count_elites(elite_fraction, self.pop_size))
         if self.n_elites >= self.pop_size:
             argument = f"min_elites={min_elites}" if self.n_elites == min_elites else f"elite_fraction={elite_fraction}"
@@ -99,7 +104,7 @@ class GA(Evolver):
 
     @property
     def protected(self) -> list[int]:
-        """See :attr:`Evolver.protected`; the copies of the elites of the last :meth:`tell`."""
+        """See :attr:`Evolver.protected`; the copies of the elites of the last :meth:`tell`, empty after loading."""
         return [] if self.epoch is None else list(self.epoch.protected)
 
     def ask(self, rng: np.random.Generator) -> Tensor:
@@ -115,7 +120,7 @@ class GA(Evolver):
         :param rng: generator
         :param migrants: ``(n, n_params)``: individuals from outside that take unselected slots
         """
-        check_told(candidates, fitness)
+        check_told(candidates, fitness, self.pop_size)
         n_migrants = 0 if migrants is None else len(migrants)
         n_tournaments = max(self.pop_size - self.n_elites - n_migrants, 1)
         draws = GeneratorDraws(rng)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.evolution.base import best_first
 from sb3_erl.evolution.fitness.novelty import Behaviors, NoveltyArchive
 from sb3_erl.evolution.fitness.shaping import Ties, centered_ranks
 
@@ -190,9 +191,8 @@ def truncation_parents(fitness: np.ndarray, n_parents: int) -> np.ndarray:
     >>> truncation_parents(np.array([1.0, np.nan, 3.0, 1.0]), 3).tolist()
     [2, 0, 3]
     """
-    fitness = np.asarray(fitness, dtype=np.float64)
     check_range("n_parents", n_parents, 1, len(fitness), integer=True)
-    return np.argsort(-np.where(np.isnan(fitness), -np.inf, fitness), kind="stable")[:n_parents]
+    return best_first(fitness)[:n_parents]
 
 
 @dataclass(frozen=True)

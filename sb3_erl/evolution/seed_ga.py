@@ -14,23 +14,13 @@ from torch import Tensor
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.evolution.base import Evolver, PopulationSizeError, check_told
+from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_first, check_told
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
+from sb3_erl.evolution.rebuilt import AskedCandidates, refuse_injection
 from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, GenomeSource, Initialization, genomes_in, rows_of
 
 ELITE = -1
 """Stands for the elite of the previous generation where individuals are numbered."""
-
-
-def best_first(fitness: np.ndarray) -> np.ndarray:
-    """
-    :param fitness: ``(n,)``, higher is better, NaN is worst
-    :return: ``(n,)`` indices, best first; among equals the lower index first
-
-    >>> best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
-    [2, 0, 3, 1]
-    """
-    return np.argsort(-nan_is_worst(fitness), kind="stable")
 
 
 def finalists(fitness: np.ndarray, n_finalists: int, has_elite: bool) -> list[int]:
@@ -126,7 +116,8 @@ class SeedGA(Evolver):
         self.register_buffer("offspring", torch.tensor([[-1.0, -1.0, 0.0]]).repeat(pop_size, 1).double())
         self.register_buffer("fitness", torch.full((pop_size,), -torch.inf, dtype=torch.float64))
         self.register_buffer("elite_score", torch.tensor(-torch.inf, dtype=torch.float64))
-        self._is_asked = False
+        self._asked: AskedCandidates | None = None
+        """``None`` before :meth:`ask` and after :meth:`tell`."""
         self._last_made: tuple[weakref.ref[Tensor] | None, Sequence[int]] = (None, ())
 
     @property
@@ -213,8 +204,9 @@ class SeedGA(Evolver):
         picked = 1 + rng.integers(n_parents, size=self.pop_size) if n_parents else np.full(self.pop_size, -1)
         bred = np.stack([picked, offsets, np.full(self.pop_size, self.sigma)], axis=1)
         self.offspring.copy_(torch.from_numpy(bred))
-        self._is_asked = True
-        return self._made(range(self.pop_size))
+        children = self._made(range(self.pop_size))
+        self._asked = AskedCandidates(children, seed=int(offsets[0]))
+        return children
 
     def finalists(self, fitness: np.ndarray) -> Tensor:
         """
@@ -240,18 +232,18 @@ class SeedGA(Evolver):
         """
         Choose the elite and the next parents.
 
-        :param candidates: ``(pop_size, n_params)`` as they were evaluated; only their number is used
+        :param candidates: ``(pop_size, n_params)`` as asked for; compared with these, see
+            :class:`~sb3_erl.evolution.rebuilt.AskedCandidates`
         :param fitness: ``(pop_size,)``, higher is better, NaN is worst
         :param rng: not used
         :param validation: ``(n_finalists,)`` mean fitness of :meth:`finalists` on further episodes. Without it a child counts
             by its fitness and the elite by the score by which it was chosen, which is right only where episodes do not vary
-        :raises ValueError: before :meth:`ask`, or if sizes do not fit
+        :raises ValueError: before :meth:`ask`, if sizes do not fit, or if candidates were changed since they were asked for
         """
-        if not self._is_asked:
+        if self._asked is None:
             raise ValueError("ask() must be called before every tell(); got no candidates to tell about")
-        check_told(candidates, fitness)
-        if len(fitness) != self.pop_size:
-            raise ValueError(f"fitness must have shape ({self.pop_size},), one value per child; got {fitness.shape}")
+        check_told(candidates, fitness, self.pop_size)
+        self._asked.check(candidates)
         named = self._finalists(fitness)
         if validation is None:
             validation = np.array([float(self.elite_score) if index == ELITE else fitness[index] for index in named])
@@ -276,7 +268,7 @@ class SeedGA(Evolver):
         self.pool = rows_of([*self._genomes_of(chosen)]).to(self.pool.device)
         self.elite_score.fill_(elite_score)
         self.fitness.copy_(torch.from_numpy(nan_is_worst(fitness)))
-        self._is_asked = False
+        self._asked = None
 
     def best(self) -> Tensor | None:
         """See :meth:`Evolver.best`; the elite, whose genome is saved."""
@@ -288,10 +280,7 @@ class SeedGA(Evolver):
 
         :raises ValueError: always
         """
-        raise ValueError(
-            f"slots must be empty with {type(self).__name__}, whose individuals are lists of seeds and not free vectors; got "
-            f"{list(slots)}. Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
-        )
+        refuse_injection(self, "individuals are lists of seeds", slots)
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; the number of windows in the elite's genome."""
@@ -320,4 +309,4 @@ class SeedGA(Evolver):
             if saved.shape != buffer.shape:  # genomes grow, and another truncation may be wanted
                 setattr(self, name, buffer.new_full(saved.shape, -1.0))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._is_asked = False
+        self._asked = None

@@ -57,7 +57,7 @@ class Fitness:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """:param state: what :meth:`state_dict` returned"""
+        """:param state: what :meth:`state_dict` returned, also that of another fitness, whose entries are left out"""
 
 
 FitnessFunction = Callable[[EpisodeBatch, FitnessContext], np.ndarray]
@@ -145,8 +145,9 @@ class WeightedSum(Fitness):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Fitness.load_state_dict`."""
-        for name, own in state.items():
-            self.parts[name].load_state_dict(own)
+        for name, part in self.parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
 
 
 def make_fitness(choice: Any, kwargs: dict[str, Any] | None = None) -> Fitness:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
 from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
@@ -67,16 +65,14 @@ class Novelty:
         text, model.archive_state = model.archive_state, None
         archive = vars(model).pop("archive", None)  # files of the first versions hold it as a pickle
         if text is not None:
-            archive = NoveltyArchive.load(io.BytesIO(text_to_array(text).tobytes()))
+            archive = NoveltyArchive.of_text(text)
         elif archive is None:
             archive = NoveltyArchive(model.distance, model.archive_max_size)
         return cls(model.behavior, model.behavior_kwargs, model.observation_space, archive)
 
     def plain_state(self) -> dict[str, Any]:
         """:return: the archive as text, which a model's file can hold without a pickle"""
-        file = io.BytesIO()
-        self.archive.save(file)
-        return {"archive_state": array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))}
+        return {"archive_state": self.archive.as_text()}
 
     def prepare(self, model: Any) -> None:
         """

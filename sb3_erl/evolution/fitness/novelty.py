@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_choice, check_range
 
 Behaviors = np.ndarray | Sequence[np.ndarray]
@@ -186,6 +188,20 @@ class NoveltyArchive:
             archive.entries = [part.copy() for part in np.split(file["rows"], np.cumsum(file["lengths"])[:-1]) if len(part)]
         archive.n_added = n_added
         return archive
+
+    def as_text(self) -> str:
+        """:return: what :meth:`save` writes, as text that JSON can hold"""
+        file = io.BytesIO()
+        self.save(file)
+        return array_to_text(np.frombuffer(file.getvalue(), dtype=np.uint8))
+
+    @classmethod
+    def of_text(cls, text: str) -> NoveltyArchive:
+        """
+        :param text: what :meth:`as_text` returned
+        :return: an equal archive
+        """
+        return cls.load(io.BytesIO(text_to_array(text).tobytes()))
 
 
 def _listed(behaviors: Behaviors) -> list[np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from typing import Any
 
@@ -123,15 +121,14 @@ class Novelty(Fitness):
         return novelty
 
     def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Fitness.state_dict`; the archive's ``.npz`` file in base 64."""
-        file = io.BytesIO()
-        self.archive.save(file)
-        return {"archive": base64.b64encode(file.getvalue()).decode()}
+        """See :meth:`Fitness.state_dict`; the archive as text."""
+        return {"archive": self.archive.as_text()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Fitness.load_state_dict`; distance and largest size are those of the constructor."""
-        saved = NoveltyArchive.load(io.BytesIO(base64.b64decode(state["archive"])))
-        self.archive.entries, self.archive.n_added = saved.entries, saved.n_added
+        if "archive" in state:
+            saved = NoveltyArchive.of_text(state["archive"])
+            self.archive.entries, self.archive.n_added = saved.entries, saved.n_added
 
 
 def behavior_of(episode: Episode) -> np.ndarray:

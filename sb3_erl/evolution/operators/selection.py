@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from sb3_erl.evolution.fitness.shaping import nan_is_worst
+
 
 class Draws(Protocol):
     """Every random decision of a selection epoch, so that recorded draws can be replayed."""
@@ -67,7 +69,7 @@ def rank_best_first(fitness: np.ndarray) -> np.ndarray:
     >>> rank_best_first(np.array([1.0, np.nan, 3.0, 1.0])).tolist()
     [2, 3, 0, 1]
     """
-    return np.argsort(np.nan_to_num(fitness, nan=-np.inf, posinf=np.inf, neginf=-np.inf), kind="stable")[::-1]
+    return np.argsort(nan_is_worst(fitness), kind="stable")[::-1]
 
 
 def tournament_winners(ranking: np.ndarray, n_tournaments: int, tournament_size: int, draws: Draws) -> list[int]:
