@@ -5,7 +5,8 @@ Checksums of what every class learns in a short run, to compare two versions of 
     python -m benchmarks.checksums --output after.json --compare before.json
 
 A checksum covers all parameters of a model (networks, optimizers' states, evolver), its replay buffer and its actions on
-fixed observations. It does not depend on the names of tensors, only on their values.
+fixed observations. It does not depend on the names of tensors, only on their values. This file uses nothing of the package
+but its classes, and settings of its own, so that it can be copied to another version and means the same there.
 """
 
 from __future__ import annotations

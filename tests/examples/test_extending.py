@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,29 @@ def test_part_keeps_its_promises(name: str) -> None:
 
 
 def test_rows_of_individuals_and_learner_are_never_mixed() -> None:
-    model = ERL(toy_maker()(), population_policy_kwargs={"net_arch": []}, policy_kwargs={"net_arch": [16]}, pop_size=3, seed=1)
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "learning_starts": 0, "sync_period": 1, "train_freq": 8}
+    model = ERL(toy_maker()(), population_policy_kwargs={"net_arch": []}, pop_size=3, seed=1, **kwargs)
     assert model.evolver.candidates.shape == (3, 3 * 2 + 2) and model.population.representation.from_learner() is None
-    model.learn(100)
-    assert model._injected_slot is None
+    model.learn(300)
+    assert model._n_updates > 0 and model.n_generations > 0 and model._injected_slot is None
     with pytest.raises(ValueError, match="population_policy_kwargs"):
         Reseed()(model, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("learner", "env"), [("td3", toy_maker()()), ("dqn", "CartPole-v1")])
+def test_an_individual_that_imitates_acts_more_like_the_learner_than_the_champion(learner: str, env: Any) -> None:
+    kwargs: dict[str, Any] = {"population_policy_kwargs": {"net_arch": []}, "exchange": "imitate", "pop_size": 3, "seed": 1}
+    steps = {"n_steps": 300, "learning_rate": 0.02}
+    model = ERL(env, learner=learner, learning_starts=10_000, exchange_kwargs=steps, **kwargs).learn(300)
+    observations = model.replay_buffer.observations[:200, 0]
+    fitness = np.array([1.0, 2.0, 0.0])
+    slot = model.exchange(model.population, fitness, model.sync_period, model._stored_observations)
+    assert slot is not None and slot not in model.evolver.protected
+    own, champion, wanted = (
+        agent.predict(observations, deterministic=True)[0]
+        for agent in (model.individual(slot), model.policy.deployed, model.learner_agent)
+    )
+    assert np.square(own - wanted).mean() < 0.3 * np.square(champion - wanted).mean()
 
 
 def test_systems_refuse_what_their_parts_cannot_do() -> None:
@@ -172,18 +190,54 @@ class GlobalNumbers(Distribution):
         pass
 
 
+class Idle(Distribution):
+    """Proposes the same candidates for ever."""
+
+    def propose(self, rng: np.random.Generator) -> th.Tensor:
+        return self.candidates.clone()
+
+    def refit(self, candidates: th.Tensor, fitness: np.ndarray, rng: np.random.Generator | None) -> None:
+        pass
+
+
+class Distorted(GlobalNumbers):
+    """Is loaded with other candidates than those that were saved."""
+
+    def propose(self, rng: np.random.Generator) -> th.Tensor:
+        noise = rng.standard_normal(tuple(self.candidates.shape))
+        return self.candidates + 0.1 * th.as_tensor(noise, dtype=self.candidates.dtype)
+
+    def refit(self, candidates: th.Tensor, fitness: np.ndarray, rng: np.random.Generator | None) -> None:
+        self.candidates.copy_(candidates[np.argsort(-fitness)])
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.candidates.add_(1.0)
+
+
+def local(episodes: Any, context: Any) -> np.ndarray:
+    """Depends on whether there are worker processes."""
+    sign = -1 if multiprocessing.active_children() else 1
+    return sign * episodes.mean_per_candidate([e.total_reward for e in episodes.episodes], context.n_candidates)
+
+
 @pytest.mark.filterwarnings("ignore:mutation=ForgetfulMutation has changed its attributes:UserWarning")
 @pytest.mark.parametrize(
-    ("part", "kind", "reason"),
+    ("part", "kind", "arguments", "reason"),
     [
-        (ForgetfulMutation, "mutation", "resumed differs.*state that changes must be saved"),
-        (undeclared, "fitness", "must declare that it needs 'actions'"),
-        (GlobalNumbers, "evolver", "two runs with one seed differ.*generator that is handed in"),
+        (ForgetfulMutation, "mutation", SMALL, "resumed differs.*state that changes must be saved"),
+        (undeclared, "fitness", SMALL, "must declare that it needs 'actions'"),
+        (GlobalNumbers, "evolver", SMALL, "two runs with one seed differ.*generator that is handed in"),
+        (Idle, "evolver", {**PURE, "algorithm": CEM}, "training changed no parameter"),
+        (Distorted, "evolver", {**PURE, "algorithm": CEM}, "a loaded model differs from the saved one"),
+        (local, "fitness", {**PURE, "algorithm": CEM}, "in worker processes differs.*global state that workers lack"),
     ],
 )
-def test_check_part_finds_broken_promises(part: Any, kind: str, reason: str) -> None:
+def test_check_part_finds_broken_promises(part: Any, kind: str, arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(PartError, match=reason):
-        check_part(part, kind, **SMALL)
+        check_part(part, kind, **arguments)
 
 
 def test_abilities_that_an_evolver_lacks_are_named_at_construction() -> None:

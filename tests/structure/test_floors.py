@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ FLOORS = {
 LATE = {"zoo": {"sb3_erl"}}
 """What a folder imports from above, in functions: the Zoo reads the registry of all classes when the package is complete."""
 
+BY_NAME = {"sb3_erl.core.registry"}
+"""Modules that may name others in strings: the table of parts, which are imported when a user chooses them."""
+
 
 def modules() -> dict[str, Path]:
     """All modules by their dotted names."""
@@ -39,24 +43,35 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """What is executed when a module is imported: neither bodies of functions nor what is for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not is_for_types:
+            yield child
+            yield from executed(child)
+
+
 def imported(path: Path, at_start: bool = False) -> Iterator[str]:
     """
     :param path: of a module
     :param at_start: only what is imported when the module itself is
-    :return: dotted names of what it imports from this package, also within functions and for type checkers
+    :return: dotted names of what it imports from this package, also within functions, for type checkers, and by strings such
+        as ``"sb3_erl.envs.hard_maze:HardMaze"``
     """
     tree = ast.parse(path.read_text())
-    nodes = tree.body if at_start else list(ast.walk(tree))
-    for node in nodes:
+    for node in executed(tree) if at_start else ast.walk(tree):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: imports name modules in full"
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == "sb3_erl":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "sb3_erl")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not at_start:
+            yield from re.findall(r"^(sb3_erl\.\w[\w.]*)(?::[\w.]+)?$", node.value)
 
 
 def upward(name: str, path: Path) -> list[str]:
-    own = name.split(".")[1] if path.parent != PACKAGE else ""
+    own = name.split(".")[1] if path.parent != PACKAGE and name not in BY_NAME else ""
     wrong = []
     for other in imported(path):
         folder = other.split(".")[1] if "." in other else ""
@@ -97,7 +112,35 @@ def test_no_circles() -> None:
         visit(name, ())
 
 
-def test_an_upward_import_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f():\n    from sb3_erl.engine.hybrid import HybridAlgorithm",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sb3_erl.engine.hybrid",
+        "from importlib import import_module\nimport_module('sb3_erl.engine.hybrid')",
+        "from importlib import import_module\nimport_module(f'sb3_erl.engine.{1}')",
+        "resolve('evolver', 'sb3_erl.engine.hybrid:HybridAlgorithm')",
+        "import sb3_erl",
+        "from sb3_erl import ERL",
+        "from sb3_erl.learners import base",
+    ],
+)
+def test_an_upward_import_is_found(text: str, tmp_path: Path) -> None:
+    """Also one from another folder of the same floor."""
     path = tmp_path / "wrong.py"
-    path.write_text("def f():\n    from sb3_erl.engine.hybrid import HybridAlgorithm\n")
-    assert upward("sb3_erl.core.wrong", path) == ["sb3_erl.core.wrong imports sb3_erl.engine.hybrid.HybridAlgorithm"]
+    path.write_text(text)
+    assert len(upward("sb3_erl.runs.wrong", path)) == 1
+
+
+def test_a_relative_import_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text("def f():\n    from . import saving")
+    with pytest.raises(AssertionError, match="imports name modules in full"):
+        upward("sb3_erl.runs.wrong", path)
+
+
+def test_imports_at_start_are_told_from_later_ones(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    later = "if TYPE_CHECKING:\n    import sb3_erl.a\ndef f():\n    import sb3_erl.b\n"
+    path.write_text(later + "try:\n    import sb3_erl.c\nexcept ImportError:\n    pass\nclass A:\n    import sb3_erl.d\n")
+    assert list(imported(path, at_start=True)) == ["sb3_erl.c", "sb3_erl.d"]
