@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sb3_erl"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TEXTS = [*SOURCES, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = ("*.md", "docs/*.md", "examples/**/*.py", "benchmarks/**/*.py", "hyperparams/*.yml")
+TEXTS = [*SOURCES, *(path for pattern in OTHERS for path in sorted(ROOT.glob(pattern)))]
 OLD_NAMES = {PACKAGE / "runs" / "moved_modules.py"}
 """Files that must have the names by which older files know things."""
 

@@ -192,7 +192,7 @@ def test_direction_is_not_divided_by_sigma_and_l2_is_not_scaled(sigma: float) ->
     assert es.mean.dtype == torch.float32
 
 
-def test_equal_fitness_leaves_only_the_pull_towards_zero() -> None:
+def test_equal_fitness_leaves_only_the_pull_toward_zero() -> None:
     es = strategy(optimizer="sgd", learning_rate=1.0, l2_coeff=0.5)
     before = es.mean.clone()
     es.tell(es.ask(rng()), np.full(8, 3.0))

@@ -76,7 +76,7 @@ def test_learning_counts_updates_and_steps_no_environment(dataset: Any, tmp_path
     np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], live)
 
 
-def test_cloning_term_pulls_towards_the_data(dataset: Any) -> None:
+def test_cloning_term_pulls_toward_the_data(dataset: Any) -> None:
     def distance(bc_coef: float) -> float:
         model = TD7(toy_vec_env(), offline=True, bc_coef=bc_coef, learning_rate=1e-2, **FAST)
         fill_replay_buffer(model, dataset)
