@@ -18,10 +18,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults soak check lint format types bench clean distclean
+.PHONY: help install demo test faults soak campaign campaign-report check lint format types bench clean distclean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(READY)  ## create .venv and install the package with its development tools
 
@@ -63,6 +63,12 @@ bench: $(READY)  ## measure speed [BENCH_FLAGS="--threads 1 2 --only updates ste
 faults: $(READY)  ## kill runs and resume them, then inject faults [KILL_FLAGS=--kills=50] [FAULT_FLAGS=...]
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.kill_resume $(KILL_FLAGS)
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.faults $(FAULT_FLAGS)
+
+campaign: $(READY)  ## make the missing runs of the campaign at idle priority, until interrupted [JOBS=2]
+	$(BIN)/python -m benchmarks.campaign run --jobs $(JOBS)
+
+campaign-report: $(READY)  ## tables and figures of the campaign's curves
+	MPLBACKEND=Agg $(BIN)/python -m benchmarks.campaign report
 
 clean:  ## remove build results and caches
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache MUJOCO_LOG.TXT

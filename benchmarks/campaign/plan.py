@@ -1,0 +1,90 @@
+"""The runs of the campaign, read from ``plan.yml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+
+PLAN = Path(__file__).parent / "plan.yml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One method on one task with one seed.
+
+    :param method: name in the plan
+    :param task: name in the plan
+    :param seed: of model and environment
+    :param algo: Zoo name of the algorithm
+    :param env: environment id
+    :param steps: environment steps
+    :param hyperparams: settings on top of the Zoo's entry
+    """
+
+    method: str
+    task: str
+    seed: int
+    algo: str
+    env: str
+    steps: int
+    hyperparams: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def file(self) -> Path:
+        """Where the curve of the run is kept, relative to the folder of results."""
+        return Path(self.task) / f"{self.method}_seed_{self.seed}.csv"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    The content of ``plan.yml``.
+
+    :param commit: whose code the runs use
+    :param eval_freq: steps between evaluations
+    :param eval_episodes: episodes of each candidate in each evaluation
+    :param checkpoint_freq: steps between checkpoints
+    :param labels: of methods, for figures
+    :param runs: in the order in which they are to be made
+    :param published: what others report: ``task``, ``steps``, ``value``, ``source``
+    """
+
+    commit: str
+    eval_freq: int
+    eval_episodes: int
+    checkpoint_freq: int
+    labels: dict[str, str]
+    runs: list[Run]
+    published: list[dict[str, Any]]
+
+
+def read_plan(path: Path = PLAN) -> Plan:
+    """
+    :param path: YAML file, see ``plan.yml`` for its form
+    :return: its content; a run that stands in several entries comes where it stands first
+    :raises ValueError: if an entry of the order names a method or a task that the file does not have
+    """
+    content = yaml.safe_load(path.read_text())
+    runs: dict[Run, None] = {}
+    for entry in content["order"]:
+        for kind in ("methods", "tasks"):
+            unknown = sorted(set(entry[kind]) - set(content[kind]))
+            if unknown:
+                raise ValueError(f"{kind} in the order of {path.name} must be among {sorted(content[kind])}; got {unknown}")
+        for seed in entry["seeds"]:
+            for task in entry["tasks"]:
+                runs |= dict.fromkeys(_run(content, method, task, seed) for method in entry["methods"])
+    labels = {name: method["label"] for name, method in content["methods"].items()}
+    own = {key: content[key] for key in ("commit", "eval_freq", "eval_episodes", "checkpoint_freq")}
+    return Plan(labels=labels, runs=list(runs), published=content.get("published", []), **own)
+
+
+def _run(content: dict[str, Any], method_name: str, task_name: str, seed: int) -> Run:
+    method, task = content["methods"][method_name], content["tasks"][task_name]
+    hyperparams = {**method.get("hyperparams", {}), **task.get("hyperparams", {})}
+    steps = method.get("steps", content["steps"])
+    return Run(method_name, task_name, seed, method["algo"], task["env"], steps, hyperparams)

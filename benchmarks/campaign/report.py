@@ -1,0 +1,255 @@
+"""The report of the campaign, made of the CSVs alone: aggregates with intervals, figures, tables."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rliable import library, metrics
+
+from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
+from benchmarks.campaign.plan import Plan
+
+# Okabe and Ito's colors, which people with any color vision tell apart; black is kept for published figures
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5C5C5C")
+REPS = 2000
+BASELINE = "td3"
+QUESTIONS = (
+    ("erl_re2_td7", "td7", "a population beside TD7"),
+    ("erl_re2", "erl_re2_no_evolution", "the population in ERL-Re2 on TD3"),
+    ("erl_re2", "td3", "ERL-Re2 on TD3 against SB3's TD3"),
+    ("td7", "td3", "TD7 against SB3's TD3"),
+    ("cem_rl", "td3", "CEM-RL against SB3's TD3"),
+    ("evo_rainbow", "td3", "EvoRainbow against SB3's TD3"),
+)
+"""Pairs (one, other, what it asks)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its 95 % interval of a stratified bootstrap."""
+
+    point: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.point:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def _intervals(samples: dict[str, Any], statistic: Any) -> dict[str, Interval]:
+    with warnings.catch_warnings():  # the newest arch calls this kind of generator deprecated; rliable knows no other
+        warnings.simplefilter("ignore", FutureWarning)
+        points, bounds = library.get_interval_estimates(samples, statistic, reps=REPS, random_state=np.random.RandomState(0))
+    return {
+        name: Interval(*(float(np.ravel(value)[0]) for value in (points[name], bounds[name][0], bounds[name][1])))
+        for name in samples
+    }
+
+
+def interquartile_means(scores: pd.DataFrame, methods: Iterable[str]) -> dict[str, Interval]:
+    """
+    :param scores: on one scale, see :func:`~benchmarks.campaign.curves.normalized`
+    :param methods: compared over the tasks that all of them have
+    :return: interquartile mean over runs and tasks of each method; empty if no task has all of them
+    """
+    found = matrices(scores, list(methods))
+    return _intervals(found, lambda runs: np.array([metrics.aggregate_iqm(runs)])) if found else {}
+
+
+def probability_of_improvement(scores: pd.DataFrame, one: str, other: str) -> Interval | None:
+    """
+    :param scores: on one scale
+    :param one: method
+    :param other: method
+    :return: how probable it is that a run of one beats a run of the other on a task, over the tasks that both have; ``None``
+        without such tasks
+    """
+    found = matrices(scores, [one, other])
+    if not found:
+        return None
+    return _intervals({"pair": (found[one], found[other])}, metrics.probability_of_improvement)["pair"]
+
+
+# ------------------------------------------------------------------ figures
+
+
+def _figure(n_columns: int = 1, n_rows: int = 1, width: float = 7.0, height: float = 4.5) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
+
+
+def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: str, path: Path) -> None:
+    """
+    One panel per task: the deployed policy's return against steps or time, mean over seeds with their extent.
+
+    :param curves: see :func:`~benchmarks.campaign.curves.read_campaign`
+    :param plan: labels and published figures
+    :param methods: which, in the order of their colors
+    :param against: ``"steps"``, ``"train_seconds"`` or ``"cpu_seconds"``
+    :param path: of the picture
+    """
+    curves = curves[curves.method.isin(methods)]
+    tasks = [task for task in dict.fromkeys(run.task for run in plan.runs) if task in set(curves.task)]
+    n_columns = min(3, len(tasks))
+    n_rows = -(-len(tasks) // n_columns)
+    figure, axes = _figure(n_columns, n_rows, 4.2 * n_columns, 3.2 * n_rows + 0.9)
+    kind = {"train_seconds": "wall time", "cpu_seconds": "CPU time"}.get(against)
+    scale, unit = (1000.0, "thousand environment steps") if kind is None else (60.0, f"minutes of training ({kind})")
+    for panel, task in zip(axes.flat, tasks, strict=False):
+        for index, method in enumerate(methods):
+            rows = curves[(curves.task == task) & (curves.method == method)]
+            rows = rows[rows[against].notna()] if against in rows else rows.iloc[:0]
+            if rows.empty:
+                continue
+            n_seeds = rows.seed.nunique()
+            grid, mean, low, high = band(rows, "mean", against)
+            color = COLORS[index % len(COLORS)]
+            panel.plot(grid / scale, mean, color=color, label=plan.labels.get(method, method))
+            panel.fill_between(grid / scale, low, high, color=color, alpha=0.2, linewidth=0)
+            panel.annotate(f"n={n_seeds}", (grid[-1] / scale, mean[-1]), fontsize=7, color=color, ha="right", va="bottom")
+        if against == "steps":
+            for mark in (mark for mark in plan.published if mark["task"] == task):
+                place = (mark["steps"] / scale, mark["value"])
+                panel.plot(*place, "*", color="black", markersize=8, clip_on=False)
+                panel.annotate(f"{mark['source']}  ", place, fontsize=7, ha="right", va="center")
+        panel.set_title(task, fontsize=10)
+        panel.set_xlabel(unit)
+        panel.grid(alpha=0.3)
+    for panel in list(axes.flat)[len(tasks) :]:
+        panel.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("return of the deployed policy")
+    handles = {label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle("Mean over seeds (n), band from the worst to the best seed; stars: published figures", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def draw_profiles(scores: pd.DataFrame, plan: Plan, methods: list[str], path: Path) -> bool:
+    """
+    Performance profiles: the share of runs above each score.
+
+    :param scores: on one scale
+    :param plan: labels
+    :param methods: which
+    :param path: of the picture
+    :return: whether there is a task that all methods have
+    """
+    found = matrices(scores, methods)
+    if not found:
+        return False
+    taus = np.linspace(min(0.0, *(runs.min() for runs in found.values())), max(runs.max() for runs in found.values()), 101)
+    profiles, bounds = library.create_performance_profile(found, taus, reps=REPS // 4)
+    figure, axes = _figure()
+    panel = axes[0, 0]
+    for index, method in enumerate(found):
+        color = COLORS[index % len(COLORS)]
+        panel.plot(taus, profiles[method], color=color, label=plan.labels.get(method, method))
+        panel.fill_between(taus, *bounds[method], color=color, alpha=0.15, linewidth=0)
+    panel.set_xlabel(f"score (0: random actions, 1: mean of {plan.labels.get(BASELINE, BASELINE)})")
+    panel.set_ylabel("share of runs with a higher score")
+    panel.set_title("Performance profiles")
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+# ------------------------------------------------------------------ tables
+
+
+def task_table(scores: pd.DataFrame, plan: Plan) -> str:
+    """:return: Markdown: mean and standard deviation over seeds of each method on each task, with the number of seeds"""
+    tasks = [task for task in dict.fromkeys(run.task for run in plan.runs) if task in set(scores.task)]
+    lines = ["| method | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    for method, label in plan.labels.items():
+        rows = scores[scores.method == method]
+        if rows.empty:
+            continue
+        cells = []
+        for task in tasks:
+            values = rows[rows.task == task].value
+            spread = f" ± {values.std(ddof=1):.0f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.0f}{spread} ({len(values)})" if len(values) else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pair_table(scores: pd.DataFrame, scaled: pd.DataFrame, plan: Plan) -> str:
+    """:return: Markdown: for each question, on how many tasks the one is better, and how probable a better run is"""
+    lines = ["| question | better on | probability of improvement | wall time | CPU time |", "|---|---|---|---|---|"]
+    for one, other, question in QUESTIONS:
+        means = scores[scores.method.isin([one, other])].groupby(["task", "method"]).value.mean().unstack()
+        means = means.dropna() if {one, other} <= set(means.columns) else means.iloc[:0]
+        if means.empty:
+            continue
+        better = int((means[one] > means[other]).sum())
+        probability = probability_of_improvement(scaled, one, other)
+        times = []
+        for column in ("train_seconds", "cpu_seconds"):
+            seconds = scores[scores.task.isin(means.index)].groupby("method")[column].mean()
+            times.append(f"{seconds[one] / seconds[other]:.2f} times" if seconds[[one, other]].notna().all() else "")
+        lines.append(f"| {question} | {better} of {len(means)} tasks | {probability or ''} | {times[0]} | {times[1]} |")
+    return "\n".join(lines)
+
+
+def write_report(results: Path, plan: Plan, steps: int = 100_000) -> Path:
+    """
+    Write ``report.md`` and its pictures beside the curves.
+
+    :param results: folder with the curves, and ``random.json``: the return of random actions by task
+    :param plan: labels, order of tasks, published figures
+    :param steps: where runs are compared
+    :return: the page
+    """
+    curves = read_campaign(results)
+    zero = json.loads((results / "random.json").read_text())
+    deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
+    scaled = normalized(deployed, zero, BASELINE)
+    methods = [name for name in plan.labels if name in set(deployed.method)]
+    shown = [name for name in methods if name != "readme"]
+    for against in ("steps", "train_seconds", "cpu_seconds"):
+        draw_curves(curves, plan, shown, against, results / f"curves_{against}.png")
+    means = interquartile_means(scaled, [name for name in shown if name in set(scaled.method)])
+    has_profiles = draw_profiles(scaled, plan, list(means), results / "profiles.png") if means else False
+    n_runs = curves.groupby(["task", "method", "seed"]).ngroups
+    parts = [
+        "# Report of the campaign",
+        f"Made by `make campaign-report` of {n_runs} curves; {len(deployed)} of them have {steps:,} steps. Tables are at "
+        f"{steps:,} steps: the mean of the last three evaluations of ten episodes each, mean ± standard deviation over seeds "
+        "(number of seeds).",
+        "## What `predict` acts with",
+        task_table(deployed, plan),
+        "## Best of the candidates that the authors report",
+        "For comparison with published figures; a maximum over several policies is biased upwards.",
+        task_table(reported, plan),
+        "## Does it pay?",
+        pair_table(deployed, scaled, plan),
+        "Probability of improvement (Agarwal et al. 2021): that a run of the first beats a run of the second on a task of the "
+        "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without evaluation.",
+    ]
+    if means:
+        parts += [
+            "## Over all tasks that every method has",
+            f"Interquartile mean of the score; 0 is a random policy, 1 the mean of {plan.labels.get(BASELINE, BASELINE)}.",
+            "\n".join(
+                ["| method | interquartile mean [95 %] |", "|---|---|"]
+                + [f"| {plan.labels.get(name, name)} | {value} |" for name, value in means.items()]
+            ),
+        ]
+    if has_profiles:
+        parts.append("![Performance profiles](profiles.png)")
+    parts += ["## Curves", *(f"![Curves](curves_{name}.png)" for name in ("steps", "train_seconds", "cpu_seconds"))]
+    page = results / "report.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    return page

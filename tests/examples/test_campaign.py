@@ -1,0 +1,165 @@
+"""The campaign: the report of made-up curves with known answers, and the runner on small runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.campaign import report, runner
+from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
+from benchmarks.campaign.plan import read_plan
+from benchmarks.campaign.report import interquartile_means, pair_table, probability_of_improvement, write_report
+from benchmarks.campaign.runner import REPOSITORY, Workshop, make_runs, missing
+from benchmarks.evaluation import read_rows
+
+PLAN = """
+commit: HEAD
+steps: 100
+eval_freq: 50
+eval_episodes: 2
+checkpoint_freq: 50
+methods:
+  td3: {algo: td3, label: TD3}
+  td7: {algo: td7, label: TD7}
+  erl_re2_td7: {algo: erl_re2, label: ERL-Re2 on TD7, hyperparams: {learner: td7}}
+tasks:
+  Slow: {env: Pendulum-v1}
+  Fast: {env: Pendulum-v1, hyperparams: {gamma: 0.9}}
+order:
+  - {seeds: [1], tasks: [Slow, Fast], methods: [td3, td7, erl_re2_td7]}
+  - {seeds: [1, 2, 3], tasks: [Slow, Fast], methods: [td7, erl_re2_td7, td3]}
+published:
+  - {task: Slow, steps: 100000, value: 250, source: a paper}
+"""
+FINAL = {"td3": (100.0, 1000.0), "td7": (300.0, 1000.0), "erl_re2_td7": (200.0, 3000.0)}
+"""Return at the end on the two made-up tasks, of the first seed; each further seed has 10 and 100 more."""
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "REPS", 100)
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for method, finals in FINAL.items():
+        for task, final, step in zip(("Slow", "Fast"), finals, (10.0, 100.0), strict=True):
+            for seed in (1, 2, 3):
+                path = folder / task / f"{method}_seed_{seed}.csv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                steps = np.arange(1, 21) * 5000
+                value = np.minimum(steps / 80_000, 1.0) * (final + step * (seed - 1))
+                seconds = steps / (100.0 if method == "erl_re2_td7" else 200.0)
+                columns = {
+                    "steps": steps,
+                    "mean": value,
+                    "reported": value + 5,
+                    "train_seconds": seconds,
+                    "cpu_seconds": seconds,
+                }
+                pd.DataFrame(columns).to_csv(path, index=False)
+    (folder / "random.json").write_text(json.dumps({"Slow": 0.0, "Fast": 100.0}))
+    return folder
+
+
+def test_the_plan_is_in_order_and_names_each_run_once(plan_file: Path) -> None:
+    runs = read_plan(plan_file).runs
+    assert len(runs) == len({(run.task, run.method, run.seed) for run in runs}) == 18
+    first = [(run.task, run.method, run.seed) for run in runs[:6]]
+    assert first == [(task, method, 1) for task in ("Slow", "Fast") for method in ("td3", "td7", "erl_re2_td7")]
+    assert runs[5].hyperparams == {"learner": "td7", "gamma": 0.9}
+    plan_file.write_text(PLAN.replace("methods: [td3, td7, erl_re2_td7]", "methods: [td9]"))
+    with pytest.raises(ValueError, match=r"methods in the order .* got \['td9'\]"):
+        read_plan(plan_file)
+
+
+def test_numbers_of_known_curves(results: Path) -> None:
+    curves = read_campaign(results)
+    scores = at(curves, 100_000, "mean")
+    assert len(scores) == 18
+    assert scores.set_index(["task", "method", "seed"]).value["Fast", "erl_re2_td7", 2] == 3100.0
+    scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
+    # TD3: means 110 and 1100, so that 1 is 110 on Slow and, above random actions, 1000 on Fast
+    assert scaled.set_index(["task", "method", "seed"]).value["Slow", "td7", 1] == pytest.approx(300 / 110)
+    assert scaled.set_index(["task", "method", "seed"]).value["Fast", "erl_re2_td7", 3] == pytest.approx(3100 / 1000)
+    iqm = interquartile_means(scaled, list(FINAL))
+    runs = matrices(scaled, list(FINAL))["td7"]
+    middle = np.sort(runs.ravel())[1:5]  # of six runs, a quarter is cut at each end: one, as rliable rounds down
+    assert runs.shape == (3, 2) and iqm["td7"].point == pytest.approx(middle.mean())
+    assert iqm["td7"].low <= iqm["td7"].point <= iqm["td7"].high
+    better = probability_of_improvement(scaled, "td7", "td3")
+    assert better is not None
+    # on Slow each run of TD7 beats each of TD3; on Fast they are the same three numbers: half
+    assert better.point == pytest.approx(0.75)
+    assert probability_of_improvement(scaled, "td7", "sac") is None
+
+
+def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
+    path = results / "Slow" / "td7_seed_3.csv"
+    pd.read_csv(path).iloc[:10].to_csv(path, index=False)
+    scores = at(read_campaign(results), 100_000, "mean")
+    assert len(scores) == 17
+    scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
+    assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
+
+
+def test_mean_and_band_have_one_interpolation(results: Path) -> None:
+    curves = read_campaign(results)
+    grid, mean, low, high = band(curves[(curves.task == "Slow") & (curves.method == "td3")], "mean")
+    assert grid[0] == 5000 and grid[-1] == 100_000
+    assert mean[-1] == pytest.approx(110) and low[-1] == pytest.approx(100) and high[-1] == pytest.approx(120)
+    assert np.all(low <= mean) and np.all(mean <= high)
+
+
+def test_the_report_of_known_curves(results: Path, plan_file: Path) -> None:
+    plan = read_plan(plan_file)
+    text = write_report(results, plan).read_text()
+    assert "| TD7 | 310 ± 10 (3) | 1100 ± 100 (3) |" in text and "| TD7 | 315 ± 10 (3) | 1105 ± 100 (3) |" in text
+    rows = pair_table(at(read_campaign(results), 100_000, "mean"), at(read_campaign(results), 100_000, "mean"), plan)
+    assert "| a population beside TD7 | 1 of 2 tasks | 0.50 [" in rows and "| 2.00 times | 2.00 times |" in rows
+    pictures = [results / f"curves_{name}.png" for name in ("steps", "train_seconds", "cpu_seconds")]
+    assert all(path.stat().st_size > 10_000 for path in [*pictures, results / "profiles.png"])
+    with pytest.raises(ValueError, match=r"make campaign"):
+        read_campaign(results / "nothing")
+
+
+class InPlace(Workshop):
+    """Makes runs with the code that is being tested."""
+
+    def checkout(self, commit: str) -> tuple[Path, str]:
+        return REPOSITORY, sys.executable
+
+
+@pytest.mark.slow
+def test_missing_runs_are_made_and_continued(tmp_path: Path, plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "lower_priority", lambda: None)  # of the process of the tests
+    monkeypatch.setattr(runner, "_git", lambda *arguments: "abc")
+    plan, workshop = read_plan(plan_file), InPlace(tmp_path / "work", tmp_path / "results")
+    assert make_runs(plan, workshop, jobs=1, count=1) == 0
+    first = plan.runs[0]
+    assert workshop.is_finished(first) and next(missing(plan, workshop)) == plan.runs[1]
+    rows = read_rows(workshop.results / first.file)
+    assert [row["steps"] for row in rows] == ["50", "100"] and {row["commit"] for row in rows} == {"abc"}
+    assert "torch=" in rows[0]["versions"] and rows[0]["cpu"]
+
+    # a curve that was cut is no finished run, and the run is not begun with another commit
+    with (workshop.results / first.file).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerow(rows[0])
+    assert not workshop.is_finished(first) and workshop.commit_of(first, "def") == "abc"
+    assert make_runs(plan, workshop, jobs=1, count=1) == 0 and workshop.is_finished(first)
