@@ -51,11 +51,12 @@ class ERL(HybridAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
-        and 5e-4, TD3: 1e-3, TD7: 3e-4) or, with an SB3 class, for its default
+        and 5e-4, TD3: 1e-3, TD7, SAC and DQN: 3e-4) or, with an SB3 class, for its default
     :param learner: see :class:`~sb3_erl.engine.hybrid.HybridAlgorithm`. With TD7 an individual is an actor on the learner's
         fixed state embedding, which is no part of its genome and changes between generations only; the replay buffer is a
         :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`. With ``"dqn"`` individuals are Q-networks, and actions are discrete
-    :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
+    :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping; SAC and DQN have such an
+        argument in ``learner_kwargs``
     :param crossover: ``"rows"``, ``"package.module:Name"`` or a class; further arguments are
         ``evolver_kwargs={"crossover_kwargs": {...}}``
     :param mutation: ``"gaussian"``, ``"package.module:Name"`` or a class, as ``crossover``

@@ -122,7 +122,10 @@ class LearnerSpec:
         known = [each.name for each in fields(settings_class)]
         unknown = sorted(set(self.kwargs) - set(known))
         if unknown:
-            raise ValueError(f"learner_kwargs must be constants of {self.learner_class.__name__}, {known}; got {unknown}")
+            raise ValueError(
+                f"learner_kwargs must be constants of {self.learner_class.__name__}, {known}; got {unknown}. A class of SB3, "
+                "such as learner='stable_baselines3:SAC', takes the arguments of its own constructor"
+            )
         common = {name: value for name, value in (defaults or {}).items() if name in known}
         make: Any = self.learner_class
         rule = () if self.rule is None else (self.rule,)
