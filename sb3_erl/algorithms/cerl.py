@@ -111,7 +111,7 @@ class CERL(HybridAlgorithm):
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
-    takes_discrete_actions = False
+    takes_discrete_actions, reported_candidates = False, ("champion",)
     learner: Portfolio
 
     @inherits_arguments(

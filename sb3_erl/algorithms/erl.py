@@ -76,6 +76,7 @@ class ERL(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
+    reported_candidates = ("champion",)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
