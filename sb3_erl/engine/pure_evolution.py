@@ -60,6 +60,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
+    reported_candidates = ("champion",)
     default_policy: ClassVar[str] = "MlpPolicy"
     takes_discrete_actions: ClassVar[bool] = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -218,6 +219,10 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; the network that is deployed."""
+        return {"champion" if self.evolver.center() is None else "mean": self.policy.deployed}
 
     # ---------------------------------------------------------------- saving
 

@@ -85,9 +85,9 @@ WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.
 """Fitness from whole episodes only, for classes that can also do with less."""
 
 LEARNERS: dict[str, list[Any]] = {
-    "cem_rl": ["td3", "td7"],
+    "cem_rl": ["td3", "td7", "sac"],
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
-    "erl": ["ddpg", "td3", "td7", "sac"],
+    "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
     "pderl": ["ddpg", "td7", "sac"],
 }

@@ -18,7 +18,7 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32)})
 
 SPACES: dict[str, tuple[dict[str, spaces.Space], list[str]]] = {
-    "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "DQN"]),
+    "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "learner='dqn'"]),
     "multi-discrete": ({"action_space": spaces.MultiDiscrete([2, 2])}, ["action", "MultiDiscrete"]),
     "unbounded": ({"action_space": UNBOUNDED}, ["action_space", "finite", "RescaleAction"]),
     "dict": ({"observation_space": DICT}, ["observation", "FlattenObservation"]),

@@ -121,6 +121,16 @@ def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Comman
     assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
 
 
+@pytest.mark.parametrize("algo", ["erl", "pderl"])
+def test_discrete_actions(algo: str, command: Command, tmp_path: Path) -> None:
+    words = ["--algo", algo, "--env", "CartPole-v1", "-f", "logs"]
+    chosen = ["--hyperparams", "learner:'dqn'", "pop_size:3", "learning_starts:100", "train_freq:4"]
+    command("rl_zoo3", "train", *words, "-n", "400", "--eval-freq", "200", "--eval-episodes", "1", *chosen, cwd=tmp_path)
+    file = zipfile.ZipFile(tmp_path / "logs" / algo / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert json.loads(file.read("data"))["learner_class"] == "dqn"
+    assert "Episode Reward" in command("rl_zoo3", "enjoy", *words, "--no-render", "-n", "600", cwd=tmp_path).stdout
+
+
 def test_continue_from_a_checkpoint_of_ours(command: Command, tmp_path: Path) -> None:
     """What the rest of a run writes is what the whole run wrote, to the last bit."""
     algo, runs, saves = "erl_re2", tmp_path / "logs" / "erl_re2", ["--save-freq", "250", *STORED]
