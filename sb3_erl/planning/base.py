@@ -39,7 +39,7 @@ class PlanningModel(ABC):
         """
         raise TypeError(f"{type(self).__name__} plans from observations: give plan() the observation instead of sync(env)")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 most models have nothing to stop
         """Stop workers and threads, if there are any."""
 
 
@@ -80,7 +80,7 @@ def layers_of(env: gym.Env) -> list[Any]:
     layers: list[Any] = [env]
     while isinstance(layers[-1], gym.Wrapper):
         layers.append(layers[-1].env)
-    inner = getattr(layers[-1], "_env", None)  # dm_control in the wrapper of shimmy
+    inner: Any = getattr(layers[-1], "_env", None)  # dm_control in the wrapper of shimmy
     if hasattr(inner, "physics") and hasattr(inner, "task"):
         layers += [inner, inner.task]
     return layers
@@ -107,10 +107,10 @@ def steps_left(env: gym.Env) -> int | None:
 
 def physics_of(env: gym.Env) -> tuple[Any, Any, int] | None:
     """:return: MuJoCo's model and data and the number of simulation steps per environment step; ``None`` if it is no MuJoCo"""
-    inner = env.unwrapped
+    inner: Any = env.unwrapped
     if all(hasattr(inner, name) for name in ("model", "data", "frame_skip")):
         return inner.model, inner.data, int(inner.frame_skip)
-    dm_control = getattr(inner, "_env", None)
+    dm_control: Any = getattr(inner, "_env", None)
     if hasattr(dm_control, "physics"):
         physics = dm_control.physics
         return physics.model.ptr, physics.data.ptr, int(dm_control._n_sub_steps)

@@ -76,8 +76,8 @@ class CEMPlanner:
     case ``n_iterations=1, n_elites=1``: the first action of the best of so many random sequences.
 
     :param model: what predicts rewards: one of :mod:`sb3_erl.planning`, any object with ``rollout(state, actions)``, or that
-        function itself, see :data:`Rollout`. It gets actions of the environment, each one ``action_repeat`` times; rewards after
-        the end of an episode must be 0
+        function itself, see :data:`Rollout`. It gets actions of the environment, each one ``action_repeat`` times; rewards
+        after the end of an episode must be 0
     :param action_space: a bounded ``Box`` with one axis; or the number of action components, for a model that takes the
         normalized actions themselves. Actions are planned in [-1, 1] and rescaled to the space
     :param horizon: decisions that are planned, at least 1
@@ -146,10 +146,13 @@ class CEMPlanner:
         self.rng = np.random.default_rng(seed)
         self._previous: np.ndarray | None = None
 
-    def check_horizon(self) -> None:
-        """:raises ValueError: if the model has episodes of a limited length that are shorter than what is planned"""
-        limit, n_steps = getattr(self.model, "episode_length", None), self.shape[2] * self.action_repeat
-        if limit is not None and n_steps > limit:
+    def check_horizon(self, episode_length: int | None = None) -> None:
+        """
+        :param episode_length: most steps of an episode, if the caller knows it; ``None``: what the model knows
+        :raises ValueError: if more is planned than that
+        """
+        limit = getattr(self.model, "episode_length", None) if episode_length is None else episode_length
+        if limit is not None and self.shape[2] * self.action_repeat > limit:
             raise ValueError(
                 f"horizon must be at most the length of an episode, {limit} steps ({limit // self.action_repeat} decisions "
                 f"with action_repeat={self.action_repeat}); got {self.shape[2]}"
@@ -190,7 +193,7 @@ class CEMPlanner:
         :param actions: ``(..., action_dim)`` in [-1, 1]
         :return: the same in units of the action space
         """
-        return self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        return 0.5 * (self.low + self.high) + 0.5 * (self.high - self.low) * actions  # exact where the space is [-1, 1]
 
     def plan_with(self, state: Any, noise: np.ndarray, previous: np.ndarray | None = None) -> Plan:
         """
@@ -226,6 +229,9 @@ class CEMPlanner:
         rewards = np.concatenate([self._checked(rollout(state, part), part) for part in parts])
         per_decision = rewards.reshape(n_candidates, horizon, self.action_repeat).sum(axis=2)
         return per_decision @ self.discount ** np.arange(horizon)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": None}  # it belongs to whoever made it, and may hold an environment
 
     @staticmethod
     def _checked(rewards: Any, actions: np.ndarray) -> np.ndarray:

@@ -21,14 +21,14 @@ class SimulatorModel(PlanningModel):
     """
     The environment itself as a perfect model.
 
-    A sequence of actions is tried with the environment's own ``step``, so its rewards are exact, whatever the wrappers do; then the state
-    is restored. Outer wrappers that only watch (Monitor, videos) do not see it. MuJoCo's state is copied as a whole into a second
-    ``MjData`` and back, which replays observations and rewards bit for bit; other environments are restored attribute by attribute, and
-    the first rollout in each environment checks that a replay gives the same rewards.
+    A sequence of actions is tried with the environment's own ``step``, so its rewards are exact, whatever the wrappers do;
+    then the state is restored. Outer wrappers that only watch (Monitor, videos) do not see it. MuJoCo's state is copied as a
+    whole into a second ``MjData`` and back, which replays observations and rewards bit for bit; other environments are
+    restored attribute by attribute, and the first rollout in each environment checks that a replay gives the same rewards.
 
     :param env: an environment, or a ``DummyVecEnv`` of one; ``None``: it is given later, by :meth:`sync`
-    :param n_workers: processes that share the sequences among them, each with an environment of its own; 1 for none but this one.
-        A script that uses them needs ``if __name__ == "__main__":``
+    :param n_workers: processes that share the sequences among them, each with an environment of its own; 1 for none but this
+        one. A script that uses them needs ``if __name__ == "__main__":``
     :param make_env: makes the environment in a worker; ``None`` if ``env`` can be pickled
     :raises ValueError: if ``env`` is several environments, or in another process
     :raises TypeError: if the state of ``env`` cannot be copied, see :class:`~sb3_erl.planning.snapshot.Simulation`
@@ -96,7 +96,8 @@ class SimulatorModel(PlanningModel):
         :param state: where all sequences start
         :param actions: ``(n_candidates, n_steps, action_dim)`` in units of the environment
         :return: rewards ``(n_candidates, n_steps)``, 0 after the end of an episode, also by a time limit
-        :raises RuntimeError: if a sequence gives other rewards when it is tried again from the restored state, or a worker failed
+        :raises RuntimeError: if a sequence gives other rewards when it is tried again from the restored state, or a worker
+            failed
         """
         if self.n_workers > 1 and self._is_checked:
             return self._in_workers(state, actions)
@@ -117,8 +118,8 @@ class SimulatorModel(PlanningModel):
         if not np.array_equal(first, second, equal_nan=True):
             raise RuntimeError(
                 f"env must give the same rewards from the same state; {self.env} gave {first[0].tolist()} and then "
-                f"{second[0].tolist()} for the same actions. Something outside its attributes changes (a global generator, a library "
-                "with a state of its own): plan with FunctionModel(f, r) or LearnedModel"
+                f"{second[0].tolist()} for the same actions. Something outside its attributes changes (a global generator, a "
+                "library with a state of its own): plan with FunctionModel(f, r) or LearnedModel"
             )
 
     def _in_workers(self, state: Snapshot, actions: np.ndarray) -> np.ndarray:
@@ -150,7 +151,7 @@ class Workers:
             pickled = cloudpickle.dumps(env)
         except Exception as error:  # an environment of the user's may raise anything
             raise TypeError(
-                f"make_env must be a function that makes the environment in a worker, because this one cannot be pickled: {error}"
+                f"make_env must be a function that makes the environment in a worker: this one cannot be pickled: {error}"
             ) from error
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
@@ -179,8 +180,8 @@ class Workers:
         except (EOFError, OSError) as error:
             self.close()
             raise RuntimeError(
-                "n_workers: a worker process of the planner died; its error is printed above. Use n_workers=1, or guard the script by "
-                "'if __name__ == \"__main__\":'"
+                "n_workers: a worker process of the planner died; its error is printed above. Use n_workers=1, or guard the "
+                "script by 'if __name__ == \"__main__\":'"
             ) from error
         failures = [answer for answer in answers if isinstance(answer, str)]
         if failures:

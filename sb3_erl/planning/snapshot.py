@@ -72,8 +72,8 @@ class Simulation:
     """
     One environment whose state is saved, restored and stepped on from.
 
-    ``mujoco.mj_copyData`` is the way to restore MuJoCo: position, velocity and time alone, or even ``mjSTATE_INTEGRATION``, lack
-    fields that rewards are computed of (Ant, Humanoid) or that the solver starts from (Hopper, Walker2d).
+    ``mujoco.mj_copyData`` is the way to restore MuJoCo: position, velocity and time alone, or even ``mjSTATE_INTEGRATION``,
+    lack fields that rewards are computed of (Ant, Humanoid) or that the solver starts from (Hopper, Walker2d).
 
     :param env: a Gymnasium environment with any wrappers
     :raises TypeError: when it is saved, if its state cannot be copied
@@ -139,7 +139,8 @@ class Simulation:
                 for name, value in layer.deep.items()
             ]
             raise TypeError(
-                f"env must be an environment whose state can be copied; one of {names} cannot: {type(error).__name__}: {error}. "
+                f"env must be an environment whose state can be copied; one of {names} cannot: {type(error).__name__}: "
+                f"{error}. "
                 "Give a model of the task instead: FunctionModel(f, r) or LearnedModel"
             ) from error
         for layer, copied in zip(layers, copies, strict=True):
@@ -203,7 +204,7 @@ class Simulation:
         for sequence, row in zip(actions, rewards, strict=True):
             self.restore(state)
             for t, action in enumerate(sequence):
-                _, row[t], terminated, truncated, _ = self.env.step(action)  # type: ignore[assignment]
+                _, row[t], terminated, truncated, _ = self.env.step(action)
                 if terminated or truncated:
                     break
         return rewards
@@ -230,6 +231,8 @@ def _parts(value: Any) -> Any:
 MODEL_ARRAYS = tuple(
     name
     for name in dir(mujoco.MjModel)
-    if name.startswith(("body_", "jnt_", "dof_", "geom_", "site_", "tendon_", "actuator_", "eq_", "mocap_", "pair_", "hfield_"))
+    if name.startswith(
+        ("body_", "jnt_", "dof_", "geom_", "site_", "tendon_", "actuator_", "eq_", "mocap_", "pair_", "hfield_")
+    )
 )
 """Fields of an ``MjModel`` that tasks change at a reset."""
