@@ -5,11 +5,11 @@ What the planner reaches, and how long it takes; rows are appended to ``docs/res
     python -m benchmarks.planning speed
     python -m benchmarks.planning cheetah_run [--methods cem shooting] [--seeds 1 2 3]
 
-``pendulum``: Pendulum-v1 with its equations of motion as the model, PlaNet's settings but horizon 20. ``speed``: seconds per
-action on HalfCheetah-v5, stepped one by one, in two worker processes, and by ``mujoco.rollout`` in one and two threads.
-``cheetah_run``: cheetah-run of DeepMind Control with the simulator as the model and action repeat 4, a tenth of PlaNet's
-candidates and half of its iterations, and random shooting with as many sequences; it needs dm_control and shimmy (``pip
-install 'mujoco==3.17.0' 'dm-control==1.0.50' 'shimmy[dm-control]==2.0.1'``).
+``pendulum``: Pendulum-v1 with its equations of motion as the model, PlaNet's settings but horizon 20, one episode from each
+start. ``speed``: seconds per action on HalfCheetah-v5 (100 candidates, 5 iterations, horizon 12), stepped one by one, in two
+worker processes, and by ``mujoco.rollout`` in one and two threads. ``cheetah_run``: cheetah-run of DeepMind Control with the
+simulator as the model and action repeat 4, a tenth of PlaNet's candidates and half of its iterations, and random shooting with
+as many sequences. It needs dm_control: ``pip install 'mujoco==3.17.0' 'dm-control==1.0.50' 'shimmy[dm-control]==2.0.1'``.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_erl.planning.cem_planner import CEMPlanner
-from sb3_erl.planning.simulator import SimulatorModel
+from examples.planning import pendulum_model
+from sb3_erl.planning import CEMPlanner, RolloutModel, SimulatorModel
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "planning"
 METHODS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,51 @@ def cheetah_run(options: argparse.Namespace) -> float:
     return float(np.mean(returns))
 
 
-MEASUREMENTS = {"cheetah_run": cheetah_run}
+def pendulum(options: argparse.Namespace) -> float:
+    """:return: mean return over episodes from different starts"""
+    env = gym.make("Pendulum-v1")
+    planner = CEMPlanner(pendulum_model(), env.action_space, horizon=20, seed=0)
+    returns = []
+    for seed in range(options.episodes):
+        observation, _ = env.reset(seed=seed)
+        total, _, seconds = play(env, planner, observation)
+        append("pendulum", {"start": seed, "return": round(total, 1), "seconds_per_action": round(seconds, 3)}, options.out)
+        returns.append(total)
+    print(f"mean {np.mean(returns):.1f}")
+    return float(np.mean(returns))
+
+
+def speed(options: argparse.Namespace) -> float:
+    """:return: time of stepping one by one over that of ``mujoco.rollout`` in one thread, medians of interleaved rounds"""
+    env = gym.make("HalfCheetah-v5")
+    env.reset(seed=0)
+    models = {
+        "step": SimulatorModel(env),
+        "step, 2 workers": SimulatorModel(env, n_workers=2),
+        "mujoco.rollout": RolloutModel(env),
+        "mujoco.rollout, 2 threads": RolloutModel(env, n_threads=2),
+    }
+    planners = {name: CEMPlanner(model, env.action_space, seed=0, **METHODS["cem"]) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(options.episodes + 1):
+        for name, planner in planners.items():
+            begin = time.perf_counter()
+            planner.plan(planner.model.sync())
+            if number > 0:  # workers start in the first one
+                times[name].append(time.perf_counter() - begin)
+    for name, seconds in times.items():
+        ratio = np.median(times["step"]) / np.median(seconds)
+        row = {
+            "model": name,
+            "seconds_per_action": round(float(np.median(seconds)), 3),
+            "speed_over_step": round(float(ratio), 2),
+        }
+        append("speed", row, options.out)
+    models["step, 2 workers"].close()
+    return float(np.median(times["step"]) / np.median(times["mujoco.rollout"]))
+
+
+MEASUREMENTS = {"cheetah_run": cheetah_run, "pendulum": pendulum, "speed": speed}
 
 
 def main(arguments: list[str] | None = None) -> float:
