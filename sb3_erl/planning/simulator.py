@@ -209,7 +209,6 @@ def _serve(pipe: Any, pickled: bytes) -> None:
         while True:
             state, actions = pickle.loads(pipe.recv_bytes()), pipe.recv()
             try:
-                simulation.adopt_model(state)
                 pipe.send(simulation.run(state, actions))
             except Exception as error:
                 pipe.send(f"{type(error).__name__}: {error}")

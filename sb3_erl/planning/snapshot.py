@@ -62,10 +62,12 @@ class Snapshot:
 
     :param layers: of the environment and its wrappers, outermost first
     :param data: the whole ``MjData``, ``None`` if it is no MuJoCo environment
+    :param model: numbers of the ``MjModel`` that tasks change at a reset, such as where a target stands
     """
 
     layers: list[Layer]
     data: Any
+    model: dict[str, np.ndarray]
 
 
 class Simulation:
@@ -104,12 +106,13 @@ class Simulation:
                 if not self._is_kept(name, value):
                     self._save_attribute(owner, layer, name, value)
         self._copy_deep(layers)
-        data = None
-        if self.physics is not None:
-            model, current, _ = self.physics
-            data = mujoco.MjData(model)
-            mujoco.mj_copyData(data, model, current)
-        return Snapshot(layers, data)
+        if self.physics is None:
+            return Snapshot(layers, None, {})
+        model, current, _ = self.physics
+        data = mujoco.MjData(model)
+        mujoco.mj_copyData(data, model, current)
+        arrays = {name: getattr(model, name) for name in MODEL_ARRAYS}
+        return Snapshot(layers, data, {name: array.copy() for name, array in arrays.items() if array.size})
 
     @staticmethod
     def _save_attribute(owner: Any, layer: Layer, name: str, value: Any) -> None:
@@ -150,6 +153,14 @@ class Simulation:
         """
         :param state: what :meth:`save` returned for this environment, or for another one like it in another process
         """
+        for name, array in state.model.items():
+            own = getattr(self.physics[0], name)  # type: ignore[index]
+            if not np.array_equal(own, array):
+                own[...] = array
+        self._restore_steps(state)
+
+    def _restore_steps(self, state: Snapshot) -> None:
+        """Restore what steps change, which is all but the numbers of the ``MjModel``."""
         layers = state.layers
         if any(layer.deep for layer in layers):
             layers = [Layer(layer.plain, layer.flat, layer.random, layer.deep) for layer in layers]
@@ -201,27 +212,14 @@ class Simulation:
         """
         rewards = np.zeros(actions.shape[:2])
         actions = actions.astype(self.env.action_space.dtype)
+        self.restore(state)
         for sequence, row in zip(actions, rewards, strict=True):
-            self.restore(state)
+            self._restore_steps(state)
             for t, action in enumerate(sequence):
                 _, row[t], terminated, truncated, _ = self.env.step(action)
                 if terminated or truncated:
                     break
         return rewards
-
-    def adopt_model(self, state: Snapshot) -> None:
-        """
-        Take over the numbers in the ``MjModel`` of a state from another process, such as where a target stands.
-
-        :param state: whose data bring their own model
-        """
-        if self.physics is None:
-            return
-        own, other = self.physics[0], state.data.model
-        for name in MODEL_ARRAYS:
-            mine, theirs = getattr(own, name), getattr(other, name)
-            if mine.size and mine.flags.writeable and not np.array_equal(mine, theirs):
-                mine[...] = theirs
 
 
 def _parts(value: Any) -> Any:

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -248,6 +249,36 @@ def test_state_of_wrappers_and_generators_is_restored() -> None:
     assert_equal(play(env, actions), first)
 
 
+def test_numbers_of_the_model_are_restored() -> None:
+    """Tasks may change masses and targets at a reset."""
+    env = gym.make("Reacher-v5")
+    env.reset(seed=0)
+    model, actions = SimulatorModel(env), [np.array([0.1, -0.1], dtype=np.float32)] * 3
+    state = model.save()
+    first = play(env, actions)
+    env.unwrapped.model.body_mass[:] *= 2.0
+    assert not np.array_equal(play_from(model, model.save(), actions)[-1][0], first[-1][0])
+    assert_equal(play_from(model, state, actions), first)
+
+
+@pytest.mark.parametrize("task", ["cheetah-run", "reacher-easy", "finger-turn_hard"])
+def test_deepmind_control_is_restored(task: str) -> None:
+    shimmy = pytest.importorskip("shimmy")
+    pytest.importorskip("dm_control")
+    if int(mujoco.__version__.split(".")[0]) >= 4:
+        pytest.skip("dm_control needs mujoco below 4")
+    gym.register_envs(shimmy)
+    env = gym.wrappers.FlattenObservation(gym.make(f"dm_control/{task}-v0"))
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    model = SimulatorModel(env)
+    state, actions = model.save(), [env.action_space.sample() for _ in range(15)]
+    first, after = play(env, actions), env.reset()[0]
+    play(env, actions)
+    assert_equal(play_from(model, state, actions), first)
+    assert np.array_equal(env.reset()[0], after) and model.episode_length == 1000
+
+
 class GlobalNoise(gym.RewardWrapper):
     def reward(self, reward: Any) -> float:
         return float(reward) + np.random.rand()
@@ -288,7 +319,6 @@ def test_workers_give_the_same_rewards() -> None:
     env = gym.make("Reacher-v5")
     env.reset(seed=0)
     alone, shared = SimulatorModel(env), SimulatorModel(env, n_workers=2)
-    env.unwrapped.model.body_mass[:] *= 2.0  # as a task may do at a reset
     actions = rng().uniform(-1, 1, (5, 6, 2))
     state = alone.sync()
     expected = alone.rollout(state, actions)
@@ -296,6 +326,7 @@ def test_workers_give_the_same_rewards() -> None:
         shared.rollout(state, actions)  # the first one is checked in this process
         assert np.array_equal(shared.rollout(state, actions), expected)
         env.step(env.action_space.sample())
+        env.unwrapped.model.body_mass[:] *= 2.0  # as a task may do at a reset
         later = alone.sync()
         assert np.array_equal(shared.rollout(later, actions), alone.rollout(later, actions))
         with pytest.raises(RuntimeError, match="n_workers: the environment of a worker raised an error"):
