@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from examples.planning import pendulum_model
 from sb3_erl.planning import CEMAgent, CEMPlanner, LearnedModel, RolloutModel, SimulatorModel
+from sb3_erl.zoo import main as command
+from sb3_erl.zoo.plan import main as plan
 
 SMALL = {"horizon": 4, "n_candidates": 8, "n_elites": 2, "n_iterations": 2}
 
@@ -304,3 +306,35 @@ def test_rollouts_are_a_model_of_an_agent() -> None:
     for each in (model, exact):
         each.learn(7)
     np.testing.assert_allclose(model.replay_buffer.actions[:7], exact.replay_buffer.actions[:7], atol=1e-6)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_command_plays_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--env", "Pendulum-v1", "-n", "2", "--save", str(tmp_path / "agent.zip"), "-params", "n_candidates:4"]
+    returns = plan([*words, "n_elites:2", "n_iterations:1", "horizon:3", "action_repeat:5"])
+    shown = capsys.readouterr().out
+    assert len(returns) == 2 and f"return {returns[1]:.2f}, 200 steps" in shown and "over 2 episodes" in shown
+    assert CEMAgent.load(tmp_path / "agent.zip", env="Pendulum-v1").planner.action_repeat == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--env", "Pendulum-v1", "-params", "n_elites:500"], "n_elites must be at most n_candidates"),
+        (["--env", "Pendulum-v7"], "env must be an environment or the id"),
+        (["--env", "Pendulum-v1", "-n", "0"], "--episodes"),
+    ],
+)
+def test_the_command_names_what_is_wrong(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan(words)
+    assert message in capsys.readouterr().err
+
+
+def test_sb3_erl_knows_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["sb3-erl", "plan", "--help"])
+    with pytest.raises(SystemExit):
+        command()
+    assert "usage: sb3-erl plan" in capsys.readouterr().out
