@@ -221,7 +221,7 @@ class CEMAgent(AgentFiles):
     def _state_for(self, observation: np.ndarray) -> Any:
         """:return: where the model starts: an unnormalized observation, or the state of the environment that shows it"""
         if not self._is_simulator:
-            normalizer = self._vec_normalize_env
+            normalizer: Any = self._vec_normalize_env
             return observation if normalizer is None else normalizer.unnormalize_obs(observation[None])[0]
         if self.env is None:
             raise ValueError("env must be set before a simulator plans; got None: call set_env(), or load(..., env=...)")

@@ -44,13 +44,14 @@ class Layer:
     State of one layer of an environment: attributes by the way in which they are copied.
 
     :param plain: what cannot be changed in place
-    :param flat: arrays, and lists, dicts and sets of plain values, for which their own ``copy`` is enough
+    :param flat: arrays, lists, dicts and sets of plain values, with copies. They are restored in place, so that what
+        refers to them elsewhere, such as a view of an array, still does
     :param random: generators and their states
     :param deep: all others
     """
 
     plain: dict[str, Any] = field(default_factory=dict)
-    flat: dict[str, Any] = field(default_factory=dict)
+    flat: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     random: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     deep: dict[str, Any] = field(default_factory=dict)
 
@@ -82,13 +83,18 @@ class Simulation:
     """
 
     def __init__(self, env: gym.Env):
-        self.env, self.layers, self.physics = env, layers_of(env), physics_of(env)
+        self.env, self.layers = env, layers_of(env)
         self._kept = {id(layer): layer for layer in self.layers}
         for owner in self.layers:  # dm_control's physics, which holds MuJoCo's memory
             values = vars(owner).values()
             self._kept |= {id(value): value for value in values if hasattr(value, "model") and hasattr(value, "data")}
         if self.physics is not None:
             self._kept |= {id(part): part for part in self.physics[:2]}
+
+    @property
+    def physics(self) -> tuple[Any, Any, int] | None:
+        """MuJoCo's model and data, which a reset may replace, see :func:`~sb3_erl.planning.base.physics_of`."""
+        return physics_of(self.env)
 
     def _is_kept(self, name: str, value: Any) -> bool:
         if name in KEPT_NAMES or isinstance(value, KEPT_TYPES):
@@ -106,9 +112,10 @@ class Simulation:
                 if not self._is_kept(name, value):
                     self._save_attribute(owner, layer, name, value)
         self._copy_deep(layers)
-        if self.physics is None:
+        physics = self.physics
+        if physics is None:
             return Snapshot(layers, None, {})
-        model, current, _ = self.physics
+        model, current, _ = physics
         data = mujoco.MjData(model)
         mujoco.mj_copyData(data, model, current)
         arrays = {name: getattr(model, name) for name in MODEL_ARRAYS}
@@ -123,9 +130,9 @@ class Simulation:
         elif isinstance(value, np.random.RandomState):
             layer.random[name] = (value, value.get_state())
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            layer.flat[name] = value.copy()
-        elif isinstance(value, list | dict | set) and all(isinstance(part, PLAIN_TYPES) for part in _parts(value)):
-            layer.flat[name] = value.copy()
+            layer.flat[name] = (value, value.copy())
+        elif type(value) in (list, dict, set) and all(isinstance(part, PLAIN_TYPES) for part in _parts(value)):
+            layer.flat[name] = (value, value.copy())
         else:
             layer.deep[name] = value
 
@@ -153,8 +160,9 @@ class Simulation:
         """
         :param state: what :meth:`save` returned for this environment, or for another one like it in another process
         """
+        physics = self.physics
         for name, array in state.model.items():
-            own = getattr(self.physics[0], name)  # type: ignore[index]
+            own = getattr(physics[0], name)  # type: ignore[index]
             if not np.array_equal(own, array):
                 own[...] = array
         self._restore_steps(state)
@@ -168,7 +176,9 @@ class Simulation:
         for owner, layer in zip(self.layers, layers, strict=True):
             attributes = vars(owner)
             attributes.update(layer.plain)
-            attributes.update({name: value.copy() for name, value in layer.flat.items()})
+            for name, (value, content) in layer.flat.items():
+                _write(value, content)
+                attributes[name] = value
             attributes.update(layer.deep)
             for name, (generator, words) in layer.random.items():
                 if isinstance(generator, np.random.Generator):
@@ -179,9 +189,9 @@ class Simulation:
             n_saved = len(layer.plain) + len(layer.flat) + len(layer.random) + len(layer.deep)
             if len(attributes) > n_saved:
                 self._forget_new(attributes, layer)
-        if self.physics is not None:
-            model, data, _ = self.physics
-            mujoco.mj_copyData(data, model, state.data)
+        physics = self.physics
+        if physics is not None:
+            mujoco.mj_copyData(physics[1], physics[0], state.data)
 
     def _forget_new(self, attributes: dict[str, Any], layer: Layer) -> None:
         """Delete attributes that steps have made since."""
@@ -220,6 +230,18 @@ class Simulation:
                 if terminated or truncated:
                     break
         return rewards
+
+
+def _write(value: Any, content: Any) -> None:
+    """Give an array, a list, a dict or a set its former content back."""
+    if isinstance(value, np.ndarray):
+        if value.flags.writeable:
+            value[...] = content
+    elif isinstance(value, list):
+        value[:] = content
+    else:
+        value.clear()
+        value.update(content)
 
 
 def _parts(value: Any) -> Any:

@@ -37,7 +37,7 @@ def agent(env: Any = None, **kwargs: Any) -> CEMAgent:
 @pytest.mark.parametrize("form", ["policy None", "env only", "id only"])
 def test_forms_of_the_constructor(form: str) -> None:
     given = {"policy None": (None, pendulum()), "env only": (pendulum(),), "id only": ("Pendulum-v1",)}[form]
-    model = CEMAgent(*given, planner_kwargs=SMALL)
+    model = CEMAgent(*given, planner_kwargs=SMALL)  # type: ignore[misc]
     assert model.env.num_envs == 1 and model.policy is None and isinstance(model.model, SimulatorModel)
 
 
