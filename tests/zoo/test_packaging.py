@@ -15,7 +15,7 @@ import pytest
 from tests.zoo.conftest import REPOSITORY, build, clean_environment
 
 STARTUP_FILES = {"_sb3_erl_zoo.py", "sb3_erl_zoo.pth", "sb3_erl_zoo.start"}
-SETTINGS = {f"sb3_erl/hyperparams/{path.name}" for path in (REPOSITORY / "hyperparams").glob("*.yml")}
+SETTINGS = {f"sb3_erl/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "hyperparams").rglob("*.yml")}
 MODULES = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "sb3_erl").rglob("*.py")}
 MODULES = {name for name in MODULES if "/startup/" not in name}
 
