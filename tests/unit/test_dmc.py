@@ -136,12 +136,10 @@ def test_ids_are_those_of_the_suite() -> None:
 @needs_dmc
 @pytest.mark.parametrize("task", ["cheetah-run", "walker-walk", "fish-swim", "reacher-easy", "quadruped-walk"])
 def test_it_is_shimmys_environment_with_flat_observations(task: str) -> None:
-    import dm_control.suite
-    from shimmy import DmControlCompatibilityV0
-
+    suite, adapter = dmc.import_dm_control(CHEETAH)
     register_namespaces()
     ours = gym.make(f"dm_control/{task}-v0")
-    theirs = gym.wrappers.FlattenObservation(DmControlCompatibilityV0(dm_control.suite.load(*task.split("-"))))  # type: ignore
+    theirs = gym.wrappers.FlattenObservation(adapter(suite.load(*task.split("-"))))
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     rng = np.random.default_rng(0)
     for seed in (3, 4):

@@ -99,3 +99,9 @@ def test_constraints_cover_the_direct_dependencies(wheel: Path) -> None:
     wanted = {re.split(r"[^\w.-]", text)[0].lower().replace("_", "-") for text in requirements}
     assert {"torch", "pytest", "hatchling"} <= wanted and wanted <= pinned
     assert next(line for line in lines if "==" in line) == "torch==2.13.0"
+
+
+def test_constraints_for_dm_control_differ_in_mujoco_only() -> None:
+    plain, dmc = ((REPOSITORY / name).read_text().splitlines()[1:] for name in ("constraints.txt", "constraints-dmc.txt"))
+    assert [line for line in dmc if line not in plain] == ["mujoco==3.17.0"]
+    assert {line.split("==")[0] for line in plain if line not in dmc} == {"mujoco", "mujoco-core", "mujoco-studio"}
