@@ -20,6 +20,7 @@ from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.engine.population import Population, make_evolver
 from sb3_erl.engine.representation import WholeNetworks
 from sb3_erl.engine.rollout_phase import Rollouts, StepStore, check_rollouts
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
@@ -97,6 +98,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        register_namespaces(policy, env)
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
         self.pop_size, self.n_eval_episodes, self.fitness_class = pop_size, n_eval_episodes, fitness
         self.evolver_class, self.evolver_kwargs, self.generation_steps = evolver, evolver_kwargs, generation_steps

@@ -21,6 +21,7 @@ from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.runs.moved_modules import (
     RENAMED_ATTRIBUTES,
     old_modules_found,
@@ -96,6 +97,7 @@ def load_model(
     if unknown:
         close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
         raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+    register_namespaces(env)
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
     with misfits_explained(path, cls.__name__), old_modules_found():
