@@ -49,8 +49,6 @@ class ESAC(HybridAlgorithm):
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
     :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: of SAC, a float or a schedule; ``None`` for 3e-4
     :param n_pairs: mirrored pairs per generation, at least 1
     :param sigma: standard deviation of perturbations in the beginning, in units of parameters, positive
@@ -70,7 +68,6 @@ class ESAC(HybridAlgorithm):
     :param learning_starts: counted steps before which SAC's episodes are random
     :param train_freq: with ``gradient_steps``: updates per step of SAC are ``gradient_steps / train_freq``, once there is more
         than a batch; ``(n, "episode")`` counts its episodes
-    :param steps_per_generation: what a generation counts for; ``None`` for the environment's time limit, or 1000
     :param store_population_transitions: whether the replay buffer gets the population's steps, too
     :param deploy: who acts in ``predict``: ``"sac"``, the ``"mother"`` or the best ``"winner"`` of the last generation; all by
         their deterministic action
@@ -103,7 +100,6 @@ class ESAC(HybridAlgorithm):
         sac_episodes: int = 5,
         sac_probability: tuple[float, float, float] = (1.0, 0.1, 1_200_000),
         ent_coef: float | str = 0.2,
-        steps_per_generation: int | None = None,
         store_population_transitions: bool = False,
         deploy: Literal["sac", "mother", "winner"] = "sac",
         **kwargs: Any,
@@ -112,15 +108,15 @@ class ESAC(HybridAlgorithm):
         self.n_gradient_bases, self.hindsight_crossover = n_gradient_bases, hindsight_crossover
         self.amt, self.amt_clip, self.amt_interval, self.amt_signal = amt, amt_clip, amt_interval, amt_signal
         self.sac_interval, self.sac_episodes, self.sac_probability = sac_interval, sac_episodes, sac_probability
-        self.ent_coef, self.steps_per_generation, self.deploy = ent_coef, steps_per_generation, deploy
-        self.store_population_transitions = store_population_transitions
+        self.ent_coef, self.store_population_transitions, self.deploy = ent_coef, store_population_transitions, deploy
         self.n_population_steps = 0
         """Environment steps of the population over the life of the model."""
-        self.n_phases = 0
-        """Phases of SAC over the life of the model."""
+        self.counted_per_generation: int | None = None
+        """Steps that the paper counts for a generation: the time limit of the first environment, or 1000."""
         self._phase_is_due = False
         pop_size = 2 * n_pairs if isinstance(n_pairs, int) else 0
-        super().__init__(policy, env, learning_rate, SACLearner, pop_size=pop_size, exchange="none", **kwargs)
+        own: dict[str, Any] = {"learner": "sb3_erl.learners.sac:SACLearner", "pop_size": pop_size, "exchange": "none"}
+        super().__init__(policy, env, learning_rate, **own, **kwargs)
 
     # ---------------------------------------------------------------- set-up
 
@@ -135,10 +131,18 @@ class ESAC(HybridAlgorithm):
             check_range(name, getattr(self, name), 1, integer=True)
         super()._check_arguments()
         check_range("elite_fraction", self.elite_fraction, 0, 1)
+        check_range("n_gradient_bases", self.n_gradient_bases, 0, integer=True)
+        if self._n_winners + self.n_gradient_bases > self.n_pairs:
+            raise ValueError(
+                f"elite_fraction and n_gradient_bases must leave room for each other in n_pairs={self.n_pairs} pairs; got "
+                f"{self.elite_fraction}, which is {self._n_winners} winners, and {self.n_gradient_bases}. Raise n_pairs"
+            )
         check_range("es_learning_rate", self.es_learning_rate, 0)
         check_annealing("sac_probability", self.sac_probability)
-        if self.steps_per_generation is not None:
-            check_range("steps_per_generation", self.steps_per_generation, 1, integer=True)
+
+    @property
+    def _n_winners(self) -> int:
+        return int(self.elite_fraction * self.n_pairs + 1e-9)
 
     @property
     def n_rollouts(self) -> int:
@@ -146,8 +150,8 @@ class ESAC(HybridAlgorithm):
         return self.pop_size * self.n_eval_episodes + self.sac_episodes
 
     def _setup_parts(self) -> None:
-        if self.steps_per_generation is None and self.env is not None:
-            self.steps_per_generation = time_limit(self.env) or 1000  # that of the paper's tasks
+        if self.env is not None and self.counted_per_generation is None:
+            self.counted_per_generation = time_limit(self.env) or 1000  # that of the paper's tasks
         super()._setup_parts()
 
     def _make_learner(self) -> SACLearner:
@@ -156,17 +160,16 @@ class ESAC(HybridAlgorithm):
     def _make_population(self) -> Population:
         representation = self._make_representation()
         names = ("sigma", "n_gradient_bases", "hindsight_crossover", "amt", "amt_clip", "amt_interval", "amt_signal")
-        own = {name: getattr(self, name) for name in names}
-        own |= {"learning_rate": self.es_learning_rate, "n_winners": int(self.elite_fraction * self.n_pairs + 1e-9)}
-        arguments = {"layout": representation.layout, **own, **self._evolver_arguments()}
-        evolver = MixedES(representation.fresh(1)[0], self.pop_size, **arguments)
+        own: dict[str, Any] = {"learning_rate": self.es_learning_rate, "n_winners": self._n_winners}
+        own |= {**{name: getattr(self, name) for name in names}, **self._evolver_arguments()}
+        evolver = MixedES(representation.fresh(1)[0], self.pop_size, representation.layout, **own)
         return Population(evolver.to(self.device), representation)
 
     # ---------------------------------------------------------------- the verbs
 
     def counted_timesteps(self, n_generations: int) -> int:
         """:return: steps that the paper counts for so many generations"""
-        return n_generations * (self.steps_per_generation or 1000)
+        return n_generations * (self.counted_per_generation or 1000)
 
     def _ask(self, generation: Generation) -> None:
         self.evolver.use_gradient_base(self.population.representation.read(self.actor))
@@ -210,14 +213,12 @@ class ESAC(HybridAlgorithm):
             before = generation.evaluated
             generation.episodes = EpisodeBatch(before.episodes + batch.episodes, before.n_timesteps + batch.n_timesteps)
             self.train(self._updates_after(batch))
-        self.n_phases += self._phase_is_due
         return True
 
     def _updates_after(self, batch: EpisodeBatch) -> int:
         """Updates that an episode pays for by the steps at which the replay buffer held more than a batch."""
         assert self.replay_buffer is not None
-        n_steps = self.replay_buffer.size() - 1 - (self.batch_size or self._default_batch_size)
-        n_steps = min(max(n_steps, 0), batch.n_timesteps)
+        n_steps = min(max(self.replay_buffer.size() - 1 - (self.batch_size or self._default_batch_size), 0), batch.n_timesteps)
         return self._updates_for(n_steps, int(n_steps > 0))
 
     def _learning_sequence(self) -> np.random.SeedSequence:  # a phase trains several times

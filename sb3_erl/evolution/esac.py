@@ -62,7 +62,7 @@ class MixedES(MirroredES):
     :param pop_size: number of candidates, twice the number of pairs
     :param layout: tensors of one individual, whose rows are crossed
     :param n_winners: pairs around winners; the mother takes their places in the first generation
-    :param n_gradient_bases: pairs around the vector of :meth:`use_gradient_base`
+    :param n_gradient_bases: pairs around the vector of :meth:`use_gradient_base`, before the first call around the mother
     :param hindsight_crossover: ``False`` for the mother in the places of winners
     :param amt: whether sigma grows, see :func:`grown_sigma`
     :param amt_clip: largest growth at once, at least 0
@@ -103,8 +103,8 @@ class MixedES(MirroredES):
         check_choice("amt_signal", amt_signal, ("returns", "ranks"))
         if n_winners + n_gradient_bases > self.n_pairs:
             raise ValueError(
-                f"n_pairs must be at least the number of winners and of n_gradient_bases together, {n_winners} + "
-                f"{n_gradient_bases}; got {self.n_pairs}. Raise n_pairs, or lower elite_fraction or n_gradient_bases"
+                f"n_winners and n_gradient_bases must be at most {self.n_pairs} together, the number of pairs; got "
+                f"{n_winners} and {n_gradient_bases}. Raise pop_size, or lower one of them"
             )
         self.n_winners, self.n_gradient_bases, self.hindsight_crossover = n_winners, n_gradient_bases, hindsight_crossover
         self.amt, self.amt_clip, self.amt_interval, self.amt_signal = amt, amt_clip, amt_interval, amt_signal
@@ -188,11 +188,7 @@ class MixedES(MirroredES):
             mothers = np.repeat(to_numpy(self.mean)[None], self.n_winners, axis=0)
             _, children = self.crossover(to_numpy(self.winners), mothers, rng)
             self.asked_center[slots["winner"]] = torch.from_numpy(children).to(self.mean.device)
-        if self.n_gradient_bases > 0:
-            if self._gradient_base is None:
-                raise ValueError(
-                    f"use_gradient_base() must be called before ask() with n_gradient_bases={self.n_gradient_bases}"
-                )
+        if self._gradient_base is not None:
             self.asked_center[slots["learner"]] = self._gradient_base.to(self.mean)
 
     def _centers(self, first: int, n: int) -> np.ndarray:

@@ -113,6 +113,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
+    "esac": GENERATIONAL,
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
@@ -145,6 +146,7 @@ SMALL: dict[str, Any] = {
         "noise_table_size": 3_000_000,
         "meta_population_size": 2,
         "behavior": "final_observation",
+        **{"n_gradient_bases": 1, "sac_interval": 1, "sac_episodes": 1, "sac_probability": (1.0, 1.0, 1.0)},
     },
     **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
 }
