@@ -13,8 +13,9 @@ from sb3_erl import ALGOS
 
 CALLED = {
     "learn", "save", "load", "resume_from", "rng", "train", "set_parameters", "dump_logs",
-    "individual", "learner_agent", "learner_agents", "member", "most_novel", "candidates_for_report",
-    "evolver", "heads", "archive", "best", "workers", "champion_fitness", "champion_return", "n_rollouts",
+    "individual", "learner_agent", "learner_agents", "member", "most_novel", "mother_agent", "winner_agent",
+    "evolver", "heads", "archive", "best", "workers", "champion_fitness", "champion_return", "n_rollouts", "counted_timesteps",
+    "candidates_for_report",
 }  # fmt: skip
 """What users of a trained or running model call and read, beside SB3's own."""
 STATED = {

@@ -36,6 +36,9 @@ SMALL = {
     "n_finalist_episodes": "1",
     "n_center_episodes": "1",
     "meta_population_size": "1",
+    "n_gradient_bases": "1",
+    "sac_interval": "1",
+    "sac_episodes": "1",
 }
 LEARNING_RATE = "lin_0.001"
 STORED = ["--save-replay-buffer"]

@@ -97,7 +97,10 @@ def make_env(env_id: str) -> gym.Env:
         return Screen()
     if env_id.partition("/")[0] in MODULES:
         return Numbers()
-    return gym.make("Pendulum-v1" if env_id == "default" else env_id)
+    try:
+        return gym.make("Pendulum-v1" if env_id == "default" else env_id)
+    except gym.error.DependencyNotInstalled:  # LunarLander needs an extra of Gymnasium
+        return gym.make("Pendulum-v1")
 
 
 FEW = {"pop_size": 4, "truncation": 2, "n_finalists": 2, "n_pairs": 2}
