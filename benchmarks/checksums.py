@@ -46,6 +46,9 @@ SMALL: dict[str, Any] = {
     "target_update_interval": 20,
     "train_freq": 4,
     "n_pairs": 2,
+    "n_gradient_bases": 1,
+    "sac_interval": 1,
+    "sac_episodes": 1,
     "noise_table_size": 1_000_000,
     "obs_stat_prob": 0.5,
     "truncation": 2,
@@ -59,9 +62,9 @@ SMALL: dict[str, Any] = {
 """Handed to every class as far as its constructor knows the arguments."""
 
 LEARNERS: dict[str, list[Any]] = {
-    "cem_rl": ["td3", "ddpg", "td7"],
+    "cem_rl": ["td3", "ddpg", "td7", "sac"],
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
-    "erl": ["ddpg", "td3", "td7", "sac"],
+    "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
     "pderl": ["ddpg", "td7", "sac"],
 }

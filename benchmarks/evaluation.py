@@ -1,19 +1,23 @@
-"""Evaluate the deployed policy while a model trains, write the curve and keep a checkpoint to continue from."""
+"""Evaluate what a model could report while it trains, write the curve and keep a checkpoint to continue from."""
 
 import csv
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
+
+from sb3_erl.core.seeding import scoped_generators
 
 # Every evaluation starts from the same states, so points of one curve and curves of several runs can be compared
 EVALUATION_SEED = 1_000_000
@@ -31,7 +35,13 @@ LOGGED = {
     "learning_share": "time/learning_share",
     "evolution_share": "time/evolution_share",
 }
-COLUMNS = ["steps", "train_seconds", "total_seconds", "mean", "std", "champion", "learner", *LOGGED]
+COLUMNS = ["steps", "train_seconds", "total_seconds", "mean", "std", "reported", *LOGGED]
+"""
+Columns that every curve has: ``mean`` and ``std`` are over the episodes of the deployed policy, ``reported`` is the highest
+mean among the candidates that the authors of the system report.
+"""
+RETURN = "_return"
+"""Ending of the columns with the mean return of each candidate, such as ``champion_return``."""
 
 
 class Agent(Protocol):
@@ -44,7 +54,10 @@ def evaluate(agent: Agent, env: VecEnv, normalization: VecNormalize | None = Non
     """
     Run one episode in each environment of ``env``, all from fixed start states, with one batched call per step.
 
-    :param agent: acts deterministically
+    Random numbers of a candidate that is published with sampled actions are the same each time and touch no generator of the
+    run.
+
+    :param agent: acts as it is published, most of them deterministically
     :param env: environments without normalization, so that rewards are the task's own
     :param normalization: scales observations the way training does; its statistics are only read
     :return: undiscounted returns, shape (n_envs,)
@@ -53,14 +66,52 @@ def evaluate(agent: Agent, env: VecEnv, normalization: VecNormalize | None = Non
     observation: Any = env.reset()
     returns = np.zeros(env.num_envs)
     running = np.ones(env.num_envs, dtype=bool)
-    while running.any():
-        if normalization is not None:
-            observation = normalization.normalize_obs(observation)
-        action, _ = agent.predict(observation, deterministic=True)
-        observation, rewards, dones, _ = env.step(action)
-        returns[running] += rewards[running]
-        running &= ~dones
+    with scoped_generators(np.random.SeedSequence(EVALUATION_SEED)):
+        while running.any():
+            if normalization is not None:
+                observation = normalization.normalize_obs(observation)
+            action, _ = agent.predict(observation, deterministic=True)
+            observation, rewards, dones, _ = env.step(action)
+            returns[running] += rewards[running]
+            running &= ~dones
     return returns
+
+
+def candidates_of(model: BaseAlgorithm) -> dict[str, Agent]:
+    """:return: what could be reported of a model, by name; nothing but what is deployed of a class of another package"""
+    return model.candidates_for_report() if hasattr(model, "candidates_for_report") else {}
+
+
+def same_network(first: Any, second: Any) -> bool:
+    """Whether two agents are networks of one kind with the same tensors, so that they need not be tested twice."""
+    if first is second:
+        return True
+    if not isinstance(first, nn.Module) or type(first) is not type(second):
+        return False
+    mine, theirs = first.state_dict(), second.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def evaluate_candidates(
+    model: BaseAlgorithm, test: Callable[[Agent], np.ndarray]
+) -> tuple[np.ndarray, dict[str, float], float]:
+    """
+    Test everything that a model could report, each candidate in the same episodes.
+
+    :param model: of any package
+    :param test: plays the episodes of one candidate, and gives their returns
+    :return: returns of the deployed policy ``(n_episodes,)``, the mean of each candidate, and the highest mean among those
+        candidates that the authors report; that of the deployed policy if they report no other
+    """
+    returns = test(model)
+    tested: list[tuple[Any, float]] = [(getattr(model.policy, "deployed", None), float(returns.mean()))]
+    means = {}
+    for name, agent in candidates_of(model).items():
+        known = [mean for other, mean in tested if other is not None and same_network(other, agent)]
+        means[name] = known[0] if known else float(test(agent).mean())
+        tested.append((agent, means[name]))
+    reported = [means[name] for name in getattr(model, "reported_candidates", ()) if name in means]
+    return returns, means, max(reported, default=float(returns.mean()))
 
 
 class LastLogged(KVWriter):
@@ -82,21 +133,24 @@ class Curve:
 
     :param path: file; what it holds beyond ``steps`` is dropped, because the run continues from there
     :param steps: timesteps of the checkpoint the run continues from, 0 for a fresh run
+    :param candidates: names of what the model could report, one more column each
     """
 
-    def __init__(self, path: Path, steps: int) -> None:
+    def __init__(self, path: Path, steps: int, candidates: Iterable[str] = ()) -> None:
         self.path = path
         rows = [row for row in read_rows(path) if int(row["steps"]) <= steps] if path.is_file() else []
+        own = [*COLUMNS, *(f"{name}{RETURN}" for name in candidates)]
+        self.columns = [*own, *(name for name in (rows[0] if rows else []) if name not in own)]  # those of earlier versions
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, path)
 
     def append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -143,13 +197,13 @@ class Checkpoints:
 
 class LearningCurveCallback(BaseCallback):
     """
-    Evaluate the deployed policy, and the learner where the model has one, and save the state of the run.
+    Evaluate everything that the model could report, and save the state of the run. Training goes on as if nothing had been.
 
     Evaluations happen inside a rollout, at the first step that reaches a multiple of ``eval_freq`` and at the last step.
     Checkpoints wait for the start of the next rollout, where no generation is half done; a continued run therefore
     repeats the evaluations that came after its checkpoint.
 
-    :param env: evaluation environments, one episode each
+    :param env: evaluation environments, in each of which every candidate plays one episode
     :param curve: receives one row per evaluation
     :param checkpoints: receives the state of the run
     :param steps: timesteps at which training ends
@@ -217,21 +271,17 @@ class LearningCurveCallback(BaseCallback):
 
     def _evaluate(self, clock: dict[str, float]) -> None:
         normalization = self.model.get_vec_normalize_env()
-        returns = evaluate(self.model, self.env, normalization)
-        learner = getattr(self.model, "learner_agent", None)
-        row: dict[str, Any] = {column: "" for column in COLUMNS}
+        returns, means, reported = evaluate_candidates(self.model, lambda agent: evaluate(agent, self.env, normalization))
+        row: dict[str, Any] = dict.fromkeys(self.curve.columns, "")
         row.update({"steps": self.num_timesteps, **{key: f"{value:.2f}" for key, value in clock.items()}})
-        row.update({"mean": f"{returns.mean():.3f}", "std": f"{returns.std():.3f}"})
-        row.update({"champion": _number(getattr(self.model, "champion_fitness", None))})
-        if learner is not None:
-            deployed = getattr(self.model, "deploy", None) == "learner"  # then these are the same network
-            row["learner"] = f"{(returns if deployed else evaluate(learner, self.env, normalization)).mean():.3f}"
+        row.update({"mean": f"{returns.mean():.3f}", "std": f"{returns.std():.3f}", "reported": f"{reported:.3f}"})
+        row.update({f"{name}{RETURN}": f"{mean:.3f}" for name, mean in means.items()})
         row.update({column: _number(self.last.values.get(key)) for column, key in LOGGED.items()})
         self.curve.append(row)
-        others = "".join(f"  {name} {float(row[name]):9.1f}" for name in ("learner", "champion") if row[name] != "")
+        others = "".join(f"  {name} {mean:9.1f}" for name, mean in means.items())
         self.report(
             f"{self.num_timesteps:>9d} steps  {clock['train_seconds']:7.0f} s"
-            f"  return {returns.mean():9.1f} +- {returns.std():7.1f}{others}"
+            f"  return {returns.mean():9.1f} +- {returns.std():7.1f}  reported {reported:9.1f}{others}"
         )
 
 

@@ -9,9 +9,14 @@ Settings are those of the Zoo file of the algorithm (``hyperparams/<algo>.yml``,
 ``default``), overridden by ``--hyperparams``. Algorithms of stable_baselines3 and sb3_contrib (``td3``, ``sac``, ``tqc`` ...)
 serve as baselines under the same measurement.
 
-Every ``--eval-freq`` steps the deployed policy (``model.predict(..., deterministic=True)``) plays ``--eval-episodes`` episodes
-from fixed start states; these steps are not counted. Files, in ``<out>/<algo>_<env>/<name>``: ``seed_N.csv`` (the curve),
-``seed_N.zip`` (the trained model), ``curve.png``, ``summary.json``, ``config.json`` (the settings).
+Every ``--eval-freq`` steps the deployed policy (``model.predict(..., deterministic=True)``) and everything that the system has
+to report (learner, champion, mean: ``model.candidates_for_report()``) play ``--eval-episodes`` episodes each, from the same
+start states. These steps are not counted and change nothing in the run. The curve has a column for each of them
+(``champion_return``) and ``reported``, the highest mean among those that the authors report. Only that may stand beside a
+published number; it is, like theirs, too high by about half a standard error where it is the maximum of two means.
+
+Files, in ``<out>/<algo>_<env>/<name>``: ``seed_N.csv`` (the curve), ``seed_N.zip`` (the trained model), ``curve.png``,
+``summary.json``, ``config.json`` (the settings).
 
 The command can be interrupted at any time; the same command continues every seed from its newest checkpoint and skips
 finished seeds.
@@ -162,9 +167,10 @@ def report(folder: Path, args: argparse.Namespace) -> None:
     if plot(folder / "curve.png", args.env, folders):
         print(f"plot: {folder / 'curve.png'}")
     for seed, values in summary["seeds"].items():
+        reported = "" if values["final_reported"] is None else f"reported {values['final_reported']:.1f}, "
         print(
             f"seed {seed}: {values['steps']:.0f} steps, final return {values['final']:.1f} +- {values['final_std']:.1f}, "
-            f"best {values['best']:.1f}, {values['train_seconds']:.0f} s of training"
+            f"{reported}best {values['best']:.1f}, {values['train_seconds']:.0f} s of training"
         )
 
 

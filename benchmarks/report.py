@@ -4,28 +4,36 @@ import importlib.metadata
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation import read_rows
+from benchmarks.evaluation import LOGGED, RETURN, read_rows
 
 PACKAGES = ("sb3-erl", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "torch", "numpy")
 
 
 @dataclass(frozen=True)
 class SeedCurve:
-    """One seed: evaluation points of shape (n_points,); ``learner`` is NaN where it was not evaluated."""
+    """
+    One seed: evaluation points of shape (n_points,).
+
+    :param mean: of the deployed policy's returns
+    :param std: of the same
+    :param reported: what the authors would report; NaN in curves of earlier versions, which did not test it
+    :param candidates: mean returns of learner, champion and whatever else was tested, NaN where it was not
+    """
 
     seed: int
     steps: np.ndarray
     mean: np.ndarray
     std: np.ndarray
-    learner: np.ndarray
+    reported: np.ndarray
     train_seconds: np.ndarray
     total_seconds: np.ndarray
+    candidates: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_curves(folder: Path) -> list[SeedCurve]:
@@ -35,12 +43,20 @@ def read_curves(folder: Path) -> list[SeedCurve]:
         rows = read_rows(path)
         if not rows:
             continue
-        columns = {
-            key: np.array([float(row[key]) if row[key] != "" else np.nan for row in rows])
-            for key in ("steps", "mean", "std", "learner", "train_seconds", "total_seconds")
+        columns: dict[str, Any] = {
+            key: _numbers(rows, key) for key in ("steps", "mean", "std", "reported", "train_seconds", "total_seconds")
         }
+        tested = {key.removesuffix(RETURN): key for key in rows[0] if key.endswith(RETURN) and key not in LOGGED}
+        if "learner" in rows[0]:  # of earlier versions, whose column "champion" held no test
+            tested.setdefault("learner", "learner")
+        columns["candidates"] = {name: _numbers(rows, key) for name, key in tested.items()}
         curves.append(SeedCurve(seed=int(path.stem.removeprefix("seed_")), **columns))
     return curves
+
+
+def _numbers(rows: list[dict[str, str]], key: str) -> np.ndarray:
+    """A column, NaN where it is empty or missing."""
+    return np.array([float(row.get(key) or np.nan) for row in rows])
 
 
 def aggregate(curves: list[SeedCurve], values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -92,6 +108,10 @@ def plot(path: Path, title: str, folders: dict[str, Path]) -> bool:
             lower, upper = mean - curves[0].std, mean + curves[0].std
         axes.plot(steps, mean, color=color, label=_legend(label, len(curves)))
         axes.fill_between(steps, lower, upper, color=color, alpha=0.2, linewidth=0)
+        reported = [curve.reported for curve in curves]
+        if any((np.abs(curve.reported - curve.mean) > 0).any() for curve in curves):
+            steps, mean, _, _ = aggregate(curves, reported)
+            axes.plot(steps, mean, color=color, linestyle="--", label=f"{label}: what the authors would report")
         if len(curves) > 1:
             for curve in curves:
                 axes.plot(curve.steps, curve.mean, color=color, linewidth=0.6, alpha=0.6)
@@ -105,29 +125,36 @@ def plot(path: Path, title: str, folders: dict[str, Path]) -> bool:
 
 
 def summarize(folder: Path, command: str) -> dict[str, Any]:
-    """Write ``summary.json``: last and best evaluation and the time of every seed, the command, the versions used."""
+    """
+    Write ``summary.json``: last and best evaluation and the time of every seed, the command, the versions used.
+
+    Without another word, numbers are those of the deployed policy; only ``reported`` may stand beside a published number.
+    """
     config = json.loads((folder / "config.json").read_text())
     seeds: dict[str, dict[str, float | bool | None]] = {}
     curves = read_curves(folder)
     for curve in curves:
         best = int(np.argmax(curve.mean))
-        learner = curve.learner[-1]
+        reported = None if np.isnan(curve.reported[-1]) else float(curve.reported[-1])
         seeds[str(curve.seed)] = {
             "finished": (folder / f"seed_{curve.seed}.json").is_file(),
             "steps": float(curve.steps[-1]),
             "final": float(curve.mean[-1]),
             "final_std": float(curve.std[-1]),
-            "final_learner": None if np.isnan(learner) else float(learner),
+            "final_reported": reported,
+            **{f"final_{name}": None if np.isnan(c[-1]) else float(c[-1]) for name, c in curve.candidates.items()},
             "best": float(curve.mean[best]),
             "best_at_steps": float(curve.steps[best]),
             "train_seconds": float(curve.train_seconds[-1]),
             "total_seconds": float(curve.total_seconds[-1]),
         }
     finals = [float(curve.mean[-1]) for curve in curves]
+    reported_finals = [float(curve.reported[-1]) for curve in curves if not np.isnan(curve.reported[-1])]
     summary = {
         "command": command,
         "config": config,
         "final_mean_over_seeds": float(np.mean(finals)) if finals else None,
+        "final_reported_mean_over_seeds": float(np.mean(reported_finals)) if reported_finals else None,
         "final_std_over_seeds": float(np.std(finals, ddof=1)) if len(finals) > 1 else None,
         "seeds": seeds,
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation import Checkpoints, Curve, LearningCurveCallback
+from benchmarks.evaluation import Checkpoints, Curve, LearningCurveCallback, candidates_of
 from benchmarks.settings import Experiment
 
 
@@ -41,7 +41,7 @@ def run_seed(folder: Path, seed: int, config: dict[str, Any], device: str, eval_
     eval_env = experiment.make_env(seed=0, n_envs=config["n_eval_episodes"])
     callback = LearningCurveCallback(
         eval_env,
-        Curve(folder / f"{name}.csv", model.num_timesteps),
+        Curve(folder / f"{name}.csv", model.num_timesteps, candidates_of(model)),
         checkpoints,
         steps,
         eval_freq,

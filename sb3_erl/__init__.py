@@ -10,6 +10,7 @@ from sb3_erl.algorithms.cerl import CERL
 from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
+from sb3_erl.algorithms.esac import ESAC
 from sb3_erl.algorithms.ga_ns import GANS
 from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
@@ -40,6 +41,7 @@ ALGOS: dict[str, type[Any]] = {
     "deep_ga": DeepGA,
     "erl": ERL,
     "erl_re2": ERLRe2,
+    "esac": ESAC,
     "ga_ns": GANS,
     "ns_es": NSES,
     "nsr_es": NSRES,
@@ -58,6 +60,7 @@ __all__ = [
     "CEMRL",
     "CERL",
     "ERL",
+    "ESAC",
     "GANS",
     "NSES",
     "NSRAES",

@@ -22,7 +22,7 @@ from sb3_erl.remote.process import ProcessEvaluator
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 
 SMALL: dict[str, Any] = {
-    **{"pop_size": 4, "n_pairs": 2, "sync_period": 1, "seed": 1},
+    **{"pop_size": 4, "n_pairs": 2, "n_gradient_bases": 1, "sync_period": 1, "seed": 1},
     **{"learning_starts": 200, "batch_size": 16, "train_freq": 8, "fitness_horizon": 50},
 }
 """Settings with which a run takes seconds, as far as a class has such arguments."""

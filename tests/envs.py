@@ -62,6 +62,17 @@ class ToyEnv(gym.Env):
         return self.state.astype(np.float32), reward, ends, stops, {}
 
 
+class DiscreteEnv(ToyEnv):
+    """:class:`ToyEnv` with three actions: a push to one side, none, and one to the other side."""
+
+    def __init__(self, length: int = 8, **kwargs: Any):
+        super().__init__(length, **kwargs)
+        self.action_space = spaces.Discrete(3)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return super().step(np.array([float(action) - 1.0]))
+
+
 class ImageEnv(ToyEnv):
     """:class:`ToyEnv` seen as a small picture with channels last."""
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice
 from sb3_erl.engine.generation import Generation
-from sb3_erl.engine.population import cem_arguments
+from sb3_erl.engine.population import candidates_of, cem_arguments
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.policies.cem_rl import CEMCnnPolicy, CEMPolicy
 
@@ -36,6 +36,7 @@ class CEM(EvolutionaryAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMPolicy, "CnnPolicy": CEMCnnPolicy}
+    reported_candidates = ("mean",)
 
     @inherits_arguments()
     def __init__(
@@ -61,6 +62,10 @@ class CEM(EvolutionaryAlgorithm):
 
     def _evolver_arguments(self) -> dict[str, Any]:
         return {**cem_arguments(self), **super()._evolver_arguments()}
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
+        return candidates_of(self, ["champion"] if self.evolver.center() is None else ["mean", "champion"])
 
     def _deploy(self, generation: Generation) -> None:
         center, best = self.evolver.center(), self.evolver.best()

@@ -53,19 +53,19 @@ class CEMRL(HybridAlgorithm):
 
     ``policy.actor`` is the mean of the Gaussian: there is no learner's actor beside the population.
 
-    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
-    :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+    Parameters not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and its base class.
 
-    :param learning_rate: of critic and actors, a float or a schedule; ``None`` for the learner's own (1e-3, TD7: 3e-4)
+    :param learning_rate: of critic and actors, a float or a schedule; ``None`` for the learner's own (1e-3, TD7 and SAC: 3e-4)
     :param learning_starts: environment steps, more than which must have been taken before the first gradient step
-    :param batch_size: transitions per gradient step, ``None`` for the learner's own (100, TD7: 256)
+    :param batch_size: transitions per gradient step, ``None`` for the learner's own (100, TD7 and SAC: 256)
     :param train_freq: with ``gradient_steps``: critic steps in all, and actor steps of each learned individual, per step
         of the last generation are ``gradient_steps / train_freq``; ``(n, "episode")`` counts its episodes. They come before
         the rollouts of the next generation
     :param action_noise: noise of the noisy rollouts, ``None`` for N(0, 0.1)
-    :param learner: critic rule: ``"td3"``, ``"ddpg"``, ``"td7"`` or a rule of your own
-    :param learner_kwargs: further constants of the critic rule, such as ``target_policy_noise`` or ``n_critics``
-    :param max_grad_norm: clip the critic's gradient at this norm, ``None`` for no clipping
+    :param learner: ``"td3"``, ``"ddpg"``, ``"td7"``, a rule of your own, or ``"sac"``, whose individuals learn as Gaussian
+        policies and are evaluated without noise, see :class:`~sb3_erl.learners.sac.SACLearner`
+    :param learner_kwargs: further constants of the learner, such as ``target_policy_noise``, ``n_critics`` or ``ent_coef``
+    :param max_grad_norm: clip the critic's gradient of DDPG and TD3 at this norm, ``None`` for no clipping
     :param n_gradient_actors: how many of the sampled individuals are learned, ``None`` for half of them, 0 for none
     :param n_noisy_episodes: additional exploring episodes per generation, by the first individuals
     :param n_parents: see :class:`~sb3_erl.evolution.cem.DiagonalCEM`
@@ -81,7 +81,7 @@ class CEMRL(HybridAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "learn", "evaluate", "score", "tell", "deploy", "log")
-    deploy_choices = ("mean", "champion")
+    deploy_choices, reported_candidates = ("mean", "champion"), ("mean",)
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")
 
@@ -112,7 +112,7 @@ class CEMRL(HybridAlgorithm):
         self.n_stored = 0
         """Transitions stored over the life of the model, those of reused individuals each time."""
         self.budget = 0
-        """Gradient steps that the last finished generation pays for, with its reused episodes."""
+        """Gradient steps that the last generation pays for, with its reused episodes."""
         super().__init__(policy, env, learning_rate, evolver=evolver, exchange="none", **kwargs)
 
     def _check_arguments(self) -> None:

@@ -76,12 +76,12 @@ class CERL(HybridAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`~sb3_erl.policies.cerl.CERLPolicy`; or,
         without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
-    :param learning_rate: a float or a schedule for all learners; ``None`` for each learner's own (TD3 and DDPG: 1e-3, TD7:
-        3e-4, SB3 classes: their default)
+    :param learning_rate: a float or a schedule for all learners; ``None`` for each learner's own (TD3 and DDPG: 1e-3, TD7
+        and SAC: 3e-4, SB3 classes: their default)
     :param learning_starts: stored transitions, more than which there must be before the first gradient update; the updates
         owed until then follow in one go
-    :param action_noise: exploration of the learners; ``None`` for N(0, 0.1), for SB3 classes nothing beside the policy's own
-        randomness
+    :param action_noise: exploration of the learners; ``None`` for N(0, 0.1), for SAC and SB3 classes nothing beside the
+        policy's own randomness
     :param gammas: discount factors of the learners, which also say how many there are. They stand in place of ``gamma``
     :param learner: ``"td3"``, ``"ddpg"``, ``"td7"``, ``"sac"`` or an SB3 off-policy class for continuous actions; or a
         sequence of these, one per discount factor. Where a TD7 is among them, the replay buffer is a
@@ -111,7 +111,7 @@ class CERL(HybridAlgorithm):
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
-    takes_discrete_actions = False
+    takes_discrete_actions, reported_candidates = False, ("champion",)
     learner: Portfolio
 
     @inherits_arguments(

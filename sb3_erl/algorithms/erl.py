@@ -51,11 +51,12 @@ class ERL(HybridAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule for actor and critic; ``None`` for the learner's published pair (DDPG: 5e-5
-        and 5e-4, TD3: 1e-3, TD7: 3e-4) or, with an SB3 class, for its default
+        and 5e-4, TD3: 1e-3, TD7, SAC and DQN: 3e-4) or, with an SB3 class, for its default
     :param learner: see :class:`~sb3_erl.engine.hybrid.HybridAlgorithm`. With TD7 an individual is an actor on the learner's
         fixed state embedding, which is no part of its genome and changes between generations only; the replay buffer is a
         :class:`~sb3_erl.buffers.lap.LAPReplayBuffer`. With ``"dqn"`` individuals are Q-networks, and actions are discrete
-    :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping
+    :param max_grad_norm: clip gradients of DDPG and TD3 at this norm, ``None`` for no clipping; SAC and DQN have such an
+        argument in ``learner_kwargs``
     :param crossover: ``"rows"``, ``"package.module:Name"`` or a class; further arguments are
         ``evolver_kwargs={"crossover_kwargs": {...}}``
     :param mutation: ``"gaussian"``, ``"package.module:Name"`` or a class, as ``crossover``
@@ -65,7 +66,8 @@ class ERL(HybridAlgorithm):
     :param crossover_prob: probability of crossing two selected individuals in place
     :param sync_period: generations between two injections of the learner's actor (omega)
     :param n_migrants: with a positive number, copies of the learner's actor join selection in unselected slots each
-        ``sync_period`` generations instead of replacing the weakest after it (the authors' later code)
+        ``sync_period`` generations instead of replacing the weakest after it (the authors' later code); without another
+        ``exchange``
     :param n_learner_episodes: exploring episodes of the learner per generation
     :param exploration_initial_eps: with discrete actions, share of random actions at the beginning, in [0, 1]
     :param exploration_final_eps: with discrete actions, share of random actions in the end, in [0, 1]
@@ -74,6 +76,7 @@ class ERL(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
+    reported_candidates = ("champion",)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
@@ -114,9 +117,31 @@ class ERL(HybridAlgorithm):
         check_ga_arguments(self)
         check_range("n_learner_episodes", self.n_learner_episodes, 1, integer=True)
         check_range("n_migrants", self.n_migrants, 0, self.pop_size - 1, integer=True)
+        self._check_migrants()
+        if self.action_noise is not None and self.takes_discrete_actions:
+            raise ValueError(
+                f"action_noise must be None with discrete actions; got {self.action_noise!r}. exploration_initial_eps, "
+                "exploration_final_eps and exploration_fraction say how many actions are random"
+            )
         for name in ("exploration_initial_eps", "exploration_final_eps"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("exploration_fraction", self.exploration_fraction, 0, 1, open_low=True)
+
+    def _check_migrants(self) -> None:
+        """:raises ValueError: if the learner shall migrate, and something else shall go to the population or nothing can"""
+        if self.n_migrants == 0:
+            return
+        stated = f"with n_migrants={self.n_migrants}, which copies the learner before selection"
+        if self.exchange_class not in ("replace_weakest", "none") or self.exchange_kwargs:
+            raise ValueError(
+                f"exchange must be left out {stated}; got {self.exchange_class!r} with {self.exchange_kwargs or {}}. Set "
+                "n_migrants=0 for an exchange after selection"
+            )
+        if self.population_policy_kwargs is not None:
+            raise ValueError(
+                f"population_policy_kwargs must be None {stated}; got {self.population_policy_kwargs!r}. Set n_migrants=0 and "
+                "exchange='imitate' for individuals of another architecture than the learner's"
+            )
 
     @property
     def n_rollouts(self) -> int:

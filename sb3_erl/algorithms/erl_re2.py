@@ -100,6 +100,7 @@ class ERLRe2(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
+    reported_candidates = ("learner", "champion")
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLRe2Policy, "CnnPolicy": ERLRe2CnnPolicy}
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     deploy_choices = (None, "learner", "champion", "checkpoint")

@@ -84,6 +84,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         "CnnPolicy": ESPixelPolicy,
     }
     takes_discrete_actions = True
+    reported_candidates = ("mean",)
     generation_order: ClassVar[tuple[Verb, ...]] = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
 
     @inherits_arguments("pop_size")

@@ -22,6 +22,7 @@ from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.representation import Representation
 from sb3_erl.engine.rollout_phase import ReplayStore
 from sb3_erl.evolution.distilled_ga import DistilledGA
+from sb3_erl.evolution.operators.distillation import GreedyDistillation
 from sb3_erl.rollouts.jobs import Job
 
 
@@ -59,7 +60,9 @@ class PDERL(ERL):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learner: as in ERL. With TD7 operators and critic read the fixed state embedding, which takes no gradient; of
-        SAC's actors the deterministic action counts
+        SAC's actors the deterministic action counts. With DQN a child learns to prefer its parents' greedy actions
+        (:class:`~sb3_erl.evolution.operators.distillation.GreedyDistillation`), and mutation measures the sensitivity of
+        the values of all actions
     :param crossover_prob: probability of replacing a selected parent by its child with another one
     :param learning_rate: as in ERL
     :param evolver: ``"distilled_ga"`` or a subclass of :class:`~sb3_erl.evolution.distilled_ga.DistilledGA`
@@ -67,12 +70,12 @@ class PDERL(ERL):
     :param crossover: ``"distillation"``, or an operator of ERL, such as ``"rows"``
     :param mutation: ``"proximal"``, or an operator of ERL, such as ``"gaussian"``
     :param parent_matching: which parents are distilled: pairs by the sum of their ``"fitness"``, or those whose behavior
-        has the largest ``"distance"``
+        has the largest ``"distance"`` (not with discrete actions)
     :param q_filter: critic that chooses between the parents' actions: ``"q1"`` or the smaller of both, ``"min"``
     :param distill_epochs: passes over a child's memory
     :param distill_batch_size: states per distillation step
     :param distill_lr: learning rate of the distillation
-    :param distill_action_reg: weight of the squared actions in the distillation loss
+    :param distill_action_reg: weight of the squared actions in the distillation loss, without meaning for discrete ones
     :param mutation_magnitude: standard deviation of the proximal noise
     :param mutation_batch_size: states on which the sensitivity is measured
     :param sensitivity_floor: smallest sensitivity
@@ -81,10 +84,7 @@ class PDERL(ERL):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    @inherits_arguments(
-        *("n_migrants", "population_policy_kwargs"),
-        *("exploration_initial_eps", "exploration_final_eps", "exploration_fraction"),
-    )
+    @inherits_arguments("n_migrants", "population_policy_kwargs")
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
@@ -116,14 +116,14 @@ class PDERL(ERL):
 
     # ---------------------------------------------------------------- set-up
 
-    @property
-    def takes_discrete_actions(self) -> bool:
-        """No: operators compare and teach actions of a box."""
-        return False
-
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_choice("parent_matching", self.parent_matching, ("fitness", "distance"))
+        if self.parent_matching == "distance" and self.takes_discrete_actions:
+            raise ValueError(
+                "parent_matching must be 'fitness' with discrete actions, between whose numbers there is no distance; got "
+                "'distance'"
+            )
         check_choice("q_filter", self.q_filter, ("q1", "min"))
         check_range("genetic_memory_size", self.genetic_memory_size, 2, integer=True)
         for name in ("distill_epochs", "distill_batch_size", "mutation_batch_size"):
@@ -141,8 +141,13 @@ class PDERL(ERL):
 
     def _make_representation(self) -> Representation:
         representation = super()._make_representation()
-        representation.layout = ParameterLayout.of(self.learner.greedy_actor())  # operators call it by these names
+        representation.layout = ParameterLayout.of(self._varied_actor)  # operators call it by these names
         return representation
+
+    @property
+    def _varied_actor(self) -> th.nn.Module:
+        """A network of the individuals' shape whose outputs the operators compare: actions, or the values of all actions."""
+        return self.actor if self.takes_discrete_actions else self.learner.greedy_actor()
 
     def _evolver_arguments(self) -> dict[str, Any]:
         space = self.observation_space
@@ -150,7 +155,7 @@ class PDERL(ERL):
         n_memories = self.pop_size + 1  # the last one is the learner's
         size = (n_memories, self.genetic_memory_size, space.shape, space.dtype, get_action_dim(self.action_space))
         arguments: dict[str, Any] = {
-            "actor": self.learner.greedy_actor(),
+            "actor": self._varied_actor,
             "memories": GeneticMemories(*size),
             "value": self._value,
             "prepare": self._prepare,
@@ -161,6 +166,8 @@ class PDERL(ERL):
             names = {"epochs": "epochs", "batch_size": "batch_size", "lr": "learning_rate", "action_reg": "action_reg"}
             own = {theirs: getattr(self, f"distill_{mine}") for mine, theirs in names.items()}
             arguments["crossover_kwargs"] = {**own, **arguments.get("crossover_kwargs", {})}
+            if self.takes_discrete_actions:
+                arguments["crossover"] = GreedyDistillation
         if arguments["mutation"] == "proximal":
             own = {"magnitude": self.mutation_magnitude, "batch_size": self.mutation_batch_size}
             own["floor"] = self.sensitivity_floor

@@ -72,6 +72,7 @@ class TD7(StepwiseAlgorithm):
     All other arguments are those of :class:`~sb3_erl.engine.stepwise.StepwiseAlgorithm`.
     """
 
+    reported_candidates = ("checkpoint",)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD7Policy}
     policy: TD7Policy
     learner: TD7Learner
@@ -206,6 +207,11 @@ class TD7(StepwiseAlgorithm):
     def _optimizer_rates(self) -> dict[str, float]:
         rates = {name: getattr(self, name.replace(".optimizer", "_lr")) for name in self.learner.optimizers}
         return {name: rate for name, rate in rates.items() if rate is not None}
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
+        checkpoint = {} if self._deployed_is_learner else {"checkpoint": self.policy.deployed}
+        return {"learner": self.learner_agent, **checkpoint}
 
     # ---------------------------------------------------------------- saving
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 
@@ -54,6 +55,31 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
             )
             n_added += 1
     return n_added
+
+
+class LoadDataset(BaseCallback):
+    """
+    Fill the replay buffer when training begins, so that a YAML file of the Zoo can name the dataset.
+
+    A buffer that holds transitions already, as that of a resumed run, is left as it is.
+
+    :param dataset: see :func:`fill_replay_buffer`, whose errors it raises
+    :param verbose: 1 to print how many transitions there are
+    """
+
+    def __init__(self, dataset: Any, verbose: int = 0):
+        super().__init__(verbose)
+        self.dataset = dataset
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if model.replay_buffer is None or model.replay_buffer.size() == 0:
+            n_added = fill_replay_buffer(model, self.dataset)
+            if self.verbose:
+                print(f"{n_added} transitions of the dataset are in the replay buffer")
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def _episodes(dataset: Any) -> Iterable[Any]:

@@ -73,7 +73,7 @@ def check_spaces(name: str, observation_space: spaces.Space, action_space: space
     elif not isinstance(action_space, spaces.Box):
         raise UnsupportedSpaceError(
             f"{name} needs an env with continuous actions (gymnasium.spaces.Box); got action_space={action_space}. "
-            "Use a continuous version of the task or a method for discrete actions such as DQN"
+            "Use a continuous version of the task, or a method for discrete actions such as ERL with learner='dqn'"
         )
     elif not np.isfinite([*action_space.low.ravel(), *action_space.high.ravel()]).all():
         raise UnsupportedSpaceError(

@@ -12,13 +12,14 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule
-from torch import Tensor
+from torch import Tensor, as_tensor
 
 from sb3_erl.core.arguments import inherits_arguments
+from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
 from sb3_erl.engine.off_policy_model import OffPolicyModel
-from sb3_erl.engine.population import Population, make_evolver
+from sb3_erl.engine.population import Champion, Population, candidates_of, make_evolver
 from sb3_erl.engine.replace import make_exchange
 from sb3_erl.engine.representation import Representation, WholeNetworks, own_networks
 from sb3_erl.engine.rollout_phase import ReplayStore, Rollouts, check_rollouts
@@ -117,6 +118,7 @@ class HybridAlgorithm(OffPolicyModel):
         self.n_learner_steps = 0
         """Environment steps of the learner's own episodes over the life of the model."""
         self.fitness_state: dict[str, Any] = {}
+        self.champion_state: str | None = None
         self._update_debt = 0.0
         super().__init__(policy, env, learning_rate, **kwargs)
 
@@ -186,6 +188,9 @@ class HybridAlgorithm(OffPolicyModel):
         self.fitness: Fitness = make_fitness(self.fitness_class)
         if self.fitness_state:
             self.fitness.load_state_dict(self.fitness_state)
+        if self.champion_state is not None and self.champion_fitness is not None:
+            vector = as_tensor(text_to_array(self.champion_state), device=self.device)
+            self.population.champion = Champion(vector, self.champion_fitness)
         self.exchange = self._make_exchange()
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
@@ -315,10 +320,17 @@ class HybridAlgorithm(OffPolicyModel):
         """
         return self.population.individual(index)
 
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
+        names = [name for name in self.deploy_choices if name is not None]
+        return candidates_of(self, names if getattr(self, "evolution", True) else ["learner"])
+
     # ---------------------------------------------------------------- saving
 
     def _plain_state(self) -> dict[str, Any]:
-        return {**super()._plain_state(), "fitness_state": self.fitness.state_dict()}
+        champion, is_elsewhere = self.population.champion, self.deploy == "champion" or self.evolver.starts_from == "mean"
+        state = None if champion is None or is_elsewhere else array_to_text(champion.vector.cpu().numpy())
+        return {**super()._plain_state(), "fitness_state": self.fitness.state_dict(), "champion_state": state}
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "encoder", "actor_target", "critic_target"]

@@ -34,6 +34,10 @@ class EvolvingModel(BaseAlgorithm):
 
     own_log_interval: ClassVar[int] = 1
     """``log_interval`` of :meth:`learn` where the call names none."""
+    reported_candidates: ClassVar[tuple[str, ...]] = ()
+    """
+    Names among :meth:`candidates_for_report` of which the authors publish the best; empty for what ``predict`` acts with.
+    """
     run: Run
     run_seed: int | None
     phase: int
@@ -96,6 +100,22 @@ class EvolvingModel(BaseAlgorithm):
         :param log_interval: see :meth:`learn`
         """
         raise NotImplementedError
+
+    # ---------------------------------------------------------------- what a paper would report
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """
+        Everything that could be tested and published as the result so far, for example learner and champion.
+
+        A model deploys one policy and plays no test episodes. Published curves are often the maximum over several policies,
+        each tested in episodes of its own; ``python -m benchmarks.learning`` does so. Nothing of a run is changed: generators,
+        buffers and counters are as they were, and so is what follows.
+
+        :return: by name (``"learner"``, ``"champion"``, ``"mean"``, ``"checkpoint"``), the same names throughout a run; each
+            has ``predict`` and holds until the next generation. Before there is a champion or checkpoint, what is deployed
+            stands for it. :attr:`reported_candidates` says which of them the authors report
+        """
+        return {"deployed": self.policy}
 
     # ---------------------------------------------------------------- random numbers
 

@@ -20,6 +20,7 @@ from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_en
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
 
@@ -85,6 +86,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        register_namespaces(policy, env)
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, list(self._aliases()))
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)

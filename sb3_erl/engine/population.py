@@ -111,12 +111,36 @@ class Population:
         else:
             evolver.tell(candidates, fitness, rng, migrants)
 
+    def best(self) -> Tensor | None:
+        """:return: ``(n_params,)``, the best individual of the last generation as it was evaluated; ``None`` if not known"""
+        return self.evolver.best() if self.champion is None else self.champion.vector
+
     def individual(self, index: int) -> BasePolicy:
         """
         :param index: slot in the population, from 0
         :return: a policy of its own with the individual's parameters; has ``predict``
         """
         return self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]])
+
+
+def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
+    """
+    See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`.
+
+    :param model: with a population; its argument ``deploy`` says which of them ``policy.deployed`` is
+    :param names: which candidates the model has
+    :return: those of them that are made of a learner or a population
+    """
+    population, found = model.population, {}
+    if "learner" in names:
+        found["learner"] = model.learner_agent
+    for name, vector in (("champion", population.best()), ("mean", population.evolver.center())):
+        if name in names:
+            is_deployed = vector is None or model.deploy == name
+            found[name] = model.policy.deployed if is_deployed else population.representation.agent(vector)
+    if getattr(model, "_deploys_checkpoint", False):
+        found["checkpoint"] = model.policy.deployed
+    return found
 
 
 def outcome_of_injection(evolver: Any, slot: int, ranking: np.ndarray) -> Literal["elite", "selected", "discarded"] | None:

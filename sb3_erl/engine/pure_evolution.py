@@ -20,6 +20,7 @@ from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.engine.population import Population, make_evolver
 from sb3_erl.engine.representation import WholeNetworks
 from sb3_erl.engine.rollout_phase import Rollouts, StepStore, check_rollouts
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
@@ -60,6 +61,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     :raises ValueError: if an argument is out of range or the environment has spaces that are not supported
     """
 
+    reported_candidates = ("champion",)
     default_policy: ClassVar[str] = "MlpPolicy"
     takes_discrete_actions: ClassVar[bool] = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -96,6 +98,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        register_namespaces(policy, env)
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.policy_aliases)
         self.pop_size, self.n_eval_episodes, self.fitness_class = pop_size, n_eval_episodes, fitness
         self.evolver_class, self.evolver_kwargs, self.generation_steps = evolver, evolver_kwargs, generation_steps
@@ -218,6 +221,10 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; the network that is deployed."""
+        return {"champion" if self.evolver.center() is None else "mean": self.policy.deployed}
 
     # ---------------------------------------------------------------- saving
 

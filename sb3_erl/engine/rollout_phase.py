@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_erl.buffers.append import append_steps
 from sb3_erl.buffers.rollout_steps import Steps
@@ -228,6 +229,18 @@ def _is_idle(callback: BaseCallback) -> bool:
     if type(callback) is CallbackList:
         return not callback.callbacks
     return type(callback) is ConvertCallback and callback.callback is None
+
+
+def time_limit(env: VecEnv) -> int | None:
+    """
+    :param env: whose first environment is asked
+    :return: steps after which its episodes end at the latest, ``None`` if it is not known
+    """
+    try:
+        (spec,) = env.get_attr("spec", 0)
+    except AttributeError:  # a VecEnv of its own kind
+        return None
+    return getattr(spec, "max_episode_steps", None)
 
 
 def check_rollouts(model: Any) -> None:

@@ -160,7 +160,7 @@ class MirroredES(Evolver):
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; rows are mean + first perturbation, mean - first perturbation, mean + second, ..."""
         pairs = self._draw(rng, self.n_pairs)
-        self.asked_center.copy_(self.mean)
+        self._choose_centers(rng)
         self.asked_sigma.fill_(self.sigma)
         self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
@@ -179,8 +179,8 @@ class MirroredES(Evolver):
         :raises ValueError: before :meth:`ask`
         """
         asked, more = self._known(), self._draw(rng, n_pairs)
+        candidates = self._build(more, self.n_pairs + len(self._more))
         self._more += more
-        candidates = self._build(more)
         asked.add(candidates)
         return candidates
 
@@ -209,7 +209,7 @@ class MirroredES(Evolver):
         """
         self._check_number(shaped)
         pair, side = divmod(best_index(shaped), 2)
-        self.keep_best(self._build(self.pairs[pair : pair + 1])[side])
+        self.keep_best(self._build(self.pairs[pair : pair + 1], pair)[side])
         self._move(shaped)
 
     def center(self) -> Tensor:
@@ -275,12 +275,22 @@ class MirroredES(Evolver):
         pairs = np.array(self.pairs, dtype=np.int64)
         return MirroredSource(to_numpy(self.mean), to_numpy(self.asked_center), float(self.asked_sigma), pairs, self._windows)
 
-    def _build(self, pairs: list[tuple[int, int]]) -> Tensor:
-        center, windows, sigma = to_numpy(self.asked_center), self._windows, np.float32(float(self.asked_sigma))
-        candidates = np.empty((2 * len(pairs), center.size), dtype=np.float32)
-        if self.n_perturbed < center.size:
-            candidates[:] = center
-        for k, pair in enumerate(pairs):
+    def _choose_centers(self, rng: np.random.Generator) -> None:
+        """Decide what the pairs of this generation perturb; drawn from the generator after their perturbations."""
+        self.asked_center.copy_(self.mean)
+
+    def _centers(self, first: int, n: int) -> np.ndarray:
+        """:return: ``(n, n_params)``, what pairs perturb from number ``first`` on; read-only"""
+        center = to_numpy(self.asked_center)
+        return np.broadcast_to(center, (n, center.size))
+
+    def _build(self, pairs: list[tuple[int, int]], first: int = 0) -> Tensor:
+        """:return: ``(2 * len(pairs), n_params)``, the candidates of pairs with the numbers from ``first`` on"""
+        centers, windows, sigma = self._centers(first, len(pairs)), self._windows, np.float32(float(self.asked_sigma))
+        candidates = np.empty((2 * len(pairs), self.mean.numel()), dtype=np.float32)
+        if self.n_perturbed < self.mean.numel():
+            candidates[:] = np.repeat(centers, 2, axis=0)
+        for k, (pair, center) in enumerate(zip(pairs, centers, strict=True)):
             plus, minus = candidates[2 * k : 2 * k + 2]
             for place, noise in windows.pieces(*pair):
                 away = sigma * noise

@@ -1,8 +1,14 @@
-"""CERL's resource manager: which learner of a portfolio gets how many of the exploring episodes."""
+"""Which learner of a portfolio gets how many of the exploring episodes (CERL), and how often a learner has any (ESAC)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+
+from sb3_erl.core.checks import check_range
 
 
 def normalized_values(values: np.ndarray) -> np.ndarray:
@@ -110,3 +116,35 @@ class ResourceManager:
     def scores(self) -> np.ndarray:
         """``(n_learners,)``, see :func:`ucb_scores`."""
         return ucb_scores(self.values, self.visits, self.coefficient)
+
+
+def annealed_probability(schedule: Sequence[float], n_timesteps: float) -> float:
+    """
+    Probability that a learner which has its turn takes it, falling with time (ESAC).
+
+    Suri et al. (2020), https://arxiv.org/abs/2007.13690; authors' code: karush17/esac, ``main.py: epsilon_by_frame``.
+
+    :param schedule: (start, end, decay), see :func:`check_annealing`
+    :param n_timesteps: steps counted so far, at least 0
+    :return: a number between start and end
+
+    >>> annealed_probability((1.0, 0.1, 1_200_000), 0)
+    1.0
+    """
+    start, end, decay = schedule
+    return end + (start - end) * math.exp(-n_timesteps / decay)
+
+
+def check_annealing(name: str, schedule: Any) -> None:
+    """
+    :param name: of the argument
+    :param schedule: (start, end, decay): where a probability begins, what it falls to, both in [0, 1], and the positive number
+        of steps in which the distance to that falls by a factor of e
+    :raises TypeError: if one of them is not a number
+    :raises ValueError: if it is something else, or a number is out of range
+    """
+    if not isinstance(schedule, list | tuple) or len(schedule) != 3:
+        raise ValueError(f"{name} must be (start, end, decay), such as (1.0, 0.1, 1_200_000); got {schedule!r}")
+    check_range(f"{name} (start)", schedule[0], 0, 1)
+    check_range(f"{name} (end)", schedule[1], 0, 1)
+    check_range(f"{name} (decay)", schedule[2], 0, open_low=True)

@@ -21,6 +21,11 @@ from sb3_erl.learners.td_rule import TDRule
 LearnerChoice = str | type[OffPolicyAlgorithm] | type[Learner] | type[TDRule] | TDRule
 """A key, ``"package.module:Name"``, a class of SB3, a rule, or a learner class."""
 Pair = tuple[float, float]
+WAY_OUT: dict[type[spaces.Space], str] = {
+    spaces.Discrete: "Choose learner='td3', 'ddpg', 'td7' or 'sac', or an env with discrete actions",
+    spaces.Box: "Choose an env with continuous actions; ERL and PDERL take discrete ones with learner='dqn'",
+}
+"""What to do, where a learner for actions of such a space is given others."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,10 @@ class LearnerSpec:
         check_choice("policy", alias, known)
         policy_class = known[alias]
         if self.sb3_class is not None and not hasattr(policy_class, "make_actor"):
-            raise ValueError(f"learner must be a class with an actor, for continuous actions; got {self.sb3_class.__name__}")
+            raise ValueError(
+                f"learner must be a class with an actor, for continuous actions; got {self.sb3_class.__name__}. For discrete "
+                "actions choose learner='dqn'"
+            )
         return policy_class
 
     def check_action_space(self, action_space: spaces.Space) -> None:
@@ -92,7 +100,7 @@ class LearnerSpec:
         if self.sb3_class is None and not isinstance(action_space, wanted):
             raise ValueError(
                 f"learner must be one for actions of a {type(action_space).__name__} space; got "
-                f"{self.learner_class.__name__}, which learns those of a {wanted.__name__} space"
+                f"{self.learner_class.__name__}, which learns those of a {wanted.__name__} space. {WAY_OUT[wanted]}"
             )
 
     def build(
@@ -122,7 +130,10 @@ class LearnerSpec:
         known = [each.name for each in fields(settings_class)]
         unknown = sorted(set(self.kwargs) - set(known))
         if unknown:
-            raise ValueError(f"learner_kwargs must be constants of {self.learner_class.__name__}, {known}; got {unknown}")
+            raise ValueError(
+                f"learner_kwargs must be constants of {self.learner_class.__name__}, {known}; got {unknown}. A class of SB3, "
+                "such as learner='stable_baselines3:SAC', takes the arguments of its own constructor"
+            )
         common = {name: value for name, value in (defaults or {}).items() if name in known}
         make: Any = self.learner_class
         rule = () if self.rule is None else (self.rule,)

@@ -123,9 +123,14 @@ def _saved_name(number: int, name: str) -> str:
     return f"learner.learner_{number}.{own if own != name else 'policy.' + name}"
 
 
-def _structure(actor: nn.Module) -> tuple[type, ParameterLayout, str]:
-    """What two networks have in common that are the same function of their parameters: layers, sizes, activations."""
-    return type(actor), ParameterLayout.of(actor), repr(actor)
+def _structure(actor: nn.Module) -> tuple[type, ParameterLayout, list[tuple[str, str]]]:
+    """
+    What two networks have in common that are the same function of their parameters: layers, sizes, activations.
+
+    A sequence of layers is what its layers are: those of a learner of this package run fused, those of SB3's do not.
+    """
+    layers = [(path, repr(layer)) for path, layer in actor.named_modules() if not list(layer.children())]
+    return type(actor), ParameterLayout.of(actor), layers
 
 
 def portfolio_specs(

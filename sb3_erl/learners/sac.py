@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import Actor, CnnPolicy, SACPolicy
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import soft_update
@@ -21,6 +22,8 @@ from sb3_erl.policies.sequential import fuse_sequentials
 
 EPSILON = 1e-6
 """Keeps the logarithm in the correction for tanh finite; SB3's value."""
+ENT_COEF = "log_ent_coef"
+"""Name of the entropy coefficient's logarithm among the tensors of a critic's snapshot."""
 
 
 @dataclass
@@ -62,12 +65,32 @@ class SACSettings(LearnerSettings):
         raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_' with a number behind it; got {self.ent_coef!r}")
 
 
+class GaussianParameters(nn.Module):
+    """
+    Mean and logarithm of the standard deviation, before squashing, as the output of a network.
+
+    :param actor: SAC's actor
+    """
+
+    def __init__(self, actor: Actor):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, observations: Any) -> tuple[Tensor, Tensor]:
+        """:return: ``(batch, action_dim)`` each"""
+        mean, log_std, _ = self.actor.get_action_dist_params(observations)
+        return mean, log_std
+
+
 class SACLearner(Learner):
     """
     Soft actor-critic: entropy coefficient, critic step, actor step, soft update of the critics' targets.
 
     Haarnoja et al. (2018), https://arxiv.org/abs/1812.05905. Equal to SB3's ``SAC.train`` on the same batches and torch seed,
     with optional gradient clipping of actor and critics. Parts of an update can be called alone and for other actors.
+
+    An individual is a whole actor, its standard deviations included. Where it is evaluated it acts with tanh of its mean;
+    where it is the target policy or takes actor steps, as in CEM-RL, it is the Gaussian policy that it also describes.
 
     :param policy: SB3's ``SACPolicy`` or a policy of the same structure
     :param settings: constants
@@ -95,6 +118,7 @@ class SACLearner(Learner):
         self._critic = [p for group in policy.critic.optimizer.param_groups for p in group["params"]]
         self._pairs = list(policy.critic.parameters()), list(policy.critic_target.parameters())
         self._buffers = [*zip(policy.critic.buffers(), policy.critic_target.buffers(), strict=True)]
+        self._gaussian = GaussianParameters(policy.actor)
         n_actions = math.prod(policy.action_space.shape or ())
         self.target_entropy = -float(n_actions) if settings.target_entropy == "auto" else float(settings.target_entropy)
         start = torch.full((1,), settings.first_ent_coef, device=policy.device)
@@ -131,15 +155,20 @@ class SACLearner(Learner):
     def _steps(self, batch: ReplayBufferSamples, noise: Tensor, next_noise: Tensor) -> dict[str, Tensor]:
         """One update without that of the targets; returns losses and the entropy coefficient that they used."""
         actions, log_prob = self._sampled(self.policy.actor, batch.observations, noise)
-        losses = {"ent_coef": self.log_ent_coef.detach().exp()}
-        if self.ent_coef_optimizer is not None:
-            loss = -(self.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
-            step_optimizer(self.ent_coef_optimizer, loss, [self.log_ent_coef])
-            losses["ent_coef_loss"] = loss
+        losses = self._ent_coef_step(log_prob)
         ent_coef = losses["ent_coef"]
         losses["critic_loss"] = self.critic_step(batch, next_noise, ent_coef=ent_coef)
         losses["actor_loss"] = self._step_actor(self.policy.actor, batch, actions, log_prob, ent_coef)
         return {name: value.detach().mean() for name, value in losses.items()}
+
+    def _ent_coef_step(self, log_prob: Tensor) -> dict[str, Tensor]:
+        """A step of a learned entropy coefficient; returns it as it was before, and the loss."""
+        ent_coef = self.log_ent_coef.detach().exp()
+        if self.ent_coef_optimizer is None:
+            return {"ent_coef": ent_coef}
+        loss = -(self.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
+        step_optimizer(self.ent_coef_optimizer, loss, [self.log_ent_coef])
+        return {"ent_coef": ent_coef, "ent_coef_loss": loss}
 
     def critic_step(
         self, batch: ReplayBufferSamples, next_noise: Tensor, actor: Actor | None = None, ent_coef: Tensor | None = None
@@ -184,6 +213,9 @@ class SACLearner(Learner):
     def _sampled(self, actor: Actor, observations: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions ``(batch, action_dim)`` and their log-probabilities ``(batch, 1)``."""
         mean, log_std, _ = actor.get_action_dist_params(observations)
+        return self._squashed(mean, log_std, noise)
+
+    def _squashed(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         gaussian = mean + log_std.exp() * noise
         actions = torch.tanh(gaussian)
         density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -200,6 +232,46 @@ class SACLearner(Learner):
 
     def _actor_loss(self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor) -> Tensor:
         return (ent_coef * log_prob - self.all_values(batch.observations, actions).amin(dim=0)).mean()
+
+    # ---------------------------------------------------------------- one critic for many actors
+
+    def critic_update(self, batch: ReplayBufferSamples, actor: Actor) -> Tensor:
+        """
+        Steps of the entropy coefficient and of the critics about another actor, and the soft update of their targets.
+
+        :param batch: transitions
+        :param actor: the individual that is about to be improved
+        :return: loss of the critics
+        """
+        self.n_updates += 1
+        noise, next_noise = torch.randn_like(batch.actions), torch.randn_like(batch.actions)
+        with torch.no_grad():
+            _, log_prob = self._sampled(actor, batch.observations, noise)
+        ent_coef = self._ent_coef_step(log_prob)["ent_coef"]
+        loss = self.critic_step(batch, next_noise, actor, ent_coef)
+        if self.n_updates % self.settings.target_update_interval == 0:
+            self.target_step()
+        return loss
+
+    def critic_snapshot(self) -> dict[str, Tensor]:
+        """Copies of the critics' tensors and of the entropy coefficient's logarithm, for :meth:`individual_loss`."""
+        critic = self.policy.critic
+        tensors = (*critic.named_parameters(), *critic.named_buffers(), (ENT_COEF, self.log_ent_coef))
+        return {name: tensor.detach().clone() for name, tensor in tensors}
+
+    def individual_loss(self, parameters: dict[str, Tensor], snapshot: dict[str, Tensor], observations: Any) -> Tensor:
+        """
+        :param parameters: an actor's tensors by name, running statistics included
+        :param snapshot: of the critics, see :meth:`critic_snapshot`
+        :param observations: batch of observations
+        :return: mean of the entropy coefficient times log-probability minus the smallest value of sampled actions
+        """
+        own = {f"actor.{name}": tensor for name, tensor in parameters.items()}
+        mean, log_std = functional_call(self._gaussian, own, (observations,))
+        actions, log_prob = self._squashed(mean, log_std, torch.randn_like(mean))
+        critic = {name: tensor for name, tensor in snapshot.items() if name != ENT_COEF}
+        values = towers(functional_call(self.policy.critic, critic, (observations, actions))).amin(dim=0)
+        return (snapshot[ENT_COEF].exp() * log_prob - values).mean()
 
     def target_step(self) -> None:
         """Soft update of the critics' targets; running statistics are copied, as SB3 does."""

@@ -1,18 +1,20 @@
-"""Policies of pure evolution: one network that acts, and the networks of evolution strategies for any action space."""
+"""Policies of pure evolution and of evolution strategies: one network that acts, or SAC's networks beside it (ESAC)."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import Actor as SACActor
+from stable_baselines3.sac.policies import ContinuousCritic, SACPolicy
 from torch import nn
 
 from sb3_erl.core.parameters import copy_buffers
-from sb3_erl.policies.erl import DeployedPolicy, ERLActor
+from sb3_erl.policies.erl import DeployedMixin, DeployedPolicy, ERLActor
 from sb3_erl.policies.layers import BestAction, BinnedAction
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
@@ -207,3 +209,44 @@ class ESLinearPolicy(ESPolicy):
     """:class:`ESPolicy` without hidden layers."""
 
     default_net_arch: ClassVar[tuple[int, ...]] = ()
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class ESACPolicy(DeployedMixin, SACPolicy):
+    """
+    Networks of ESAC: those of SB3's SAC, whose actor is an individual as well.
+
+    Weights start Xavier-uniform, biases at 0 (authors' code: karush17/esac, ``model.py: weights_init_``). Whoever is deployed
+    acts with the mean, squashed by tanh: individuals are evaluated so, and their standard deviations are never trained. The
+    learner's ``policy.actor`` samples unless ``deterministic=True``.
+    """
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+        """A fresh acting network of the shape of ``actor``."""
+        return _with_xavier(super().make_actor(features_extractor))
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """Fresh critics."""
+        return _with_xavier(super().make_critic(features_extractor))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return super()._predict(observation, deterministic=True)
+
+
+class ESACCnnPolicy(ESACPolicy):
+    """:class:`ESACPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(*args, **kwargs)
+
+
+def _with_xavier(network: Network) -> Network:
+    """The network with new weights in its linear layers."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return network

@@ -17,11 +17,18 @@ from typing import IO, Any
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
-from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, old_modules_found, renamed_attributes, renamed_parts
+from sb3_erl.envs.packages import register_namespaces
+from sb3_erl.runs.moved_modules import (
+    RENAMED_ATTRIBUTES,
+    old_modules_found,
+    renamed_attributes,
+    renamed_parts,
+    variables_of_own_learners,
+)
 from sb3_erl.runs.saving import family
 
 VARIABLES = ("pytorch_variables", "tensors")
@@ -90,33 +97,36 @@ def load_model(
     if unknown:
         close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
         raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+    register_namespaces(env)
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
     with misfits_explained(path, cls.__name__), old_modules_found():
-        file, attributes = with_names_of_today(path, data)
+        file, attributes = with_names_of_today(path, data, kwargs.get("learner"))
         return sb3_load(file, env, *arguments, **renamed_attributes(kwargs, attributes))
 
 
-def with_names_of_today(path: File, data: dict[str, Any]) -> tuple[File, dict[str, Any]]:
+def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -> tuple[File, dict[str, Any]]:
     """
     :param path: of the zip file of a model
     :param data: its attributes, see :func:`check_model_file`
+    :param learner: the learner that is to be loaded, ``None`` for that of the file
     :return: the file, or a copy in memory where it has names of an earlier version; and its attributes by their names of today
     """
     attributes = renamed_attributes(data, {new for new in RENAMED_ATTRIBUTES.values() if new not in data})
-    if attributes.keys() == data.keys():
-        return path, data
-    copy = io.BytesIO()
-    with opened(path, "zip") as file, zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
-        for member in old.namelist():
-            content = old.read(member)
-            if member == "data":
-                content = json.dumps(attributes).encode()
-            elif member == f"{VARIABLES[0]}.pth":
-                tensors, stream = th.load(io.BytesIO(content), map_location="cpu", weights_only=True), io.BytesIO()
-                th.save(renamed_parts(tensors), stream)
-                content = stream.getvalue()
-            new.writestr(member, content)
+    member, kept = f"{VARIABLES[0]}.pth", {"learner": attributes.get("learner_class")}
+    choice = json_to_data(json.dumps(kept))["learner"] if learner is None else learner  # a list with classes is a pickle
+    with opened(path, "zip") as file, zipfile.ZipFile(file) as old:
+        saved = old.read(member) if member in old.namelist() else b""
+        tensors = th.load(io.BytesIO(saved), map_location="cpu", weights_only=True) if saved else None
+        variables = None if tensors is None else variables_of_own_learners(renamed_parts(tensors), choice)
+        if attributes.keys() == data.keys() and (tensors is None or tensors.keys() == variables.keys()):  # type: ignore[union-attr]
+            return path, data
+        copy, stream = io.BytesIO(), io.BytesIO()
+        th.save(variables, stream)
+        changed = {"data": json.dumps(attributes).encode(), member: stream.getvalue()}
+        with zipfile.ZipFile(copy, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, changed.get(name) or old.read(name))
     copy.seek(0)
     return copy, attributes
 

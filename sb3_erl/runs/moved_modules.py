@@ -112,6 +112,40 @@ def renamed_parts(parameters: dict[str, Any]) -> dict[str, Any]:
     return {f"{RENAMED_PARTS.get(first, first)}{dot}{rest}": parameters[name] for name, first, dot, rest in parts}
 
 
+OWN_LEARNERS = ("sac",)
+"""Keys of learners that were classes of SB3 in earlier versions and are classes of this package now."""
+
+
+def names_in_own_learner(name: str) -> list[str]:
+    """
+    :param name: of an optimizer or tensor in the model of an SB3 class, ``learner.model.<name>``
+    :return: names that it can have in a learner of this package
+
+    >>> names_in_own_learner("learner.model.actor.optimizer")
+    ['actor.optimizer', 'learner.actor.optimizer']
+    """
+    learner, found, own = name.partition(".model.")
+    if not found or learner.partition(".")[0] != "learner":
+        return []
+    return [own if learner == "learner" else f"{learner}.policy.{own}", f"{learner}.{own}"]
+
+
+def variables_of_own_learners(variables: dict[str, Any], choice: Any) -> dict[str, Any]:
+    """
+    :param variables: single tensors of a model, by the names of its attributes
+    :param choice: the model's argument ``learner``
+    :return: the same, with those of learners that are classes of this package now under their names of today
+    """
+    found = {}
+    for name, tensor in variables.items():
+        number = name.removeprefix("learner.learner_").partition(".")[0]
+        own = choice[int(number)] if isinstance(choice, list | tuple) and number.isdecimal() else choice
+        names = names_in_own_learner(name) if isinstance(own, str) and own in OWN_LEARNERS else []
+        if not name.endswith("ent_coef_tensor") or not names:  # a coefficient that is not learned is a setting
+            found[names[1] if names else name] = tensor
+    return found
+
+
 def renamed_tensors(parameters: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """
     :param parameters: state dicts by name, of a file
@@ -119,6 +153,9 @@ def renamed_tensors(parameters: dict[str, Any], now: dict[str, Any]) -> dict[str
     :return: ``parameters`` with state dicts and tensors of earlier versions under their names of today
     """
     found = renamed_parts(parameters)
+    for name in set(found) - set(now):
+        own = next((new for new in names_in_own_learner(name) if new in now and new not in found), name)
+        found[own] = found.pop(name)
     for name in set(found) & set(now):
         if isinstance(found[name], dict):
             found[name] = {_renamed(key, now[name]): value for key, value in found[name].items()}

@@ -8,19 +8,27 @@ from sb3_erl.zoo.registration import register
 
 SCRIPTS = ("train", "enjoy", "plot_train", "plot_from_file", "all_plots")
 MODULES = ("record_video", "record_training", "load_from_hub", "push_to_hub")
-USAGE = f"usage: sb3-erl {{{','.join(SCRIPTS + MODULES)}}} ...\n\nEverything after the first word is passed on to rl_zoo3."
+OWN = ("plan",)
+USAGE = (
+    f"usage: sb3-erl {{{','.join(SCRIPTS + MODULES + OWN)}}} ...\n\n"
+    "Everything after the first word is passed on to rl_zoo3; 'plan' is a command of our own (sb3-erl plan --help)."
+)
 
 
 def main() -> None:
     """
     Run a script of ``rl_zoo3`` after registering the algorithms of this package.
 
-    The scripts that the Zoo offers only as modules (``python -m rl_zoo3.record_video``) work as first word too.
+    The scripts that the Zoo offers only as modules (``python -m rl_zoo3.record_video``) work as first word too; ``plan`` is
+    no script of the Zoo's (:mod:`sb3_erl.zoo.plan`).
     """
     script = sys.argv[1] if len(sys.argv) > 1 else ""
     if script in ("", "-h", "--help"):
         print(USAGE)
         sys.exit(0 if script else 2)
+    if script in OWN:
+        importlib.import_module(f"sb3_erl.zoo.{script}").main(sys.argv[2:])
+        return
     if script not in SCRIPTS + MODULES:
         print(f"{USAGE}\n\nsb3-erl: unknown script {script!r}", file=sys.stderr)
         sys.exit(2)

@@ -158,6 +158,17 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Float("sigma_init", 1e-4, 1e-1, log=True),
         Choice("elitism", (False, True)),
     ),
+    # Suri et al. (2020): values of their run settings, with SAC more often where steps are few.
+    "esac": (
+        *OFF_POLICY,
+        Choice("n_pairs", (5, 10)),
+        Choice("n_gradient_bases", (1, 2)),
+        Float("sigma", 1e-3, 1e-1, log=True),
+        Float("es_learning_rate", 1e-3, 1e-1, log=True),
+        Choice("sac_interval", (1, 5)),
+        Choice("sac_episodes", (1, 5, 10)),
+        Float("ent_coef", 0.01, 0.5, log=True),
+    ),
     "openai_es": STRATEGY,
     **dict.fromkeys(("ns_es", "nsr_es"), NOVEL_STRATEGY),
     "nsra_es": (*NOVEL_STRATEGY, Choice("weight_patience", (5, 20, 50))),

@@ -73,6 +73,15 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "cerl": {"sync_period": 2},
     "deep_ga": {"pop_size": 4},
     "erl": {"sync_period": 2},
+    "esac": {
+        "elite_fraction": 0.5,
+        "n_gradient_bases": 1,
+        "sac_interval": 1,
+        "sac_episodes": 1,
+        "sac_probability": (1.0, 1.0, 1.0),
+        "amt_interval": 2,
+        "store_population_transitions": True,
+    },
     "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
@@ -85,9 +94,9 @@ WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.
 """Fitness from whole episodes only, for classes that can also do with less."""
 
 LEARNERS: dict[str, list[Any]] = {
-    "cem_rl": ["td3", "td7"],
+    "cem_rl": ["td3", "td7", "sac"],
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
-    "erl": ["ddpg", "td3", "td7", "sac"],
+    "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
     "pderl": ["ddpg", "td7", "sac"],
 }
@@ -164,6 +173,8 @@ def expected_updates(model: Any, name: str, ends: list[int], per_step: float) ->
     :param per_step: updates per step that were asked for
     :return: how many it must have made
     """
+    if name == "esac":  # only the learner's steps pay
+        return int(model.n_learner_steps * per_step + 1e-9)
     if name not in LEARN_FIRST:
         return int(ends[-1] * per_step + 1e-9)
     n_learned, debt, total = pop_size(name) // 2, 0.0, 0
@@ -176,7 +187,7 @@ def expected_updates(model: Any, name: str, ends: list[int], per_step: float) ->
 
 def online_and_target(model: Any, name: str) -> tuple[Any, Any]:
     """A network and the one that follows it with ``tau``: the actor's, or the critic's where actors have none."""
-    part = "critic" if name in LEARN_FIRST else "actor"
+    part = "actor" if hasattr(model.policy, "actor_target") and name not in LEARN_FIRST else "critic"
     return getattr(model.policy, part), getattr(model.policy, f"{part}_target")
 
 

@@ -21,7 +21,7 @@ from tests.envs import ToyEnv, toy_vec_env
 
 NOVELTY = having("behavior", among=NAMES)
 NOVELTY_ES = having("parent_selection", among=NAMES)
-ES = having("n_pairs", among=NAMES)
+ES = having("n_pairs", "noise_table_size", among=NAMES)
 POPULATIONS = having("pop_size", among=GENERATIONAL)
 EPISODES = having("n_eval_episodes", among=NAMES)
 

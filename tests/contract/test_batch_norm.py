@@ -11,8 +11,9 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_erl import ALGOS
 from tests.contract.helpers import Witness
-from tests.contract.settings import EXPLORING, IMAGES, make
+from tests.contract.settings import IMAGES, make
 
 
 class NormExtractor(BaseFeaturesExtractor):
@@ -59,7 +60,7 @@ def test_updates_move_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_deployed_has_the_learners_statistics(name: str) -> None:
-    kwargs = {"deploy": "learner"} if name in EXPLORING else {}
+    kwargs = {"deploy": "learner"} if "learner" in ALGOS[name].deploy_choices else {}
     witness = Witness()
     norm_model(name, **kwargs).learn(100, witness)
     model = norm_model(name, **kwargs)

@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "policy_embedding_dim": 16,
     "policy_kwargs": {"net_arch": [32, 32]},
     "device": "cpu",
+    **{"n_pairs": 1, "n_gradient_bases": 0, "sac_interval": 1, "sac_episodes": 7},
 }
 OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
 OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}

@@ -7,22 +7,27 @@ predicted (``expected.json``).
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from stable_baselines3 import SAC
 
 import sb3_erl
 from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.envs.behavior import FinalObservation
+from sb3_erl.learners.sac import SACLearner
 from sb3_erl.remote.process import ProcessEvaluator
-from sb3_erl.runs.moved_modules import MOVED, MOVED_CLASSES, old_modules_found
+from sb3_erl.runs.moved_modules import MOVED, MOVED_CLASSES, old_modules_found, renamed_tensors, variables_of_own_learners
 from tests.contract.helpers import differences, snapshot, tensors
 from tests.envs import toy_vec_env
 
@@ -67,6 +72,35 @@ def test_parts_that_a_file_names_are_those_of_today(folder: Path) -> None:
     assert load("ns_class", folder).behavior is FinalObservation
     members = load("pop_td7", folder).members
     assert [member.number for member in members] == [0, 1, 2] and sum(member.own_updates for member in members) > 0
+
+
+def test_a_learner_that_was_a_class_of_sb3_goes_on(folder: Path) -> None:
+    """``"sac"`` is a learner of this package now; its optimizers and its entropy coefficient have other names in the file."""
+    model = load("erl_sac", folder, env=toy_vec_env())
+    assert type(model.learner) is SACLearner
+    with zipfile.ZipFile(folder / "erl_sac.zip") as file:
+        saved = torch.load(io.BytesIO(file.read("pytorch_variables.pth")), weights_only=True)
+        optimizer = next(name for name in file.namelist() if name.endswith("model.ent_coef_optimizer.pth"))
+        state = torch.load(io.BytesIO(file.read(optimizer)), weights_only=True)["state"][0]
+    (log_ent_coef,) = saved.values()
+    assert torch.equal(model.learner.log_ent_coef.detach(), log_ent_coef.detach()) and log_ent_coef.item() != 0
+    for name, tensor in model.learner.ent_coef_optimizer.state_dict()["state"][0].items():
+        assert torch.equal(tensor, state[name]) and tensor.item() != 0, name
+    with pytest.raises(ValueError, match="does not fit a ERL of this version"):
+        load("erl_sac", folder, learner="td3")
+
+
+@pytest.mark.parametrize("choice", [["td3", "sac"], ["sac", SAC]])
+def test_names_in_a_portfolio_of_such_learners(choice: list[Any]) -> None:
+    variables = {"learner.learner_0.model.log_ent_coef": 0, "learner.learner_1.model.ent_coef_tensor": 1}
+    found = variables_of_own_learners(variables, choice)
+    is_own = [each == "sac" for each in choice]
+    assert found.get("learner.learner_0.log_ent_coef") == (0 if is_own[0] else None)
+    assert ("learner.learner_1.model.ent_coef_tensor" in found) == (not is_own[1])
+    now = {"learner.learner_1.policy.actor.optimizer": {}, "learner.learner_1.ent_coef_optimizer": {}}
+    old = {"learner.learner_1.model.actor.optimizer": {"a": 1}, "learner.learner_1.model.ent_coef_optimizer": {"b": 1}}
+    assert renamed_tensors(old, now) == dict(zip(now, old.values(), strict=True))
+    assert renamed_tensors(old, old) == old, "those of a class of SB3 stay as they are"
 
 
 @pytest.mark.parametrize("label", ["erl", "erl_sac"])

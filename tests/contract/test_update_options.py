@@ -23,7 +23,7 @@ from tests.contract.helpers import Tables
 from tests.contract.settings import HYBRIDS, LEARN_FIRST, make, variants
 
 ROOT = Path(__file__).parents[2]
-LEARNERS = [(name, extra) for name, extra in variants() if name in HYBRIDS and "sac" not in str(extra)]
+LEARNERS = [(name, extra) for name, extra in variants() if name in HYBRIDS and "SAC" not in str(extra)]
 
 
 def losses(name: str, n_updates: int = 1, **arguments: Any) -> dict[str, float]:

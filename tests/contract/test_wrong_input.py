@@ -18,7 +18,7 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32)})
 
 SPACES: dict[str, tuple[dict[str, spaces.Space], list[str]]] = {
-    "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "DQN"]),
+    "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "learner='dqn'"]),
     "multi-discrete": ({"action_space": spaces.MultiDiscrete([2, 2])}, ["action", "MultiDiscrete"]),
     "unbounded": ({"action_space": UNBOUNDED}, ["action_space", "finite", "RescaleAction"]),
     "dict": ({"observation_space": DICT}, ["observation", "FlattenObservation"]),
@@ -92,6 +92,17 @@ VALUES: list[tuple[str, Any]] = [
     ("n_selection_episodes", 0),
     ("catch_up", 1.1),
     ("copy_interval", 0),
+    ("n_gradient_bases", 2),
+    ("es_learning_rate", -0.1),
+    ("amt_clip", -0.1),
+    ("amt_interval", 0),
+    ("amt_signal", "losses"),
+    ("sac_interval", 0),
+    ("sac_episodes", 0),
+    ("sac_probability", (1.0, 1.5, 10)),
+    ("sac_probability", (1.0, 0, 0)),
+    ("ent_coef", -0.1),
+    ("ent_coef", "automatic"),
 ]
 ONLY_SOME: list[tuple[list[str], str, Any]] = [
     (GENERATIONAL, "pop_size", 1),

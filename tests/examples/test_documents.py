@@ -72,6 +72,13 @@ def test_script_that_resumes_runs_again_and_again(learned: list[Any]) -> None:
     assert first.run_seed == second.run_seed and first.n_generations == second.n_generations
 
 
+def test_script_that_plans_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (script,) = snippets((ROOT / "docs" / "planning.md").read_text())
+    exec(compile(script, "planning.md", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "planner.zip").is_file()
+
+
 def test_table_of_algorithms_agrees_with_the_registry() -> None:
     rows = re.findall(r"^\| (`.*?`) \| .*? \| .*? \| (done|planned)", README, flags=re.MULTILINE)
     done = {name for names, status in rows if status == "done" for name in re.findall(r"`(\w+)`", names)}

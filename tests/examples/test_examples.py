@@ -21,6 +21,7 @@ RUNS: dict[str, tuple[list[str], float, float]] = {
     "safe_operators": (["--steps", "1300"], 0, 0.3),
     "reward_at_the_end": (["--steps", "900"], 5, 1000),
     "portfolio": (["--steps", "2400"], 0, 1),
+    "planning": (["--steps", "450"], -2000, 0),
     "offline": (["--episodes", "3", "--updates", "12"], -2000, 0),
 }
 OTHERS = {"callbacks", "demo", "record_video"}

@@ -14,7 +14,7 @@ import pytest
 import torch as th
 
 import sb3_erl
-from sb3_erl import CEM, CEMRL, ERL, PDERL, Distribution, ERLRe2, OpenAIES, Reseed, every, register
+from sb3_erl import CEM, CEMRL, CERL, ERL, PDERL, Distribution, ERLRe2, OpenAIES, Reseed, every, register
 from sb3_erl.core.registry import PARTS
 from sb3_erl.testing import PartError, check_part
 from tests.envs import toy_maker
@@ -149,8 +149,8 @@ def test_an_individual_that_imitates_acts_more_like_the_learner_than_the_champio
 
 
 def test_systems_refuse_what_their_parts_cannot_do() -> None:
-    with pytest.raises(ValueError, match="PDERL needs an env with continuous actions"):
-        PDERL("CartPole-v1", learner="dqn")
+    with pytest.raises(ValueError, match="CERL needs an env with continuous actions"):
+        CERL("CartPole-v1", learner="dqn")
     with pytest.raises(TypeError, match="population_policy_kwargs"):
         PDERL("Pendulum-v1", population_policy_kwargs={"net_arch": []})
     with pytest.raises(ValueError, match="whose networks are shared with the population; got 'dqn'"):

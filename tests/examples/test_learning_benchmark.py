@@ -54,10 +54,14 @@ def test_killed_run_continues_to_the_end(tmp_path: Path) -> None:
     seconds = [float(row["train_seconds"]) for row in rows]
     assert seconds == sorted(seconds)
     assert all(float(row["total_seconds"]) >= float(row["train_seconds"]) for row in rows)
-    assert all(-2000 < float(row["mean"]) < 0 and row["learner"] != "" for row in rows)
+    assert all(-2000 < float(row["mean"]) < 0 and row["learner_return"] != "" for row in rows)
+    for row in rows:
+        assert float(row["reported"]) == max(float(row["learner_return"]), float(row["champion_return"]))
     assert not list(folder.glob("checkpoints/seed_1/*"))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["seeds"]["1"]["final"] == pytest.approx(float(rows[-1]["mean"]))
+    seed = summary["seeds"]["1"]
+    assert seed["final"] == pytest.approx(float(rows[-1]["mean"]))
+    assert seed["final_reported"] == pytest.approx(float(rows[-1]["reported"])) == summary["final_reported_mean_over_seeds"]
     assert (folder / "curve.png").stat().st_size > 5_000
 
     again = subprocess.run(

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from sb3_erl.buffers.genetic_memory import GeneticMemories
 from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
 from sb3_erl.evolution.distilled_ga import DistilledGA
-from sb3_erl.evolution.operators.distillation import DistillationCrossover
+from sb3_erl.evolution.operators.distillation import DistillationCrossover, GreedyDistillation
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.evolution.operators.matching import behavior_distance
 
@@ -126,6 +126,40 @@ def test_a_child_does_what_the_critic_prefers(preferred: int) -> None:
     apart = behavior_distance(*(act(network, ga.candidates[i], states) for i in (0, 1)))
     assert distances[preferred] < 0.05 * apart < distances[1 - preferred]
     np.testing.assert_array_equal(new[:3], ga.candidates.numpy()[:3])
+
+
+@pytest.mark.parametrize("preferred", [0, 1])
+def test_a_child_of_q_networks_takes_the_greedy_actions_that_the_critic_prefers(preferred: int) -> None:
+    """Whatever the scale of the parents' values; the critic is asked about numbers of actions."""
+    network = nn.Sequential(nn.Linear(OBS, 8, bias=False), nn.Tanh(), nn.Linear(8, 4, bias=False))
+    layout = ParameterLayout.of(network)
+    torch.manual_seed(3)
+    parents = torch.randn(2, layout.n_params) * torch.tensor([[3.0], [0.3]])
+    states = torch.randn(1, 40, OBS)
+
+    def greedy(vector: Tensor) -> np.ndarray:
+        return act(network, vector, states[0].numpy()).argmax(axis=1)
+
+    wanted, other = greedy(parents[preferred]), greedy(parents[1 - preferred])
+    assert (wanted != other).mean() > 0.3
+
+    def value(flat: Tensor, actions: Tensor) -> Tensor:
+        assert actions.shape == (40, 1)
+        return (actions[:, 0] == torch.as_tensor(wanted)).float()
+
+    operator = GreedyDistillation(network, layout, learning_rate=0.03)
+    targets, takes_first = operator.targets(parents[:1], parents[1:], states, value)
+    assert targets[0, :, 0].tolist() == wanted.tolist()
+    assert takes_first[0].tolist() == ((wanted != other).tolist() if preferred == 0 else [False] * 40), "ties go to the second"
+    children, errors = operator(parents[:1], parents[1:], lambda: states, [400], value)
+    assert errors[0].item() == pytest.approx((greedy(parents[1]) != wanted).mean())
+    assert (greedy(children[0]) != wanted).mean() < 0.1
+    parts = {name: part.detach() for name, part in layout.split(parents).items()}  # type: ignore[union-attr]
+    losses, _ = operator.loss(parts, states.expand(2, -1, -1), targets.expand(2, -1, -1))
+    for row in range(2):
+        values = torch.as_tensor(act(network, parents[row], states[0].numpy()))
+        expected = -values.log_softmax(dim=1)[range(40), wanted].sum()
+        assert losses[row].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_children_that_are_distilled_together_are_those_distilled_alone() -> None:

@@ -1,4 +1,4 @@
-"""Evolution strategies: the noise table, shaped returns, the distribution, the planner."""
+"""Evolution strategies: the noise table, shaped returns, the distribution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.es_optimizers import ClassicAdam, DampedSGD, MomentumSGD
 from sb3_erl.evolution.fitness.shaping import centered_ranks, population_rank, shape_fitness
-from sb3_erl.planning.cem_planner import CEMPlanner
 
 TABLE = NoiseTable(20_000, 5)
 
@@ -343,48 +342,3 @@ def test_finds_the_top_of_a_quadratic() -> None:
         candidates = es.ask(generator)
         es.tell(candidates, -(candidates - target).square().sum(dim=1).numpy(), generator)
     assert (es.mean - target).square().sum() < 0.02 * target.square().sum()
-
-
-# ------------------------------------------------------------------ the planner
-
-
-def planner(reward: Any, **kwargs: Any) -> CEMPlanner:
-    settings = {"action_dim": 1, "horizon": 3, "n_candidates": 20, "n_elites": 4, "n_iterations": 2, **kwargs}
-    return CEMPlanner(lambda state, actions: reward(state, actions), **settings)
-
-
-def test_planner_scores_clipped_actions_and_plans_from_scratch() -> None:
-    seen = []
-
-    def reward(state: float, actions: np.ndarray) -> np.ndarray:
-        seen.append(actions)
-        return -np.square(actions[..., 0] - state)
-
-    plans = planner(reward, n_candidates=400, n_elites=40, n_iterations=8, init_std=5.0)
-    first = plans.plan(0.7, rng())
-    assert first.action == pytest.approx(0.7, abs=0.05) and np.abs(np.concatenate(seen)).max() == 1
-    second = plans.plan(-0.3, rng())
-    assert (second.means[0] == 0).all() and (second.stds[0] == 5).all() and second.action == pytest.approx(-0.3, abs=0.05)
-    assert np.array_equal(plans.plan(0.7, rng()).means, first.means)
-    assert not np.array_equal(first.elites[0], first.elites[1])
-    elites = seen[0][first.elites[0]]
-    np.testing.assert_allclose(first.means[1], elites.mean(axis=0))
-    np.testing.assert_allclose(first.stds[1], np.sqrt(elites.var(axis=0) + 1e-6))
-
-
-def test_planner_discounts_from_the_second_step_on_and_ranks_nan_last() -> None:
-    rewards = np.tile([1.0, 10.0, 100.0], (20, 1))
-    rewards[2] = np.nan
-    rewards[5, 0] = 2.0
-    plan = planner(lambda state, actions: rewards, discount=0.5).plan(None, rng())
-    assert plan.returns[0, 0] == 1 + 5 + 25
-    assert plan.elites.tolist() == [[5, 0, 1, 3]] * 2, "ties go to the lower index"
-
-
-def test_planner_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"rollout must return rewards of shape \(20, 3\); got \(20,\)"):
-        planner(lambda state, actions: np.zeros(20)).plan(None, rng())
-    with pytest.raises(ValueError, match="n_elites"):
-        planner(None, n_elites=21)
-    with pytest.raises(ValueError, match="noise must have shape"):
-        planner(None).plan_with(None, np.zeros((1, 20, 3, 1)))

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.callbacks import EvalCallback
 
 from sb3_erl import TD7
-from sb3_erl.buffers.offline import fill_replay_buffer
+from sb3_erl.buffers.offline import LoadDataset, fill_replay_buffer
 from tests.contract.helpers import Witness
 from tests.envs import toy_vec_env
 
@@ -42,6 +42,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 *_, terminated, truncated, _ = collector.step(rng.uniform(-2, 2, 2).astype(np.float32))
                 over = terminated or truncated
         yield collector.create_dataset("toy/test-v0", algorithm_name="random", author="test", description="random actions")
+
+
+def test_callback_fills_an_empty_buffer_once(dataset: Any) -> None:
+    filled = TD7(toy_vec_env(), offline=True, **FAST)
+    fill_replay_buffer(filled, dataset)
+    filled.learn(10)
+    model = TD7(toy_vec_env(), offline=True, **FAST)
+    model.learn(4, LoadDataset(dataset)).learn(6, LoadDataset("not/there-v0"), reset_num_timesteps=False)
+    assert model.replay_buffer.size() == dataset.total_steps and model._n_updates == 10
+    for one, other in zip(model.policy.state_dict().values(), filled.policy.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="buffer_size must be at least the 102 steps of the dataset; got 20"):
+        TD7(toy_vec_env(), offline=True, **{**FAST, "buffer_size": 20}).learn(4, LoadDataset(dataset))
 
 
 def test_every_transition_arrives(dataset: Any) -> None:

@@ -68,9 +68,92 @@ def test_another_actor_takes_steps_on_the_same_critics() -> None:
     assert all(p.requires_grad for p in learner.policy.critic.parameters())
 
 
+def test_a_critic_update_for_the_own_actor_is_that_of_an_update() -> None:
+    """All but the actor's step: entropy coefficient, critics, and their targets every second time."""
+    batch = batch_of_32()
+    whole, parts = (learner_of(ent_coef="auto_0.3", target_update_interval=2) for _ in range(2))
+    whole._step_actor = lambda *arguments: torch.zeros(1)  # type: ignore[method-assign]
+    for n_updates in (1, 2):
+        before = read_parameters(parts.policy.critic_target)
+        torch.manual_seed(5)
+        loss = whole.update(lambda: batch, 1)["critic_loss"]
+        torch.manual_seed(5)
+        assert parts.critic_update(batch, parts.policy.actor).item() == loss
+        assert torch.equal(parts.log_ent_coef, whole.log_ent_coef) and parts.log_ent_coef.item() != np.log(0.3)
+        for name, tensor in whole.policy.state_dict().items():
+            assert torch.equal(parts.policy.state_dict()[name], tensor), name
+        assert torch.equal(before, read_parameters(parts.policy.critic_target)) == (n_updates == 1)
+    assert parts.n_updates == 2
+
+
+def test_individuals_take_the_steps_of_an_actor_on_the_critics_of_their_snapshot() -> None:
+    """Two individuals together on stacked parameters against each of them alone, by the learner's own actor step."""
+    learner, batch = learner_of(ent_coef="auto_0.4"), batch_of_32()
+    actors: list[Any] = [learner.policy.make_actor() for _ in range(2)]
+    drawn, expected = [], []
+    snapshots = []
+    for actor in actors:
+        learner.critic_update(batch, actor)
+        snapshots.append(learner.critic_snapshot())
+        actor.optimizer = torch.optim.SGD(actor.parameters(), 1.0)
+        before = [p.detach().clone() for p in actor.parameters()]
+        noise = torch.randn(32, 2)
+        loss = learner.actor_step(batch, noise, actor)
+        drawn.append(noise)
+        expected.append((loss.item(), [a - b.detach() for a, b in zip(before, actor.parameters(), strict=True)]))
+        with torch.no_grad():
+            for place, value in zip(actor.parameters(), before, strict=True):
+                place.copy_(value)
+    learner.critic_update(batch, actors[0])  # what comes later is not theirs
+    stacked = {name: torch.stack([s[name] for s in snapshots]) for name in snapshots[0]}
+    parts = {name: torch.stack([dict(a.named_parameters())[name].detach() for a in actors]) for name in names_of(actors[0])}
+    parts = {name: tensor.requires_grad_() for name, tensor in parts.items()}
+    numbers = iter(drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda mean: next(numbers))
+        for row in range(2):
+            own = {name: tensor[row] for name, tensor in parts.items()}
+            loss = learner.individual_loss(own, {name: tensor[row] for name, tensor in stacked.items()}, batch.observations)
+            grads = torch.autograd.grad(loss, list(own.values()))
+            assert loss.item() == pytest.approx(expected[row][0], rel=1e-5)
+            for grad, step in zip(grads, expected[row][1], strict=True):
+                torch.testing.assert_close(grad, step, rtol=1e-4, atol=1e-6)
+    observations = batch.observations.expand(2, -1, -1)
+    together = torch.vmap(learner.individual_loss, randomness="different")(parts, stacked, observations)
+    assert together.shape == (2,) and torch.isfinite(together).all()
+
+
+def names_of(network: torch.nn.Module) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
+def test_individuals_of_cem_rl_share_its_critics() -> None:
+    """They act with tanh of their mean, and their standard deviations are a part of them that gradient steps change."""
+    model = make("cem_rl", learner="sac", learner_kwargs={"ent_coef": "auto_0.5"}).learn(300)
+    assert model._n_updates == model.learner.n_updates > 0
+    assert model.learner.log_ent_coef.item() != pytest.approx(np.log(0.5))
+    individual: Any = model.individual(0)
+    observations = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    with torch.no_grad():
+        mean = individual.get_action_dist_params(torch.as_tensor(observations))[0]
+    low, high = model.action_space.low, model.action_space.high
+    expected = low + 0.5 * (mean.tanh().numpy() + 1) * (high - low)
+    np.testing.assert_allclose(individual.predict(observations, deterministic=True)[0], expected, rtol=1e-4, atol=1e-5)
+    spread = [tensor for name, tensor in zip(names_of(individual), individual.parameters(), strict=True) if "log_std" in name]
+    steps = model.gradient_steps_of_actors
+    improved, _ = steps(
+        model.learner, model.evolver.candidates[:2], lambda: model._sample(16),
+        lambda n: list(model._sample(16 * n).observations.split(16)), 1, 2,
+    )  # fmt: skip
+    moved = (improved - model.evolver.candidates[:2]).abs()
+    layout = steps.layout.split(moved)
+    assert spread and all(layout[name].sum() > 0 for name in layout if "log_std" in name)  # type: ignore[union-attr]
+
+
 def test_is_a_learner_of_a_hybrid_that_is_saved_and_loaded(tmp_path: Path) -> None:
-    model = make("erl", learner=SACLearner, learner_kwargs={"ent_coef": "auto_0.5"}).learn(250)
+    model = make("erl", learner="sac", learner_kwargs={"ent_coef": "auto_0.5"}).learn(250)
     learner = model.learner
+    assert type(learner) is SACLearner
     assert model._n_updates > 0 and learner.log_ent_coef.item() != pytest.approx(np.log(0.5))
     model.save(tmp_path / "model")
     loaded = ALGOS["erl"].load(tmp_path / "model", device="cpu").learner

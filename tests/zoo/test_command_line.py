@@ -36,6 +36,9 @@ SMALL = {
     "n_finalist_episodes": "1",
     "n_center_episodes": "1",
     "meta_population_size": "1",
+    "n_gradient_bases": "1",
+    "sac_interval": "1",
+    "sac_episodes": "1",
 }
 LEARNING_RATE = "lin_0.001"
 STORED = ["--save-replay-buffer"]
@@ -119,6 +122,16 @@ def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Comman
     assert "Loading pretrained agent" in result.stdout
     assert ("Loading replay buffer" in result.stdout) == has_buffer(algo)
     assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
+
+
+@pytest.mark.parametrize("algo", ["erl", "pderl"])
+def test_discrete_actions(algo: str, command: Command, tmp_path: Path) -> None:
+    words = ["--algo", algo, "--env", "CartPole-v1", "-f", "logs"]
+    chosen = ["--hyperparams", "learner:'dqn'", "pop_size:3", "learning_starts:100", "train_freq:4"]
+    command("rl_zoo3", "train", *words, "-n", "400", "--eval-freq", "200", "--eval-episodes", "1", *chosen, cwd=tmp_path)
+    file = zipfile.ZipFile(tmp_path / "logs" / algo / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert json.loads(file.read("data"))["learner_class"] == "dqn"
+    assert "Episode Reward" in command("rl_zoo3", "enjoy", *words, "--no-render", "-n", "600", cwd=tmp_path).stdout
 
 
 def test_continue_from_a_checkpoint_of_ours(command: Command, tmp_path: Path) -> None:

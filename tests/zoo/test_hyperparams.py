@@ -12,8 +12,8 @@ import yaml
 from gymnasium import spaces
 from torch import nn
 
-import sb3_erl.envs  # noqa: F401 registers the mazes
 from sb3_erl import ALGOS
+from sb3_erl.envs.packages import MODULES, register_namespaces
 from sb3_erl.zoo import hyperparams_file, hyperparams_folder
 
 # Keys that the Zoo uses itself and does not pass on to the constructor
@@ -30,6 +30,7 @@ def settings(algo: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(file.read_text()) if file.is_file() else {}
 
 
+register_namespaces()  # as the Zoo does
 ENTRIES = [(algo, env_id) for algo in ALGOS for env_id in settings(algo)]
 
 
@@ -56,7 +57,7 @@ def test_keys_are_arguments(algo: str, env_id: str) -> None:
 
 @pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
 def test_environment_is_registered(algo: str, env_id: str) -> None:
-    assert env_id in ("default", "atari") or env_id in gym.registry
+    assert env_id in ("default", "atari") or is_atari_game(env_id) or env_id in gym.registry
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -64,7 +65,10 @@ def test_versions_of_a_task_share_their_settings(algo: str) -> None:
     entries = settings(algo)
     for env_id in entries:
         if env_id.endswith("-v4"):
-            assert entries[env_id.replace("-v4", "-v5")] == entries[env_id]
+            newer = env_id.replace("-v4", "-v5")
+            if "NoFrameskip" in env_id:
+                newer = f"ALE/{newer.replace('NoFrameskip', '')}"
+            assert entries[newer] == entries[env_id]
 
 
 class Screen(gym.Env):
@@ -72,6 +76,31 @@ class Screen(gym.Env):
 
     observation_space = spaces.Box(0, 255, (84, 84, 4), np.uint8)
     action_space = spaces.Discrete(6)
+
+
+class Numbers(gym.Env):
+    """A task of an optional package, as far as spaces go."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (17,), np.float64)
+    action_space = spaces.Box(-1, 1, (6,), np.float64)
+
+
+def is_atari_game(env_id: str) -> bool:
+    ale_py = pytest.importorskip("ale_py") if "Frostbite" in env_id else None
+    if ale_py is not None:
+        gym.register_envs(ale_py)
+    return env_id in gym.registry and "AtariEnv" in str(gym.registry[env_id].entry_point)
+
+
+def make_env(env_id: str) -> gym.Env:
+    if env_id == "atari" or is_atari_game(env_id):
+        return Screen()
+    if env_id.partition("/")[0] in MODULES:
+        return Numbers()
+    try:
+        return gym.make("Pendulum-v1" if env_id == "default" else env_id)
+    except gym.error.DependencyNotInstalled:  # LunarLander needs an extra of Gymnasium
+        return gym.make("Pendulum-v1")
 
 
 FEW = {"pop_size": 4, "truncation": 2, "n_finalists": 2, "n_pairs": 2}
@@ -88,8 +117,36 @@ def test_class_can_be_constructed(algo: str, env_id: str) -> None:
         arguments["buffer_size"] = 100  # the settings' own would only cost memory here
     if arguments["policy"] == "CnnPolicy" or max(arguments.get(size, 0) for size in ("pop_size", "n_pairs")) > 200:
         arguments |= {key: value for key, value in FEW.items() if key in present}
-    env = Screen() if env_id == "atari" else gym.make("Pendulum-v1" if env_id == "default" else env_id)
-    model = ALGOS[algo](env=env, device="cpu", seed=0, **arguments)
+    model = ALGOS[algo](env=make_env(env_id), device="cpu", seed=0, **arguments)
     for key, value in arguments.items():
         if key != "policy":
             assert getattr(model, key) == value, key
+
+
+OFFLINE = [
+    (path.stem, env_id) for path in hyperparams_folder().glob("offline/*.yml") for env_id in yaml.safe_load(path.read_text())
+]
+
+
+@pytest.mark.parametrize(("algo", "env_id"), OFFLINE)
+def test_offline_entry_learns_from_the_dataset_it_names(algo: str, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import get_callback_list
+
+    from sb3_erl.buffers import offline
+
+    entry = yaml.safe_load((hyperparams_folder() / "offline" / f"{algo}.yml").read_text())[env_id]
+    (callback,) = get_callback_list(entry)
+    arguments = {key: value for key, value in entry.items() if key not in RESERVED}
+    model = ALGOS[algo](env=gym.make(env_id), device="cpu", seed=0, buffer_size=100, batch_size=4, **arguments)
+    named = []
+
+    def fill(model: Any, dataset: str) -> int:
+        named.append(dataset)
+        shape = (1, model.action_space.shape[0])
+        observation = model.observation_space.sample()[None]
+        model.replay_buffer.add(observation, observation, np.zeros(shape), np.zeros(1), np.zeros(1), [{}])
+        return 1
+
+    monkeypatch.setattr(offline, "fill_replay_buffer", fill)
+    model.learn(2, callback)
+    assert model._n_updates == 2 and named == [callback.dataset] and env_id.split("-")[0].lower() in callback.dataset

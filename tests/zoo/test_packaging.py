@@ -15,7 +15,7 @@ import pytest
 from tests.zoo.conftest import REPOSITORY, build, clean_environment
 
 STARTUP_FILES = {"_sb3_erl_zoo.py", "sb3_erl_zoo.pth", "sb3_erl_zoo.start"}
-SETTINGS = {f"sb3_erl/hyperparams/{path.name}" for path in (REPOSITORY / "hyperparams").glob("*.yml")}
+SETTINGS = {f"sb3_erl/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "hyperparams").rglob("*.yml")}
 MODULES = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "sb3_erl").rglob("*.py")}
 MODULES = {name for name in MODULES if "/startup/" not in name}
 
@@ -99,3 +99,9 @@ def test_constraints_cover_the_direct_dependencies(wheel: Path) -> None:
     wanted = {re.split(r"[^\w.-]", text)[0].lower().replace("_", "-") for text in requirements}
     assert {"torch", "pytest", "hatchling"} <= wanted and wanted <= pinned
     assert next(line for line in lines if "==" in line) == "torch==2.13.0"
+
+
+def test_constraints_for_dm_control_differ_in_mujoco_only() -> None:
+    plain, dmc = ((REPOSITORY / name).read_text().splitlines()[1:] for name in ("constraints.txt", "constraints-dmc.txt"))
+    assert [line for line in dmc if line not in plain] == ["mujoco==3.17.0"]
+    assert {line.split("==")[0] for line in plain if line not in dmc} == {"mujoco", "mujoco-core", "mujoco-studio"}

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
 
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.policies.layers import plain_norms
@@ -56,6 +57,13 @@ class DistillationCrossover:
     def _act(self, parts: dict[str, Tensor], states: Tensor) -> Tensor:
         return act_together(self.actor, parts, states)
 
+    def actions_of(self, outputs: Tensor) -> Tensor:
+        """
+        :param outputs: ``(n, batch, output_dim)``, of individuals
+        :return: the actions that they mean, ``(n, batch, action_dim)``, as the critic reads them
+        """
+        return outputs
+
     @torch.no_grad()
     def targets(self, first: Tensor, second: Tensor, states: Tensor, value: Value) -> tuple[Tensor, Tensor]:
         """
@@ -65,7 +73,7 @@ class DistillationCrossover:
         :param value: the learner's critic
         :return: actions to imitate ``(n, batch, action_dim)``, and where they are the first parent's ``(n, batch)``
         """
-        actions = [self._act(self._parts(parents), states) for parents in (first, second)]
+        actions = [self.actions_of(self._act(self._parts(parents), states)) for parents in (first, second)]
         flat = states.flatten(0, 1)
         values = [value(flat, a.flatten(0, 1)).reshape(a.shape[:2]) for a in actions]
         takes_first = values[0] > values[1]  # ties go to the second parent
@@ -111,3 +119,26 @@ class DistillationCrossover:
             for child in [i for i, n in enumerate(n_steps) if n == step]:  # the others go on
                 children[child] = torch.cat([tensor.detach()[child].reshape(-1) for tensor in tensors])
         return children, errors
+
+
+@dataclass
+class GreedyDistillation(DistillationCrossover):
+    """
+    The same for Q-networks: a child learns to prefer the greedy action of the parent whose action has the higher value.
+
+    PDERL has no discrete actions; this form is ours. The cross-entropy of the child's values with the action to imitate,
+    summed over the batch, stands in place of the squared difference, since the values of two parents have scales of their
+    own. There are no actions to keep small, so ``action_reg`` is not read. The errors are shares of states with another
+    action.
+    """
+
+    def actions_of(self, outputs: Tensor) -> Tensor:
+        """See :meth:`DistillationCrossover.actions_of`; the numbers of the actions with the highest values."""
+        return outputs.argmax(dim=-1, keepdim=True).to(outputs.dtype)
+
+    def loss(self, parts: dict[str, Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`DistillationCrossover.loss`."""
+        values = self._act(parts, states)  # (n, batch, n_actions)
+        surprise = cross_entropy(values.flatten(0, 1), targets.flatten().long(), reduction="none")
+        others = (self.actions_of(values.detach()) != targets).to(values.dtype)
+        return surprise.reshape(states.shape[:2]).sum(dim=1), others.mean(dim=(1, 2))

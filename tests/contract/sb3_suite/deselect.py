@@ -101,6 +101,7 @@ MEMORIES: dict[str, str] = {
         "overwrites every saved tensor with random floats; genetic memories count in integers: test_save_load.py"
     ),
 }
+TARGET_ACTOR = "reads the statistics of TD3's target actor, which SAC does not have: test_batch_norm.py"
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
     "deep_ga": DISCRETE_TOO,
@@ -113,6 +114,11 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
+    "esac": {
+        **GENERATIONAL,
+        "test_train_eval_mode.py::test_offpolicy_collect_rollout_batch_norm": TARGET_ACTOR,
+        "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": TARGET_ACTOR,
+    },
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
@@ -145,6 +151,8 @@ SMALL: dict[str, Any] = {
         "noise_table_size": 3_000_000,
         "meta_population_size": 2,
         "behavior": "final_observation",
+        **{"n_gradient_bases": 1, "sac_interval": 1, "sac_episodes": 1, "sac_probability": (1.0, 1.0, 1.0)},
+        "store_population_transitions": True,
     },
     **{"batch_size": 32, "train_freq": 4, "policy_kwargs": {"net_arch": [32]}},
 }
