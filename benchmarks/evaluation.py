@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,11 +36,13 @@ LOGGED = {
     "learning_share": "time/learning_share",
     "evolution_share": "time/evolution_share",
 }
-COLUMNS = ["steps", "train_seconds", "total_seconds", "mean", "std", "reported", *LOGGED]
+COLUMNS = ["steps", "train_seconds", "total_seconds", "cpu_seconds", "mean", "std", "reported", *LOGGED]
 """
 Columns that every curve has: ``mean`` and ``std`` are over the episodes of the deployed policy, ``reported`` is the highest
 mean among the candidates that the authors of the system report.
 """
+NO_TIME = {"train_seconds": 0.0, "total_seconds": 0.0, "cpu_seconds": 0.0}
+"""The clock of a run that begins."""
 RETURN = "_return"
 """Ending of the columns with the mean return of each candidate, such as ``champion_return``."""
 
@@ -209,7 +212,7 @@ class LearningCurveCallback(BaseCallback):
     :param steps: timesteps at which training ends
     :param eval_freq: timesteps between evaluations
     :param checkpoint_freq: timesteps between checkpoints
-    :param clock: seconds spent so far by a run that is continued, keys ``train_seconds`` and ``total_seconds``
+    :param clock: seconds spent so far by a run that is continued, keys as in :data:`NO_TIME`
     :param report: receives one line of text per evaluation
     """
 
@@ -234,14 +237,27 @@ class LearningCurveCallback(BaseCallback):
         self.report = report
         self.last = LastLogged()
         self._parent_process = os.getppid()
-        self._seconds_before = clock["total_seconds"]
-        self._pause = clock["total_seconds"] - clock["train_seconds"]
-        self._start = time.perf_counter()
+        self._before = {**NO_TIME, **clock}
+        self._paused_wall = self._paused_cpu = 0.0
+        self._start_wall, self._start_cpu = time.perf_counter(), time.process_time()
 
     def clock(self) -> dict[str, float]:
-        """Return the seconds so far: training alone, and with evaluation and saving."""
-        total = self._seconds_before + time.perf_counter() - self._start
-        return {"train_seconds": total - self._pause, "total_seconds": total}
+        """
+        Return the seconds so far: of training alone, with evaluation and saving, and of the processor for training alone.
+
+        The last is that of this process: of a run without workers, it hardly depends on what else the machine does.
+        """
+        wall, cpu = time.perf_counter() - self._start_wall, time.process_time() - self._start_cpu
+        passed = {"train_seconds": wall - self._paused_wall, "total_seconds": wall, "cpu_seconds": cpu - self._paused_cpu}
+        return {name: self._before[name] + seconds for name, seconds in passed.items()}
+
+    @contextmanager
+    def _no_training(self) -> Iterator[None]:
+        """What happens here is no part of the time of training."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self._paused_wall += time.perf_counter() - wall
+        self._paused_cpu += time.process_time() - cpu
 
     def _on_training_start(self) -> None:
         self.logger.output_formats.append(self.last)
@@ -254,18 +270,16 @@ class LearningCurveCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._next_checkpoint:
-            start = time.perf_counter()
-            self.checkpoints.save(self.model, self.clock())
+            with self._no_training():
+                self.checkpoints.save(self.model, self.clock())
             self._next_checkpoint = self._after(self.num_timesteps, self.checkpoint_freq)
-            self._pause += time.perf_counter() - start
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= min(self._next_evaluation, self.steps):
-            start = time.perf_counter()
             clock = self.clock()
-            self._evaluate(clock)
+            with self._no_training():
+                self._evaluate(clock)
             self._next_evaluation = self._after(self.num_timesteps, self.eval_freq)
-            self._pause += time.perf_counter() - start
             return os.getppid() == self._parent_process  # the process that asked for the result has ended
         return True
 

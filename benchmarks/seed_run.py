@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation import Checkpoints, Curve, LearningCurveCallback, candidates_of
+from benchmarks.evaluation import NO_TIME, Checkpoints, Curve, LearningCurveCallback, candidates_of
 from benchmarks.settings import Experiment
 
 
@@ -26,12 +26,12 @@ def run_seed(folder: Path, seed: int, config: dict[str, Any], device: str, eval_
     experiment = Experiment(config["algo"], config["env"], config["settings"], steps)
     checkpoints = Checkpoints(folder / "checkpoints" / name)
     state = checkpoints.newest()
-    clock = {"train_seconds": 0.0, "total_seconds": 0.0}
+    clock = dict(NO_TIME)
     if state is None:
         model = experiment.make_model(experiment.make_training_env(seed), seed, device)
     else:
         saved = json.loads((state / "clock.json").read_text())
-        clock = {key: saved[key] for key in clock}
+        clock = {key: saved.get(key, 0.0) for key in clock}
         statistics = state / "vecnormalize.pkl"
         env = experiment.make_training_env(seed + saved["steps"], statistics if statistics.is_file() else None)
         model = experiment.algorithm.load(state / "model.zip", env=env, device=device)

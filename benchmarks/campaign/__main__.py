@@ -6,8 +6,8 @@ The campaign that asks whether evolution pays.
     python -m benchmarks.campaign random            # returns of random actions, the zero of the score
     python -m benchmarks.campaign report            # tables and figures of the curves that are there
 
-Which runs: ``benchmarks/campaign/plan.yml``. Their curves: ``docs/results/campaign``. Checkouts, logs and checkpoints:
-``--work``, which is not committed.
+Which runs: ``benchmarks/campaign/campaign.yml``, or another file there by ``--plan``: ``systems`` has those that each system
+is judged by. Their curves: ``docs/results/<plan>``. Checkouts, logs and checkpoints: ``--work``, which is not committed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign.plan import Plan, read_plan
+from benchmarks.campaign.plan import PLANS, Plan, read_plan
 from benchmarks.campaign.runner import REPOSITORY, Workshop, make_runs
 
-RESULTS = REPOSITORY / "docs" / "results" / "campaign"
+RESULTS = REPOSITORY / "docs" / "results"
 N_RANDOM_EPISODES = 100
 
 
@@ -72,22 +72,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--count", type=int, help="stop after so many runs")
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".campaign", help="checkouts, logs and checkpoints")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the curves")
+    parser.add_argument("--plan", default="campaign", choices=sorted(path.stem for path in PLANS.glob("*.yml")))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="parent of the folder of the curves")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
-    plan, workshop = read_plan(), Workshop(args.work.resolve(), args.results)
+    plan, results = read_plan(PLANS / f"{args.plan}.yml"), args.results / args.plan
+    workshop = Workshop(args.work.resolve(), results)
     try:
         if args.what == "run":
             return 1 if make_runs(plan, workshop, args.jobs, args.count) else 0
         if args.what == "status":
             show_status(plan, workshop)
         elif args.what == "random":
-            args.results.mkdir(parents=True, exist_ok=True)
-            (args.results / "random.json").write_text(json.dumps(random_returns(plan), indent=2) + "\n")
+            results.mkdir(parents=True, exist_ok=True)
+            (results / "random.json").write_text(json.dumps(random_returns(plan), indent=2) + "\n")
         else:
             from benchmarks.campaign.report import write_report
 
-            print(write_report(args.results, plan))
+            print(write_report(results, plan))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,12 @@ def read_campaign(results: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def at(curves: pd.DataFrame, steps: int, column: str) -> pd.DataFrame:
+def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFrame:
     """
     Returns of finished runs.
 
     :param curves: see :func:`read_campaign`
-    :param steps: where runs are compared; a run that did not come so far is left out
+    :param steps: where runs on a task are compared; a run that did not come so far is left out
     :param column: ``"mean"`` for the deployed policy, ``"reported"`` for the best of the candidates that the authors report
     :return: ``task``, ``method``, ``seed``, ``value``: the mean over the last three evaluations up to ``steps``, so that one
         lucky evaluation of ten episodes does not decide; ``train_seconds`` and ``cpu_seconds`` at ``steps``
@@ -41,9 +41,9 @@ def at(curves: pd.DataFrame, steps: int, column: str) -> pd.DataFrame:
     rows = []
     for (task, method, seed), curve in curves.groupby(["task", "method", "seed"], sort=False):
         curve = curve.sort_values("steps")
-        if curve.steps.iloc[-1] < steps:
+        if task not in steps or curve.steps.iloc[-1] < steps[task]:
             continue
-        last = curve[curve.steps <= steps].iloc[-3:]
+        last = curve[curve.steps <= steps[task]].iloc[-3:]
         seconds = {name: last[name].iloc[-1] if name in last else np.nan for name in ("train_seconds", "cpu_seconds")}
         rows.append({"task": task, "method": method, "seed": seed, "value": last[column].mean(), **seconds})
     return pd.DataFrame(rows, columns=["task", "method", "seed", "value", "train_seconds", "cpu_seconds"])

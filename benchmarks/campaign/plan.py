@@ -1,4 +1,4 @@
-"""The runs of the campaign, read from ``plan.yml``."""
+"""Which runs there are to be, read from YAML files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-PLAN = Path(__file__).parent / "plan.yml"
+PLANS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """
-    The content of ``plan.yml``.
+    The content of a plan's file.
 
+    :param name: of the file, and of the folder of results
     :param commit: whose code the runs use
     :param eval_freq: steps between evaluations
     :param eval_episodes: episodes of each candidate in each evaluation
@@ -53,6 +54,7 @@ class Plan:
     :param published: what others report: ``task``, ``steps``, ``value``, ``source``
     """
 
+    name: str
     commit: str
     eval_freq: int
     eval_episodes: int
@@ -61,10 +63,15 @@ class Plan:
     runs: list[Run]
     published: list[dict[str, Any]]
 
+    @property
+    def compared_at(self) -> dict[str, int]:
+        """Steps that all runs on a task are to have, by task."""
+        return {task: min(run.steps for run in self.runs if run.task == task) for task in {run.task for run in self.runs}}
 
-def read_plan(path: Path = PLAN) -> Plan:
+
+def read_plan(path: Path) -> Plan:
     """
-    :param path: YAML file, see ``plan.yml`` for its form
+    :param path: YAML file, see ``campaign.yml`` for its form
     :return: its content; a run that stands in several entries comes where it stands first
     :raises ValueError: if an entry of the order names a method or a task that the file does not have
     """
@@ -80,11 +87,11 @@ def read_plan(path: Path = PLAN) -> Plan:
                 runs |= dict.fromkeys(_run(content, method, task, seed) for method in entry["methods"])
     labels = {name: method["label"] for name, method in content["methods"].items()}
     own = {key: content[key] for key in ("commit", "eval_freq", "eval_episodes", "checkpoint_freq")}
-    return Plan(labels=labels, runs=list(runs), published=content.get("published", []), **own)
+    return Plan(name=path.stem, labels=labels, runs=list(runs), published=content.get("published", []), **own)
 
 
 def _run(content: dict[str, Any], method_name: str, task_name: str, seed: int) -> Run:
     method, task = content["methods"][method_name], content["tasks"][task_name]
     hyperparams = {**method.get("hyperparams", {}), **task.get("hyperparams", {})}
-    steps = method.get("steps", content["steps"])
+    steps = method.get("steps", task.get("steps", content["steps"]))
     return Run(method_name, task_name, seed, method["algo"], task["env"], steps, hyperparams)

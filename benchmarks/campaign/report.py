@@ -29,6 +29,10 @@ QUESTIONS = (
     ("td7", "td3", "TD7 against SB3's TD3"),
     ("cem_rl", "td3", "CEM-RL against SB3's TD3"),
     ("evo_rainbow", "td3", "EvoRainbow against SB3's TD3"),
+    ("evo_rainbow", "erl_re2", "EvoRainbow against ERL-Re2"),
+    ("evo_rainbow_exp", "evo_rainbow_exp_no_soft_update", "the soft update in EvoRainbow-Exp"),
+    ("veb_rl_cem", "veb_rl_no_evolution", "VEB-RL (CEM) against its DQN alone"),
+    ("veb_rl_ga", "veb_rl_no_evolution", "VEB-RL (GA) against its DQN alone"),
 )
 """Pairs (one, other, what it asks)."""
 
@@ -203,17 +207,17 @@ def pair_table(scores: pd.DataFrame, scaled: pd.DataFrame, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def write_report(results: Path, plan: Plan, steps: int = 100_000) -> Path:
+def write_report(results: Path, plan: Plan) -> Path:
     """
     Write ``report.md`` and its pictures beside the curves.
 
     :param results: folder with the curves, and ``random.json``: the return of random actions by task
-    :param plan: labels, order of tasks, published figures
-    :param steps: where runs are compared
+    :param plan: labels, order of tasks, steps at which runs on each task are compared, published figures
     :return: the page
     """
     curves = read_campaign(results)
     zero = json.loads((results / "random.json").read_text())
+    steps = plan.compared_at
     deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
     scaled = normalized(deployed, zero, BASELINE)
     methods = [name for name in plan.labels if name in set(deployed.method)]
@@ -225,9 +229,9 @@ def write_report(results: Path, plan: Plan, steps: int = 100_000) -> Path:
     n_runs = curves.groupby(["task", "method", "seed"]).ngroups
     parts = [
         "# Report of the campaign",
-        f"Made by `make campaign-report` of {n_runs} curves; {len(deployed)} of them have {steps:,} steps. Tables are at "
-        f"{steps:,} steps: the mean of the last three evaluations of ten episodes each, mean ± standard deviation over seeds "
-        "(number of seeds).",
+        f"Made by `python -m benchmarks.campaign report --plan {plan.name}` of {n_runs} curves, of which {len(deployed)} are "
+        f"finished. Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
+        "three evaluations of ten episodes each, mean ± standard deviation over seeds (number of seeds).",
         "## What `predict` acts with",
         task_table(deployed, plan),
         "## Best of the candidates that the authors report",

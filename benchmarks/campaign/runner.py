@@ -41,15 +41,17 @@ class Workshop:
         :return: a folder with this commit, and the Python of the environment in which it is installed
         """
         folder = self.folder / "code" / commit
-        if not folder.is_dir():
-            subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(REPOSITORY), str(folder)], check=True)
-            subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
-        subprocess.run(["make", "install", f"PYTHON={sys.executable}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(REPOSITORY), str(folder)], check=True)
+                subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
+            subprocess.run(["make", "install", f"PYTHON={sys.executable}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         return folder, str(folder / ".venv" / "bin" / "python")
 
     def out(self, run: Run) -> Path:
         """The folder of ``benchmarks.learning`` for a run, its files and checkpoints."""
-        return self.folder / "runs" / run.task / run.method / f"seed_{run.seed}"
+        return self.folder / "runs" / self.results.name / run.task / run.method / f"seed_{run.seed}"
 
     def made_in(self, run: Run) -> Path | None:
         """The folder in which ``benchmarks.learning`` has begun the run."""
@@ -130,14 +132,16 @@ def make_runs(plan: Plan, workshop: Workshop, jobs: int, count: int | None = Non
     :param jobs: how many at the same time
     :param count: stop after so many, ``None`` for all
     :return: number of runs that failed
-    :raises ValueError: if another process makes runs in the same workshop
+    :raises ValueError: if another process makes runs of this plan in the same workshop
     """
     workshop.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(workshop.folder / "lock", timeout=0):
+        with FileLock(workshop.folder / f"{plan.name}.lock", timeout=0):
             return _make_runs(plan, workshop, jobs, count)
     except Timeout as error:
-        raise ValueError(f"{workshop.folder} is in use by another process; give another --work, or wait for it") from error
+        raise ValueError(
+            f"another process makes the runs of {plan.name} in {workshop.folder}: wait for it, or stop it"
+        ) from error
 
 
 def _make_runs(plan: Plan, workshop: Workshop, jobs: int, count: int | None) -> int:

@@ -89,7 +89,7 @@ def test_the_plan_is_in_order_and_names_each_run_once(plan_file: Path) -> None:
 
 def test_numbers_of_known_curves(results: Path) -> None:
     curves = read_campaign(results)
-    scores = at(curves, 100_000, "mean")
+    scores = at(curves, {"Slow": 100_000, "Fast": 100_000}, "mean")
     assert len(scores) == 18
     assert scores.set_index(["task", "method", "seed"]).value["Fast", "erl_re2_td7", 2] == 3100.0
     scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
@@ -111,7 +111,7 @@ def test_numbers_of_known_curves(results: Path) -> None:
 def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
     path = results / "Slow" / "td7_seed_3.csv"
     pd.read_csv(path).iloc[:10].to_csv(path, index=False)
-    scores = at(read_campaign(results), 100_000, "mean")
+    scores = at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean")
     assert len(scores) == 17
     scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
     assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
@@ -126,10 +126,15 @@ def test_mean_and_band_have_one_interpolation(results: Path) -> None:
 
 
 def test_the_report_of_known_curves(results: Path, plan_file: Path) -> None:
+    plan_file.write_text(PLAN.replace("steps: 100\n", "steps: 100_000\n"))
     plan = read_plan(plan_file)
     text = write_report(results, plan).read_text()
     assert "| TD7 | 310 ± 10 (3) | 1100 ± 100 (3) |" in text and "| TD7 | 315 ± 10 (3) | 1105 ± 100 (3) |" in text
-    rows = pair_table(at(read_campaign(results), 100_000, "mean"), at(read_campaign(results), 100_000, "mean"), plan)
+    rows = pair_table(
+        at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"),
+        at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"),
+        plan,
+    )
     assert "| a population beside TD7 | 1 of 2 tasks | 0.50 [" in rows and "| 2.00 times | 2.00 times |" in rows
     pictures = [results / f"curves_{name}.png" for name in ("steps", "train_seconds", "cpu_seconds")]
     assert all(path.stat().st_size > 10_000 for path in [*pictures, results / "profiles.png"])
