@@ -14,7 +14,7 @@ from torch import Tensor
 from sb3_erl.learners.base import LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, draw_heads, with_learner
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
-from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
+from sb3_erl.policies.td7 import SharedSALEPolicy
 
 
 @dataclass
