@@ -30,7 +30,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "ddpg": "sb3_erl.learners.td_rule:DDPGRule",
         "td3": "sb3_erl.learners.td_rule:TD3Rule",
         "td7": "sb3_erl.learners.td7:TD7Learner",
-        "sac": "stable_baselines3:SAC",
+        "sac": "sb3_erl.learners.sac:SACLearner",
         "dqn": "sb3_erl.learners.dqn:DQNLearner",
     },
     "fitness": {

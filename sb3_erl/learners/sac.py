@@ -62,20 +62,6 @@ class SACSettings(LearnerSettings):
         raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_' with a number behind it; got {self.ent_coef!r}")
 
 
-def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Actions of a Gaussian behind tanh.
-
-    :param mean: ``(batch, action_dim)``
-    :param log_std: ``(batch, action_dim)``
-    :param noise: standard normal numbers, ``(batch, action_dim)``
-    :return: actions ``(batch, action_dim)`` in [-1, 1] and their log-probabilities ``(batch, 1)``
-    """
-    actions = torch.tanh(mean + log_std.exp() * noise)
-    density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    return actions, (density - (1 - actions.square() + EPSILON).log()).sum(dim=1, keepdim=True)
-
-
 class SACLearner(Learner):
     """
     Soft actor-critic: entropy coefficient, critic step, actor step, soft update of the critics' targets.
@@ -198,7 +184,13 @@ class SACLearner(Learner):
     def _sampled(self, actor: Actor, observations: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions ``(batch, action_dim)`` and their log-probabilities ``(batch, 1)``."""
         mean, log_std, _ = actor.get_action_dist_params(observations)
-        return squashed_sample(mean, log_std, noise)
+        return self._squashed(mean, log_std, noise)
+
+    def _squashed(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        gaussian = mean + log_std.exp() * noise
+        actions = torch.tanh(gaussian)
+        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return actions, (density - (1 - actions.square() + EPSILON).log()).sum(dim=1, keepdim=True)
 
     @torch.no_grad()
     def _targets(self, batch: ReplayBufferSamples, next_noise: Tensor, actor: Actor, ent_coef: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
 from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, SharedTD3Learner, draw_heads, with_learner
-from sb3_erl.learners.sac import SACLearner, SACSettings, squashed_sample
+from sb3_erl.learners.sac import SACLearner, SACSettings
 from sb3_erl.learners.td3 import TD3Learner, td_targets
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
 from sb3_erl.policies.evo_rainbow import PrivateSACCnnPolicy, PrivateSACPolicy, SharedSACCnnPolicy, SharedSACPolicy
@@ -251,7 +251,7 @@ class SharedSACLearner(SACLearner):
         """
         actor, heads = self.policy.actor, self.heads(population)
         features = actor.encode(batch.observations)
-        own = squashed_sample(*self._gaussian(features, actor.head), torch.randn_like(batch.actions))
+        own = self._squashed(*self._parameters(features, actor.head), torch.randn_like(batch.actions))
         others = [self._act_by(features, heads, index) for index in shared_heads]
         losses = {"ent_coef": self.log_ent_coef.detach().exp()}
         if self.ent_coef_optimizer is not None:
@@ -270,13 +270,13 @@ class SharedSACLearner(SACLearner):
         step_optimizer(actor.optimizer, loss, parameters, self.settings.max_grad_norm)
         return {name: value.detach().mean() for name, value in (losses | {"encoder_loss": loss}).items()}
 
-    def _gaussian(self, features: Tensor, head: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+    def _parameters(self, features: Tensor, head: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         return head["mean"](features), head["log_std"](features).clamp(LOG_STD_MIN, LOG_STD_MAX)
 
     def _act_by(self, features: Tensor, heads: Heads, index: int) -> tuple[Tensor, Tensor]:
         """Sampled actions of a head, and their log-probabilities."""
         mean, log_std = torch.addmm(heads.bias[index], features, heads.weight[index].t()).chunk(2, dim=1)
-        return squashed_sample(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), torch.randn_like(mean))
+        return self._squashed(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), torch.randn_like(mean))
 
     def _pevfa_values(self, observations: Any, actions: Tensor, heads: Heads, index: int, target: bool = False) -> Tensor:
         pevfa = self.policy.pevfa_target if target else self.policy.pevfa
