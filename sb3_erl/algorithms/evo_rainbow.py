@@ -80,7 +80,7 @@ class EvoRainbow(HybridAlgorithm):
     :param tell_during_warmup: refit the distribution on zeros in the warm-up
     :param n_shared_heads: heads (K) of the PeVFA's terms in the encoder's loss
     :param deploy: who acts in ``predict``: the ``"learner"``; once the population was evaluated also the ``"champion"`` of the
-        last generation or the ``"mean"`` of the distribution, if shared with the current encoder
+        last generation or the ``"mean"`` of an evolver that has one, if shared with the current encoder
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
