@@ -238,7 +238,11 @@ class SharedSACLearner(SACLearner):
         return metrics.means()
 
     def iterate(
-        self, batch: ReplayBufferSamples, population: Heads, td_heads: Sequence[int], shared_heads: Sequence[int]
+        self,
+        batch: ReplayBufferSamples,
+        population: Heads,
+        td_heads: Sequence[int] | np.ndarray,
+        shared_heads: Sequence[int] | np.ndarray,
     ) -> dict[str, Tensor]:
         """
         One iteration with the choice of heads given.
@@ -282,7 +286,7 @@ class SharedSACLearner(SACLearner):
         pevfa = self.policy.pevfa_target if target else self.policy.pevfa
         return pevfa(observations, actions, context=pevfa.embed(heads.weight[index], heads.bias[index]))
 
-    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Sequence[int], ent_coef: Tensor) -> Tensor:
+    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Any, ent_coef: Tensor) -> Tensor:
         """Temporal difference of heads, with the soft value of their own next actions as target."""
         loss = torch.zeros((), device=batch.rewards.device)
         with torch.no_grad():

@@ -38,7 +38,8 @@ class EvoRainbowPolicy(DeployedMixin, TowerNetworks):
     output_scale = 0.1
 
     def __init__(self, *args: Any, layer_norm: bool = True, **kwargs: Any):
-        super().__init__(*args, layer_norm=layer_norm, **kwargs)
+        kwargs["layer_norm"] = layer_norm
+        super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -67,7 +68,8 @@ class SharedGaussianActor(Actor):
     @property
     def head(self) -> nn.ModuleDict:
         """The layers of mean and logarithm of the standard deviation; its parameters are an individual."""
-        return nn.ModuleDict({"mean": self.mu, "log_std": self.log_std})
+        layers: dict[str, Any] = {"mean": self.mu, "log_std": self.log_std}
+        return nn.ModuleDict(layers)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Parameters of the shared embedding (feature extractor and hidden layers)."""

@@ -299,7 +299,7 @@ class OldAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             (first, second), eps = group["betas"], group["eps"]
             for parameter in group["params"]:
@@ -374,7 +374,12 @@ def check_train_exp(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     noises, steps = iter(case.tensor("policy_noise").float()), learner._steps
     clip = learner.settings.target_noise_clip
     monkeypatch.setattr(learner, "_smoothing_noise", lambda _: next(noises).clamp(-clip, clip))
-    monkeypatch.setattr(learner, "_steps", lambda *args, **kwargs: losses.append(steps(*args, **kwargs)) or losses[-1])
+
+    def counted(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        losses.append(steps(*args, **kwargs))
+        return losses[-1]
+
+    monkeypatch.setattr(learner, "_steps", counted)
     batches = iter([batch_of(case, index) for index in range(case["config"]["iterations"])])
     learner.update(lambda: next(batches), case["config"]["iterations"])
     check_final(case, names, start)

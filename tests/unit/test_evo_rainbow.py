@@ -87,9 +87,13 @@ def test_the_best_pulls_network_and_target_before_the_learner_acts(cls: Any, lea
     after, moments_after = AtEachStep("soft_update", networks), AtEachStep("soft_update", optimizers)
     steps = [before, moments, slots, planned, after, moments_after]
     model = fast(cls, learner=learner, ea_tau=0.25, generation_steps=steps)
-    acted = []
-    act = model.population.act
-    model.population.act = lambda vectors: (acted.append(vectors), act(vectors))[1]
+    acted, act = list[torch.Tensor](), model.population.act
+
+    def remember(vectors: torch.Tensor) -> Any:
+        acted.append(vectors)
+        return act(vectors)
+
+    model.population.act = remember
     model.learn(400)
     explored, n_moved = [vectors[0] for vectors in acted if len(vectors) == 1], 0
     everything = zip(
@@ -198,16 +202,18 @@ def test_an_unfinished_generation_leaves_learner_and_distribution_alone() -> Non
     model = fast(surrogate_prob=1.0)
     callback = StopInTheLearnersEpisode()
     states = list[Any]()
-    state = lambda model, _: (own(model, model.actor), own(model, model.policy.actor_target), model.evolver.mean.clone())  # noqa: E731
-    keep = AtEachStep("log", lambda model, generation: (states.append(state(model, generation)), mark(model)))
 
-    def mark(model: Any) -> None:
+    def state() -> tuple[torch.Tensor, ...]:
+        return own(model, model.actor), own(model, model.policy.actor_target), model.evolver.mean.clone()
+
+    def keep(_: Any, generation: Generation) -> None:
+        states.append(state())
         callback.phase = model.phase if model.n_evaluations == 3 else callback.phase
 
-    model.extra_steps = [keep]
+    model.extra_steps = [every(1, keep, after="log")]
     model.learn(2000, callback=callback)
     assert model.num_timesteps < 2000 and model.n_evaluations == 3 and callback.n == 22
-    assert all(torch.equal(a, b) for a, b in zip(states[-1], state(model, None), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(states[-1], state(), strict=True))
     model.extra_steps = []
     model.learn(100, reset_num_timesteps=False)
     assert model.n_evaluations > 3
