@@ -253,7 +253,7 @@ def exchange(model: Any, generation: Generation) -> None:
         slot = model.exchange(model.population, fitness, generation.number, model._stored_observations)
     if slot is not None:
         model._injected_slot = slot
-        model.n_injections += 1
+        model._n_injections += 1
 
 
 def deploy(model: Any, generation: Generation) -> None:

@@ -84,7 +84,7 @@ class HybridAlgorithm(OffPolicyModel):
     """Return of the last champion that was found by whole episodes, ``None`` before."""
     episode_needs: ClassVar[frozenset[str]] = frozenset({"rewards"})
     """What episodes carry beside that which the fitness needs."""
-    n_injections: int = 0
+    _n_injections: int = 0
     """Times that the exchange has put an individual into the population."""
     _injected_slot: int | None = None
 

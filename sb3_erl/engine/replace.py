@@ -186,7 +186,7 @@ def pulled_networks(model: Any, generation: Any) -> dict[str, Tensor]:
     :param generation: after ``score``
     :return: ``ea_tau * best + (1 - ea_tau) * own`` by the name of the network, ``(n_params,)`` each; empty for no update
     """
-    if generation.fitness is None or model.ea_tau == 0 or model.n_injections == 0:
+    if generation.fitness is None or model.ea_tau == 0 or model._n_injections == 0:
         return {}
     index, representation, pulled = best_index(generation.fitness), model.population.representation, {}
     if index == model._injected_slot:

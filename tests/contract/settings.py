@@ -73,6 +73,8 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "cerl": {"sync_period": 2},
     "deep_ga": {"pop_size": 4},
     "erl": {"sync_period": 2},
+    "evo_rainbow": {"pop_size": 4},
+    "evo_rainbow_exp": {"pop_size": 4},
     "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},

@@ -81,7 +81,7 @@ def test_the_best_pulls_network_and_target_before_the_learner_acts(cls: Any, lea
     best = lambda _, generation: (generation.fitness, generation.asked.clone(), dict(generation.pulled))  # noqa: E731
     before, moments = AtEachStep("score", networks), AtEachStep("score", optimizers)
     slots, planned = (
-        AtEachStep("score", lambda model, _: (model._injected_slot, model.n_injections)),
+        AtEachStep("score", lambda model, _: (model._injected_slot, model._n_injections)),
         AtEachStep("explore", best),
     )
     after, moments_after = AtEachStep("soft_update", networks), AtEachStep("soft_update", optimizers)
@@ -116,14 +116,14 @@ def test_the_best_pulls_network_and_target_before_the_learner_acts(cls: Any, lea
 def test_a_slot_that_no_longer_holds_the_learner_is_not_spared() -> None:
     model = fast(sync_period=10)
     model.set_logger(Logger(None, []))
-    model.n_injections, model._injected_slot = 1, 2
+    model._n_injections, model._injected_slot = 1, 2
     candidates = model.population.ask(np.random.default_rng(0))
     fitness = np.array([0.0, 1.0, 5.0, 2.0])
     generation = Generation(11, np.random.default_rng(0), None, candidates, EpisodeBatch((), 0), fitness)  # type: ignore[arg-type]
     assert pulled_networks(model, generation) == {}  # slot 2 holds the learner
     model._tell(generation)
     assert set(pulled_networks(model, generation)) == {"actor", "actor_target"}  # sampled again since
-    model.n_injections = 0
+    model._n_injections = 0
     assert pulled_networks(model, generation) == {}
 
 

@@ -113,6 +113,8 @@ BY_CLASS: dict[str, dict[str, str]] = {
     "erl": GENERATIONAL,
     "pderl": MEMORIES,
     "erl_re2": GENERATIONAL,
+    "evo_rainbow": GENERATIONAL,
+    "evo_rainbow_exp": GENERATIONAL,
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
