@@ -11,6 +11,7 @@ from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 from sb3_erl.algorithms.esac import ESAC
+from sb3_erl.algorithms.evo_rainbow import EvoRainbow, EvoRainbowExp
 from sb3_erl.algorithms.ga_ns import GANS
 from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
@@ -42,6 +43,8 @@ ALGOS: dict[str, type[Any]] = {
     "erl": ERL,
     "erl_re2": ERLRe2,
     "esac": ESAC,
+    "evo_rainbow": EvoRainbow,
+    "evo_rainbow_exp": EvoRainbowExp,
     "ga_ns": GANS,
     "ns_es": NSES,
     "nsr_es": NSRES,
@@ -70,6 +73,8 @@ __all__ = [
     "DeepGA",
     "Distribution",
     "ERLRe2",
+    "EvoRainbow",
+    "EvoRainbowExp",
     "EvolutionaryAlgorithm",
     "Evolver",
     "Fitness",

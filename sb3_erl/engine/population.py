@@ -206,8 +206,11 @@ def ga_arguments(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in (*GA_ARGUMENTS, *OPERATORS) if is_ga and hasattr(model, name)}
 
 
-CEM_ARGUMENTS = {"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"}
-"""Arguments of systems with a cross-entropy method, and what the evolver calls them: ``sigma_init`` is a variance."""
+CEM_ARGUMENTS = {
+    **{"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"},
+    **{"damp": "damping_init", "damp_limit": "damping_final", "damp_tau": "damping_decay"},
+}
+"""Arguments that systems with a cross-entropy method may have, and what the evolver calls them: they are variances."""
 
 
 def cem_arguments(model: Any) -> dict[str, Any]:
@@ -218,4 +221,4 @@ def cem_arguments(model: Any) -> dict[str, Any]:
     found = resolve("evolver", model.evolver_class)
     is_cem = issubclass(found, DiagonalCEM) if isinstance(found, type) else False
     check_range("sigma_init", model.sigma_init, 0, open_low=True)
-    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem}
+    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem and hasattr(model, own)}

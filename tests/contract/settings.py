@@ -82,6 +82,8 @@ BY_CLASS: dict[str, dict[str, Any]] = {
         "amt_interval": 2,
         "store_population_transitions": True,
     },
+    "evo_rainbow": {"pop_size": 4},
+    "evo_rainbow_exp": {"pop_size": 4},
     "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
@@ -90,7 +92,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
 }
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
-WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
+WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0, "surrogate_prob": 0.0}
 """Fitness from whole episodes only, for classes that can also do with less."""
 
 LEARNERS: dict[str, list[Any]] = {
@@ -98,6 +100,8 @@ LEARNERS: dict[str, list[Any]] = {
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
     "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
+    "evo_rainbow": ["td3", "sac"],
+    "evo_rainbow_exp": ["td3", "sac"],
     "pderl": ["ddpg", "td7", "sac"],
 }
 """Learners that are tried where it matters who learns; the others only with their default."""

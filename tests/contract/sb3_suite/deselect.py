@@ -119,6 +119,8 @@ BY_CLASS: dict[str, dict[str, str]] = {
         "test_train_eval_mode.py::test_offpolicy_collect_rollout_batch_norm": TARGET_ACTOR,
         "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": TARGET_ACTOR,
     },
+    "evo_rainbow": GENERATIONAL,
+    "evo_rainbow_exp": GENERATIONAL,
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
