@@ -15,11 +15,9 @@ from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.value_population import (
-    ValueTargets,
     check_value_arguments,
-    check_value_evolver,
-    elite_slots,
     inject_learner,
+    make_targets,
     td_fitness,
     value_evolver_arguments,
 )
@@ -45,14 +43,13 @@ class VEBRL(HybridAlgorithm):
     1. time limits are stored as truncations (they abandon bad episodes of Seaquest after 1000 steps without an end);
     2. the learner's batches are drawn with replacement, as in SB3;
     3. who acts is also what the GA keeps: it has as many elites as individuals that act (theirs always has a tenth);
-    4. with Double DQN, n-step returns or priorities, which they do not have, fitness follows the learner's target;
+    4. with Double DQN and n-step returns, which they do not have, fitness follows the learner's target;
     5. their Atari version (Rainbow, SPR) was not published and is not here.
 
     All other parameters are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and its base class.
 
     :param policy: ``"AutoPolicy"`` (see :class:`~sb3_erl.policies.q_network.QNetworkAutoPolicy`), ``"MlpPolicy"``,
         ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
-    :param learning_rate: a float or a schedule; ``None`` for the published 3e-4
     :param learning_starts: random steps of the learner, at whose end the first update and the first fitness are due
     :param learner: ``"dqn"``, ``"package.module:Name"`` or a subclass of :class:`~sb3_erl.learners.dqn.DQNLearner`
     :param action_noise: must be ``None``: the learner explores epsilon-greedily
@@ -62,9 +59,7 @@ class VEBRL(HybridAlgorithm):
     :param target_update_interval: updates between two copies into the learner's target network
     :param max_grad_norm: clip the gradient at this norm, ``None`` for no clipping
     :param evolution: ``False`` trains the DQN alone
-    :param evolver: ``"cem"`` or ``"ga"``, as published, or another evolver
-    :param evolver_kwargs: further arguments of the evolver; the published operators of the GA are ``"linear_rows"`` and
-        ``"linear_gaussian"``
+    :param evolver: ``"cem"``, ``"ga"`` (with the operators ``"linear_rows"`` and ``"linear_gaussian"``), or another one
     :param n_acting_elites: individuals that act in each generation, at least 0
     :param n_learner_episodes: exploring episodes of the learner per generation
     :param fitness_batch_size: transitions for the fitness, drawn without replacement; all that there are if they are fewer
@@ -133,9 +128,8 @@ class VEBRL(HybridAlgorithm):
         """The learner's steps of the random phase, over which epsilon does not fall."""
         self.n_warm_generations = 0
         """Generations that began after the random phase."""
-        super().__init__(
-            policy, env, learning_rate, learner=learner, pop_size=pop_size, evolver=evolver, exchange="none", **kwargs
-        )
+        parts = {"learner": learner, "evolver": evolver, "exchange": "none"}
+        super().__init__(policy, env, learning_rate, pop_size=pop_size, **parts, **kwargs)
 
     @property
     def _spec(self) -> LearnerSpec:
@@ -144,7 +138,7 @@ class VEBRL(HybridAlgorithm):
         spec = learner_spec(self.learner_class, {**own, **(self.learner_kwargs or {})})
         if not issubclass(spec.learner_class, DQNLearner):
             raise ValueError(
-                f"learner must be 'dqn' or a subclass of DQNLearner; got {self.learner_class!r}. Use ERL for others"
+                f"learner must be 'dqn' or a subclass of DQNLearner; got {self.learner_class!r}. ERL takes others"
             )
         return spec
 
@@ -165,10 +159,7 @@ class VEBRL(HybridAlgorithm):
 
     def _setup_parts(self) -> None:
         super()._setup_parts()
-        self.targets = ValueTargets(self.evolver.candidates, self.n_acting_elites).to(self.device)
-        check_value_evolver(self)
-
-    # ---------------------------------------------------------------- the parts of a generation
+        self.targets = make_targets(self)
 
     def is_of_population(self, job: Job) -> bool:
         """See :meth:`HybridAlgorithm.is_of_population`; acting individuals are greedy, and numbered by rank."""
@@ -194,13 +185,12 @@ class VEBRL(HybridAlgorithm):
         self._began_warm = self._is_warm
         acting = self.targets.acting if self.evolution and self._began_warm else []
         jobs, actor = self._plan_rollouts(self.evolver.candidates[acting])
-        run, needs = self.rollouts.run, self.episode_needs
-        generation.episodes = run(jobs, actor, generation.callback, self._step_store(), needs)
+        episodes = self.rollouts.run(jobs, actor, generation.callback, self._step_store(), self.episode_needs)
         if not self._began_warm:
             self.n_random_steps = self.n_learner_steps
-        if generation.episodes is not None:
-            self.n_warm_generations += self._began_warm
-        return generation.episodes is not None
+        if episodes is not None:
+            generation.episodes, self.n_warm_generations = episodes, self.n_warm_generations + self._began_warm
+        return episodes is not None
 
     def _learn(self, generation: Generation) -> None:
         """One update per step, but for those of the random phase."""
@@ -223,15 +213,11 @@ class VEBRL(HybridAlgorithm):
         if generation.candidates is None:
             return
         verbs.tell(self, generation)
-        online = generation.candidates
         if generation.fitness is not None:
-            online = self.evolver.candidates
-            self.targets.act(elite_slots(self.evolver, generation.fitness, self.n_acting_elites))
-            if self.copy_targets:
-                self.targets.inherit(self.evolver.epoch.copies)  # type: ignore[union-attr]
+            self.targets.choose(self.evolver, generation.fitness, self.n_acting_elites, self.copy_targets)
         interval = self.population_target_interval or (5 if isinstance(self.evolver, GA) else 10)
         if self.n_warm_generations // self.fitness_interval % interval == 0:
-            self.targets.copy_from(online)
+            self.targets.copy_from(generation.candidates if generation.fitness is None else self.evolver.candidates)
 
     def _exchange(self, generation: Generation) -> None:
         """The learner and its target over the individual that was the worst, unless it acts next: then over the next one."""
@@ -248,9 +234,9 @@ class VEBRL(HybridAlgorithm):
     def _log(self, generation: Generation) -> None:
         verbs.log(self, generation)
         self.logger.record("rollout/exploration_rate", self._explorer().epsilon)  # type: ignore[attr-defined]
-        returns = [e.total_reward for e in generation.evaluated.episodes if self.is_of_population(e.job) and not e.failed]
-        if returns:
-            self.logger.record("population/return_mean", sum(returns) / len(returns))
+        for episode in generation.evaluated.episodes:
+            if self.is_of_population(episode.job) and not episode.failed:
+                self.logger.record_mean("population/return_mean", episode.total_reward)
 
     @property
     def _fitness_is_return(self) -> bool:

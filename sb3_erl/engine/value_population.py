@@ -54,6 +54,19 @@ class ValueTargets(nn.Module):
         for rank, slot in enumerate(slots, start=1):
             self.ranks[slot] = rank
 
+    def choose(self, evolver: Any, fitness: np.ndarray, n: int, copy_targets: bool) -> None:
+        """
+        Choose who acts next, after the evolver was told the fitness.
+
+        :param evolver: that was told
+        :param fitness: ``(pop_size,)``, higher is better
+        :param n: how many act, at least 0
+        :param copy_targets: whether the copies that a genetic algorithm has made take the targets of their originals with them
+        """
+        self.act(elite_slots(evolver, fitness, n))
+        if copy_targets:
+            self.inherit(evolver.epoch.copies)
+
     def copy_from(self, vectors: Tensor) -> None:
         """
         :param vectors: ``(pop_size, n_params)``, the networks of all slots, which become their targets
@@ -175,9 +188,14 @@ def check_value_arguments(model: Any) -> None:
         raise ValueError(f"prioritized must be False with n-step returns; got n_steps={model.n_steps}. Set n_steps=1")
 
 
-def check_value_evolver(model: Any) -> None:
-    """:raises ValueError: if an argument asks for something that the model's evolver does not do"""
+def make_targets(model: Any) -> ValueTargets:
+    """
+    :param model: with an evolver
+    :return: targets of its individuals
+    :raises ValueError: if an argument asks for something that the evolver does not do
+    """
     if model.copy_targets and not hasattr(model.evolver, "epoch"):
         raise ValueError(f"copy_targets must be False with evolver={model.evolver_class!r}, which copies nobody; got True")
     if model.deploy == "mean" and model.evolver.center() is None:
         raise ValueError(f"deploy must be 'learner' or 'champion' with evolver={model.evolver_class!r}; got 'mean'")
+    return ValueTargets(model.evolver.candidates, model.n_acting_elites).to(model.device)
