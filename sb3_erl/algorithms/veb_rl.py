@@ -81,8 +81,8 @@ class VEBRL(HybridAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = DQNLearner.policy_aliases or {}
     generation_order: ClassVar[tuple[Verb, ...]] = ("evaluate", "learn", "ask", "score", "tell", "exchange", "deploy", "log")
     deploy_choices = ("learner", "champion", "mean")
-    takes_discrete_actions: ClassVar[bool] = True  # type: ignore[assignment]
-    takes_continuous_actions: ClassVar[bool] = False
+    takes_discrete_actions = True
+    takes_continuous_actions = False
 
     @inherits_arguments(
         *("tau", "fitness", "n_eval_episodes", "exchange", "exchange_kwargs", "population_policy_kwargs"),
@@ -133,7 +133,7 @@ class VEBRL(HybridAlgorithm):
 
     @property
     def _spec(self) -> LearnerSpec:
-        own = {"double": self.double_q, "loss": self.loss or ("huber" if self.prioritized else "mse")}
+        own: dict[str, Any] = {"double": self.double_q, "loss": self.loss or ("huber" if self.prioritized else "mse")}
         own |= {"target_update_interval": self.target_update_interval, "max_grad_norm": self.max_grad_norm}
         spec = learner_spec(self.learner_class, {**own, **(self.learner_kwargs or {})})
         if not issubclass(spec.learner_class, DQNLearner):
@@ -200,7 +200,7 @@ class VEBRL(HybridAlgorithm):
             self.train(self._updates_for(min(n_steps, episodes.n_timesteps), len(episodes.episodes)))
 
     def _ask(self, generation: Generation) -> None:
-        if self.evolution and generation.number % self.fitness_interval == 0:
+        if self.evolution and (generation.number - 1) % self.fitness_interval == 0:
             verbs.ask(self, generation)
 
     def _score(self, generation: Generation) -> None:
@@ -221,7 +221,7 @@ class VEBRL(HybridAlgorithm):
 
     def _exchange(self, generation: Generation) -> None:
         """The learner and its target over the individual that was the worst, unless it acts next: then over the next one."""
-        is_due = generation.number // self.fitness_interval % self.sync_period == 0
+        is_due = (generation.number - 1) // self.fitness_interval % self.sync_period == 0
         if generation.fitness is not None and is_due and self.n_warm_generations > 0:
             self._injected_slot = inject_learner(self, generation.fitness)
 

@@ -25,7 +25,7 @@ TIME_LIMIT = 5000
 """Steps after which an episode is truncated; Freeway ends by itself after 2501, the others may go on forever."""
 
 
-class MinAtar(gym.Env[np.ndarray, int]):
+class MinAtar(gym.Env[np.ndarray, np.int64]):
     """
     A game of MinAtar.
 
@@ -60,7 +60,7 @@ class MinAtar(gym.Env[np.ndarray, int]):
         self.game = Environment(game, sticky_action_prob=sticky_action_prob, difficulty_ramping=difficulty_ramping)
         self.actions = self.game.minimal_action_set() if use_minimal_action_set else list(range(self.game.num_actions()))
         self.action_space = spaces.Discrete(len(self.actions))
-        self.observation_space = spaces.Box(0, 1, self.game.state_shape(), dtype=np.bool_)  # type: ignore[arg-type]
+        self.observation_space = spaces.Box(0, 1, self.game.state_shape(), dtype=np.bool_)
         self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -71,7 +71,7 @@ class MinAtar(gym.Env[np.ndarray, int]):
         self.game.reset()
         return self.game.state(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :param action: index into the actions that are offered
         :return: observation, reward, whether the game is over, ``False``, and an empty dict
@@ -79,7 +79,7 @@ class MinAtar(gym.Env[np.ndarray, int]):
         reward, is_over = self.game.act(self.actions[int(action)])
         return self.game.state(), float(reward), bool(is_over), False, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """:return: ``(160, 160, 3)`` of uint8, a shade for each channel; ``None`` without ``render_mode``"""
         if self.render_mode is None:
             return None

@@ -218,7 +218,5 @@ class DQNLearner(Learner):
 
 def _split(batch: ReplayBufferSamples, n_rows: int) -> list[ReplayBufferSamples]:
     """Parts of a batch with at most so many transitions; what the batch does not have, such as discounts, they have not."""
-    size = len(batch.rewards)
-    return [
-        type(batch)(*(None if x is None else x[start : start + n_rows] for x in batch)) for start in range(0, size, n_rows)
-    ]
+    parts: Any = ([None if x is None else x[i : i + n_rows] for x in batch] for i in range(0, len(batch.rewards), n_rows))
+    return [type(batch)(*part) for part in parts]

@@ -77,6 +77,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},
+    "veb_rl": {"n_acting_elites": 2, "fitness_batch_size": 40},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }
 """What a class needs beside :data:`FAST`, by key in ALGOS."""

@@ -21,7 +21,7 @@ from tests.parity.cases import Case
 Event = list[Any]
 
 
-class ScriptedEpisodes(gym.Env[np.ndarray, int]):
+class ScriptedEpisodes(gym.Env[np.ndarray, np.int64]):
     """
     Each seeded reset starts the next episode of a script; unseeded (automatic) resets do not count.
 
@@ -43,7 +43,7 @@ class ScriptedEpisodes(gym.Env[np.ndarray, int]):
         self.t = 0
         return np.zeros(self.observation_space.shape or (), np.float32), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.t += 1
         return np.zeros(self.observation_space.shape or (), np.float32), 1.0, self.t >= self.length, False, {}
 
