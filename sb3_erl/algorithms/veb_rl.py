@@ -14,14 +14,9 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
-from sb3_erl.engine.value_population import (
-    check_value_arguments,
-    inject_learner,
-    make_targets,
-    td_fitness,
-    value_evolver_arguments,
-)
+from sb3_erl.engine.replace import replace_value_function
 from sb3_erl.evolution.ga import GA
+from sb3_erl.evolution.value_targets import check_value_arguments, make_targets, td_fitness, value_evolver_arguments
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.learners.dqn import DQNLearner
 from sb3_erl.rollouts.exploration import EpsilonGreedyExploration
@@ -83,6 +78,7 @@ class VEBRL(HybridAlgorithm):
     deploy_choices = ("learner", "champion", "mean")
     takes_discrete_actions = True
     takes_continuous_actions = False
+    _rollouts_grow_with = "n_learner_episodes"
 
     @inherits_arguments(
         *("tau", "fitness", "n_eval_episodes", "exchange", "exchange_kwargs", "population_policy_kwargs"),
@@ -223,7 +219,7 @@ class VEBRL(HybridAlgorithm):
         """The learner and its target over the individual that was the worst, unless it acts next: then over the next one."""
         is_due = (generation.number - 1) // self.fitness_interval % self.sync_period == 0
         if generation.fitness is not None and is_due and self.n_warm_generations > 0:
-            self._injected_slot = inject_learner(self, generation.fitness)
+            self._injected_slot = replace_value_function(self, generation.fitness)
 
     def _deploy(self, generation: Generation) -> None:
         if self.deploy == "mean" and self.evolution:

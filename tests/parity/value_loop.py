@@ -12,9 +12,9 @@ from gymnasium import spaces
 
 from sb3_erl import VEBRL
 from sb3_erl.core.parameters import write_parameters
-from sb3_erl.engine import value_population
 from sb3_erl.engine.generation import Generation
 from sb3_erl.evolution.operators.selection import Epoch
+from sb3_erl.evolution.value_targets import td_fitness
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 from tests.parity.cases import Case
 
@@ -108,10 +108,10 @@ def recording(case: Case, monkeypatch: pytest.MonkeyPatch) -> Recording:
         policy_kwargs={"net_arch": []},
     )
     model.case, model.events = case, []
-    fitness_of, acting = value_population.td_fitness, model.targets
+    acting = model.targets
 
     def scripted(_: Any, candidates: torch.Tensor) -> np.ndarray:
-        measured = fitness_of(model, candidates)
+        measured = td_fitness(model, candidates)
         assert measured is not None and measured.shape == (c["pop_size"],)
         return case.array("fitness")[model.n_scored].astype(np.float64)
 

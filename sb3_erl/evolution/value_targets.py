@@ -13,14 +13,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.registry import resolve
 from sb3_erl.core.seeding import Stream, scoped_generators
-from sb3_erl.engine.replace import weakest_slot
 from sb3_erl.evolution.base import Distribution, Evolver, best_first
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
-from sb3_erl.learners.base import products_in
 
 
 class ValueTargets(nn.Module):
@@ -139,26 +136,8 @@ def td_fitness(model: Any, candidates: Tensor) -> np.ndarray | None:
         return None
     sequence = model.run.address.sequence(Stream.FITNESS)
     batch = uniform_batch(model.replay_buffer, model.fitness_batch_size, sequence, model.get_vec_normalize_env())
-    with products_in(model.precision, model.device):
-        errors = model.learner.td_errors_of(batch, candidates, model.targets.vectors)
+    errors = model.learner.td_errors_of(batch, candidates, model.targets.vectors)
     return -errors.double().square().mean(dim=1).cpu().numpy()
-
-
-def inject_learner(model: Any, fitness: np.ndarray) -> int | None:
-    """
-    Write the learner and its target over the individual that was the worst, or if that acts next, over one after it.
-
-    The slot is that of the fitness that was told; a GA has put other individuals there since, as in the authors' code.
-
-    :param model: with ``targets``, ``evolver`` and the learner's networks
-    :param fitness: ``(pop_size,)`` of this generation
-    :return: the slot, ``None`` if all are protected
-    """
-    slot = weakest_slot(fitness, {*model.targets.acting, *model.evolver.protected}, "next")
-    if slot is not None:
-        model.evolver.inject(read_parameters(model.policy.q_net)[None], [slot])
-        model.targets.put(read_parameters(model.policy.q_net_target), slot)
-    return slot
 
 
 def value_evolver_arguments(model: Any) -> dict[str, Any]:
