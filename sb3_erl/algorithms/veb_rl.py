@@ -155,6 +155,7 @@ class VEBRL(HybridAlgorithm):
 
     def _setup_parts(self) -> None:
         super()._setup_parts()
+        self.q_net, self.q_net_target = self.policy.q_net, self.policy.q_net_target
         self.targets = make_targets(self)
 
     def is_of_population(self, job: Job) -> bool:
@@ -239,7 +240,7 @@ class VEBRL(HybridAlgorithm):
         return False
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "targets", "_began_warm"]
+        return [*super()._excluded_save_params(), "q_net", "q_net_target", "targets", "_began_warm"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

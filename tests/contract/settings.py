@@ -27,13 +27,13 @@ LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signat
 Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
 generation before.
 """
-FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST) for name in NAMES}
-ONE_OF_EACH_FAMILY = list({family: name for name, family in reversed(FAMILIES.items())}.values())
-"""Classes of a family step environments, learn, save and load in the same base classes; these stand for theirs."""
 DISCRETE = [name for name in NAMES if not getattr(ALGOS[name], "takes_continuous_actions", True)]
 """Classes for discrete actions only; ``tests/conftest.py`` gives them toy environments with such actions."""
 CONTINUOUS = [name for name in NAMES if name not in DISCRETE]
 """Classes that take a box of actions."""
+FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST, name in DISCRETE) for name in NAMES}
+ONE_OF_EACH_FAMILY = list({family: name for name, family in reversed(FAMILIES.items())}.values())
+"""Classes of a family step environments, learn, save and load in the same base classes; these stand for theirs."""
 SCORED_BY_EPISODES = [name for name in GENERATIONAL if "fitness_batch_size" not in inspect.signature(ALGOS[name]).parameters]
 """Classes that measure fitness in the episodes of their individuals."""
 EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]

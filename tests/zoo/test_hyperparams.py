@@ -88,7 +88,8 @@ def test_class_can_be_constructed(algo: str, env_id: str) -> None:
         arguments["buffer_size"] = 100  # the settings' own would only cost memory here
     if arguments["policy"] == "CnnPolicy" or max(arguments.get(size, 0) for size in ("pop_size", "n_pairs")) > 200:
         arguments |= {key: value for key, value in FEW.items() if key in present}
-    env = Screen() if env_id == "atari" else gym.make("Pendulum-v1" if env_id == "default" else env_id)
+    usual = "Pendulum-v1" if getattr(ALGOS[algo], "takes_continuous_actions", True) else "CartPole-v1"
+    env = Screen() if env_id == "atari" else gym.make(usual if env_id == "default" else env_id)
     model = ALGOS[algo](env=env, device="cpu", seed=0, **arguments)
     for key, value in arguments.items():
         if key != "policy":

@@ -101,6 +101,20 @@ MEMORIES: dict[str, str] = {
         "overwrites every saved tensor with random floats; genetic memories count in integers: test_save_load.py"
     ),
 }
+DQN: dict[str, str] = {
+    **{pattern: reason for pattern, reason in COMMON.items() if reason.startswith(DICT) and "_space[" not in pattern},
+    "test_callbacks.py::test_eval_success_logging": DICT,
+    "test_dict_env.py::test_multiprocessing": DICT,
+    "test_her.py::test_performance_her": DICT,
+    "test_callbacks.py::test_eval_callback_logs_are_written_with_the_correct_timestep": COMMON[
+        "test_tensorboard.py::test_tensorboard"
+    ],
+    "test_cnn.py::test_features_extractor_target_net": "sets tau; targets are copied: test_dqn_learner.py",
+    "test_run.py::test_offpolicy_multi_env": GENERATIONAL["test_run.py::test_offpolicy_multi_env"],
+    "test_run.py::test_warn_dqn_multi_env": "the interval of target copies counts updates here, whatever the environments",
+    "test_save_load.py::test_save_load_no_target_params": "is about files of SB3's DQN before 2.4",
+    "test_train_eval_mode.py::test_dqn_train_with_batch_norm": "calls DQN's _on_step to copy targets: test_batch_norm.py",
+}
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
     "deep_ga": DISCRETE_TOO,
@@ -116,6 +130,7 @@ BY_CLASS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
+    "veb_rl": DQN,
 }
 """By key in ALGOS; a class that is not listed has to pass everything."""
 
