@@ -155,8 +155,8 @@ SPACES: dict[str, tuple[Knob, ...]] = {
     # Li et al. (2024): the interval of the individuals' targets is the main setting; the rest is as in DQN.
     "veb_rl": (
         *(knob for knob in OFF_POLICY if knob.name not in ("tau", "net_arch")),
-        Choice("evolver", ("cem", "ga")),
         Choice("n_acting_elites", (1, 2)),
+        Float("sigma_init", 1e-4, 1e-2, log=True),
         Choice("population_target_interval", (1, 5, 10, 20)),
         Choice("target_update_interval", (250, 1000, 4000)),
         Choice("double_q", (False, True)),

@@ -92,5 +92,5 @@ def test_class_can_be_constructed(algo: str, env_id: str) -> None:
     env = Screen() if env_id == "atari" else gym.make(usual if env_id == "default" else env_id)
     model = ALGOS[algo](env=env, device="cpu", seed=0, **arguments)
     for key, value in arguments.items():
-        if key != "policy":
+        if key not in ("policy", "train_freq"):  # SB3 turns the latter into an object
             assert getattr(model, key) == value, key
