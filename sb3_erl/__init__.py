@@ -18,6 +18,7 @@ from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.algorithms.veb_rl import VEBRL
 from sb3_erl.core.registry import register
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
@@ -54,6 +55,7 @@ ALGOS: dict[str, type[Any]] = {
     "pop_td7": PopTD7,
     "random_search": RandomSearch,
     "td7": TD7,
+    "veb_rl": VEBRL,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
@@ -70,6 +72,7 @@ __all__ = [
     "NSRES",
     "PDERL",
     "TD7",
+    "VEBRL",
     "DeepGA",
     "Distribution",
     "ERLRe2",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.population import Population
 from sb3_erl.evolution.base import best_index
@@ -98,6 +99,23 @@ def put(vector: Tensor, population: Population, fitness: np.ndarray, otherwise: 
     slot = weakest_slot(fitness, population.evolver.protected, otherwise)
     if slot is not None:
         population.evolver.inject(vector[None], [slot])
+    return slot
+
+
+def replace_value_function(model: Any, fitness: np.ndarray) -> int | None:
+    """
+    Write the learner and its target over the individual that was the worst, or if that acts next, over one after it.
+
+    The slot is that of the fitness that was told; a GA has put other individuals there since, as in VEB-RL's authors' code.
+
+    :param model: with ``targets``, ``evolver`` and the learner's networks
+    :param fitness: ``(pop_size,)`` of this generation
+    :return: the slot, ``None`` if all are protected
+    """
+    slot = weakest_slot(fitness, {*model.targets.acting, *model.evolver.protected}, "next")
+    if slot is not None:
+        model.evolver.inject(read_parameters(model.policy.q_net)[None], [slot])
+        model.targets.put(read_parameters(model.policy.q_net_target), slot)
     return slot
 
 

@@ -163,6 +163,15 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Float("ucb_coefficient", 0.1, 2.0, log=True),
         Float("mutation_prob", 0.1, 0.9),
     ),
+    # Li et al. (2024): the interval of the individuals' targets is the main setting; the rest is as in DQN.
+    "veb_rl": (
+        *(knob for knob in OFF_POLICY if knob.name not in ("tau", "net_arch")),
+        Choice("n_acting_elites", (1, 2)),
+        Float("sigma_init", 1e-4, 1e-2, log=True),
+        Choice("population_target_interval", (1, 5, 10, 20)),
+        Choice("target_update_interval", (250, 1000, 4000)),
+        Choice("double_q", (False, True)),
+    ),
     "cem": (
         Choice("net_arch", tuple(NET_ARCH)),
         Choice("pop_size", (8, 10, 16, 32)),
