@@ -57,6 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evaluation.steps": ("buffers.rollout_steps",),
     "evolution.cem_planner": ("planning.cem_planner",),
     "evolution.distilled": ("evolution.distilled_ga",),
+    "evolution.importance_mixing": ("evolution.reuse",),
     "evolution.noise_table": ("core.noise_table",),
     "fitness.assessment": ("learners.assessment",),
     "fitness.behaviour": ("envs.behavior", "envs.behavior_wrapper"),
