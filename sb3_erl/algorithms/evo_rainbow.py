@@ -89,7 +89,7 @@ class EvoRainbow(HybridAlgorithm):
         "ask", "evaluate", "score", "explore", "tell", "soft_update", "learn", "exchange", "deploy", "log",
     )  # fmt: skip
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
-    deploy_choices = ("learner", "champion", "mean")
+    deploy_choices, reported_candidates = ("learner", "champion", "mean"), ("learner", "champion")
 
     @inherits_arguments("population_policy_kwargs", batch_size=128)
     def __init__(

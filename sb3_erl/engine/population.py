@@ -123,6 +123,21 @@ class Population:
         return self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]])
 
 
+class Sampled:
+    """
+    An agent whose actions are sampled, for systems that are published so.
+
+    :param agent: a stochastic policy
+    """
+
+    def __init__(self, agent: BasePolicy):
+        self.agent = agent
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        """See SB3's ``BasePolicy.predict``; ``deterministic`` is ignored."""
+        return self.agent.predict(observation, state, episode_start, deterministic=False)
+
+
 def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
     """
     See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`.
