@@ -22,7 +22,9 @@ def test_a_printed_model_says_what_it_is(name: str) -> None:
     assert set(parts) >= {"policy", "environment", "trained"}
     assert type(model.policy).__name__ in parts["policy"] and "ToyEnv" in parts["environment"]
     assert f"{model.num_timesteps} steps" in parts["trained"] and "seed 3" in parts["trained"]
-    assert ("generations" in parts["trained"]) == (name in GENERATIONAL)
+    n = getattr(model, "n_generations", None)
+    counted = "" if n is None else "1 generation," if n == 1 else f"{n} generations,"
+    assert (n is not None) == (name in GENERATIONAL) and counted in parts["trained"]
     assert ("population" in parts) == hasattr(model, "pop_size")
     assert ("learner" in parts) == (name in HYBRIDS)
     if name in HYBRIDS:

@@ -78,10 +78,10 @@ class Novelty:
         """
         Let the environments report the behavior; to be called at the start of ``learn``.
 
-        :param model: whose ``evaluator`` runs episodes in copies of its ``env``, or in ``env`` itself
+        :param model: whose ``env`` is changed in place; the last observation travels with every episode and needs nothing
         :raises ValueError: see :func:`give_behavior`
         """
-        if self.behavior != FINAL_OBSERVATION or model.evaluator != "vec":
+        if self.behavior != FINAL_OBSERVATION:
             give_behavior(model.env, self.behavior, self.behavior_kwargs)
 
     def behaviors(self, episodes: EpisodeBatch, n_candidates: int) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ class Novelty:
         raise ValueError(
             f"behavior={self.behavior!r} needs environments that report it in info['bc'] of the last step of an episode; got "
             "none. Let the environment write it, or wrap it where it is made: "
-            f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither with evaluator='vec'"
+            f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither"
         )
 
 
