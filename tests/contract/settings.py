@@ -240,4 +240,4 @@ def make(name: str, env: Any = None, policy: str = "MlpPolicy", **overrides: Any
     :return: a model with fast settings
     """
     cls: type[BaseAlgorithm] = ALGOS[name]
-    return cls(policy, toy_vec_env() if env is None else env, **fast(name, **overrides))
+    return cls(policy, toy_vec_env(**toy_actions(name)) if env is None else env, **fast(name, **overrides))

@@ -162,7 +162,7 @@ def test_the_learner_and_its_target_are_injected(evolver: str) -> None:
 def test_intervals() -> None:
     copies, model = [], toy(evolver="ga", fitness_interval=3, population_target_interval=2, sync_period=2)
     diary, copy_from = Diary(model), model.targets.copy_from
-    model.targets.copy_from = lambda vectors: (copies.append(model.n_generations), copy_from(vectors))
+    model.targets.copy_from = lambda vectors: [copies.append(model.n_generations), copy_from(vectors)]  # type: ignore[func-returns-value]
     model.learn(800)
     evolved = [i for i, row in enumerate(diary.rows) if row[0] is not None]
     assert evolved == list(range(9, len(diary.rows), 3)), "the random phase ends in generation 7, counted from 0"
