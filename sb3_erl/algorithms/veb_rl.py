@@ -157,6 +157,7 @@ class VEBRL(HybridAlgorithm):
         super()._setup_parts()
         self.q_net, self.q_net_target = self.policy.q_net, self.policy.q_net_target
         self.targets = make_targets(self)
+        self.reported_candidates = ("learner", "champion" if isinstance(self.evolver, GA) else "mean")  # type: ignore[misc]
 
     def is_of_population(self, job: Job) -> bool:
         """See :meth:`HybridAlgorithm.is_of_population`; acting individuals are greedy, and numbered by rank."""
@@ -240,7 +241,7 @@ class VEBRL(HybridAlgorithm):
         return False
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "q_net", "q_net_target", "targets", "_began_warm"]
+        return [*super()._excluded_save_params(), "q_net", "q_net_target", "targets", "_began_warm", "reported_candidates"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

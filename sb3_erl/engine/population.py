@@ -150,7 +150,7 @@ def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
     if "learner" in names:
         found["learner"] = model.learner_agent
     for name, vector in (("champion", population.best()), ("mean", population.evolver.center())):
-        if name in names:
+        if name in names and not (name == "mean" and vector is None):
             is_deployed = vector is None or model.deploy == name
             found[name] = model.policy.deployed if is_deployed else population.representation.agent(vector)
     if getattr(model, "_deploys_checkpoint", False):
