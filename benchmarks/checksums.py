@@ -66,6 +66,8 @@ LEARNERS: dict[str, list[Any]] = {
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
     "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
+    "evo_rainbow": ["td3", "sac"],
+    "evo_rainbow_exp": ["td3", "sac"],
     "pderl": ["ddpg", "td7", "sac"],
 }
 FURTHER: list[tuple[str, dict[str, Any]]] = [

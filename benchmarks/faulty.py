@@ -32,12 +32,13 @@ class FaultyEnv(gym.Env):
     :param one_in: an episode in so many goes wrong
     :param at: in this step, from 0
     :param flag: for ``"die once"``: file that says that it happened
+    :param discrete: whether there are three actions to choose from in place of a box
     """
 
-    def __init__(self, kind: str = "none", one_in: int = 5, at: int = 1, flag: str = ""):
+    def __init__(self, kind: str = "none", one_in: int = 5, at: int = 1, flag: str = "", discrete: bool = False):
         self.kind, self.one_in, self.at, self.flag = kind, one_in, at, flag
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space: spaces.Space = spaces.Discrete(3) if discrete else spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.is_bad = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:

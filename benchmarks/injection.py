@@ -26,7 +26,7 @@ from stable_baselines3 import TD3
 from benchmarks.faulty import DEATHS, HANGS, KINDS, RAISES, SHAPES, faulty_vec_env, monitored
 from sb3_erl import ALGOS, ProcessEvaluator, RayEvaluator
 from sb3_erl.rollouts.soundness import FailedEpisodesError, WorkerError
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
+from tests.contract.settings import DISCRETE, GENERATIONAL, HYBRIDS, NAMES, make
 
 STEPS, ROUNDS = 150, 10
 """Length of a run, and how often it goes on if nothing went wrong in it."""
@@ -115,9 +115,14 @@ def what_stays(left: Callable[[], set[Any]], seconds: float = 30.0) -> set[Any]:
 # -------------------------------------------------------------------- environments
 
 
+def _actions(name: str) -> dict[str, bool]:
+    """Arguments of a faulty environment whose actions a class can take."""
+    return {"discrete": name in DISCRETE}
+
+
 def _evaluator(fault: Fault, folder: Path) -> Any:
     flag = str(folder / "died") if fault.kind == "die once" else ""
-    maker = partial(monitored, kind=fault.kind, one_in=fault.one_in, at=fault.at, flag=flag)
+    maker = partial(monitored, kind=fault.kind, one_in=fault.one_in, at=fault.at, flag=flag, **_actions(fault.name))
     if fault.backend == "process":
         return ProcessEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None)
     return RayEvaluator(2, maker, episode_timeout=1.0 if fault.kind in HANGS else None, num_cpus=0.5)
@@ -126,7 +131,7 @@ def _evaluator(fault: Fault, folder: Path) -> Any:
 def _run(fault: Fault, folder: Path) -> str:
     remote = fault.backend in ("process", "ray")
     kwargs: dict[str, Any] = {} if remote else {"kind": fault.kind, "one_in": fault.one_in, "at": fault.at}
-    env = faulty_vec_env(1 if remote else 2, fault.backend == "subproc", **kwargs)
+    env = faulty_vec_env(1 if remote else 2, fault.backend == "subproc", **kwargs, **_actions(fault.name))
     settings = {"evaluator": _evaluator(fault, folder)} if remote else {}
     model = make(fault.name, env, seed=fault.seed, **settings)
     by_hand = fault.kind == INTERRUPT or (fault.kind in HANGS and not remote)
@@ -151,11 +156,11 @@ def _run(fault: Fault, folder: Path) -> str:
     is_cut = fault.kind == INTERRUPT and getattr(env, "closed", False)  # in the middle of a message
     check_whole(model, folder)
     if remote:
-        model.evaluator.make_env, model.evaluator.episode_timeout = partial(monitored), None
+        model.evaluator.make_env, model.evaluator.episode_timeout = partial(monitored, **_actions(fault.name)), None
     elif not isinstance(error, KeyboardInterrupt) or fault.kind in HANGS or is_cut:
         with suppress(OSError, EOFError):
             env.close()
-        env = faulty_vec_env(2)
+        env = faulty_vec_env(2, **_actions(fault.name))
         model.set_env(env)
     before = model.num_timesteps
     model.learn(20, reset_num_timesteps=False, log_interval=None)  # it goes on
@@ -241,12 +246,12 @@ def _tensors(prefix: str, value: Any) -> list[tuple[str, th.Tensor]]:
 
 def _own_death(fault: Fault, folder: Path) -> str:
     """The environment kills the process that trains; what was saved before is whole."""
-    model = make(fault.name, faulty_vec_env(2), seed=fault.seed)
+    model = make(fault.name, faulty_vec_env(2, **_actions(fault.name)), seed=fault.seed)
     model.save(folder / "model")
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
-            model.set_env(faulty_vec_env(2, kind=fault.kind, one_in=fault.one_in, at=fault.at))
+            model.set_env(faulty_vec_env(2, kind=fault.kind, one_in=fault.one_in, at=fault.at, **_actions(fault.name)))
             model.learn(10**6)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -260,7 +265,7 @@ def _own_death(fault: Fault, folder: Path) -> str:
 
 
 def _file_fault(fault: Fault, folder: Path) -> str:
-    model = make(fault.name, faulty_vec_env(1), seed=fault.seed)
+    model = make(fault.name, faulty_vec_env(1, **_actions(fault.name)), seed=fault.seed)
     model.learn(40, log_interval=None)
     is_buffer = fault.kind in BUFFER_FILES
     path = folder / ("file.pkl" if is_buffer else "file.zip")
@@ -292,7 +297,8 @@ def _file_fault(fault: Fault, folder: Path) -> str:
         TD3("MlpPolicy", faulty_vec_env(1), buffer_size=10, policy_kwargs={"net_arch": [4]}).save(path)
     else:
         other = NAMES[(NAMES.index(fault.name) + 1 + fault.seed % 13) % len(NAMES)]
-        make(other if other != fault.name else NAMES[0], faulty_vec_env(1)).save(path)
+        other = other if other != fault.name else NAMES[0]
+        make(other, faulty_vec_env(1, **_actions(other))).save(path)
     try:
         load()
     except ValueError as error:

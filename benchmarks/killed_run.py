@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
-from tests.contract.settings import HYBRIDS, STEPWISE, fast, known
+from tests.contract.settings import DISCRETE, HYBRIDS, STEPWISE, fast, known
 
 EPISODE = 25
 SAVE_FREQ = 100
@@ -43,9 +43,10 @@ SYSTEMS = {**NAMED, **{name: _like_the_tests(name) for name in ALGOS if name not
 """The same for all classes."""
 
 
-def make_env(is_normalized: bool) -> VecEnv:
+def make_env(system: str, is_normalized: bool) -> VecEnv:
     """An environment with short episodes, which a checkpoint can make again."""
-    env = DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1", max_episode_steps=EPISODE))])
+    env_id = "CartPole-v1" if system in DISCRETE else "Pendulum-v1"
+    env = DummyVecEnv([lambda: Monitor(gym.make(env_id, max_episode_steps=EPISODE))])
     return VecNormalize(env) if is_normalized else env
 
 
@@ -63,7 +64,7 @@ def train(system: str, folder: Path, n_steps: int | None = None) -> None:
     if newest_checkpoint(checkpoints):
         model = ALGOS[system].resume_from(checkpoints, device="cpu")
     else:
-        model = ALGOS[system]("MlpPolicy", make_env(is_normalized), **{**SMALL, **arguments})
+        model = ALGOS[system]("MlpPolicy", make_env(system, is_normalized), **{**SMALL, **arguments})
     model.set_logger(configure(str(folder), ["csv"]))
     model.learn(n_steps or usual, GenerationCheckpoint(SAVE_FREQ, checkpoints))
     (folder / "result.json").write_text(json.dumps(fingerprint(model, folder / "progress.csv")))

@@ -11,12 +11,14 @@ from sb3_erl.algorithms.deep_ga import DeepGA, RandomSearch
 from sb3_erl.algorithms.erl import ERL
 from sb3_erl.algorithms.erl_re2 import ERLRe2
 from sb3_erl.algorithms.esac import ESAC
+from sb3_erl.algorithms.evo_rainbow import EvoRainbow, EvoRainbowExp
 from sb3_erl.algorithms.ga_ns import GANS
 from sb3_erl.algorithms.novelty_es import NSES, NSRAES, NSRES
 from sb3_erl.algorithms.openai_es import OpenAIES
 from sb3_erl.algorithms.pderl import PDERL
 from sb3_erl.algorithms.pop_td7 import PopTD7
 from sb3_erl.algorithms.td7 import TD7
+from sb3_erl.algorithms.veb_rl import VEBRL
 from sb3_erl.core.registry import register
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
@@ -42,6 +44,8 @@ ALGOS: dict[str, type[Any]] = {
     "erl": ERL,
     "erl_re2": ERLRe2,
     "esac": ESAC,
+    "evo_rainbow": EvoRainbow,
+    "evo_rainbow_exp": EvoRainbowExp,
     "ga_ns": GANS,
     "ns_es": NSES,
     "nsr_es": NSRES,
@@ -51,6 +55,7 @@ ALGOS: dict[str, type[Any]] = {
     "pop_td7": PopTD7,
     "random_search": RandomSearch,
     "td7": TD7,
+    "veb_rl": VEBRL,
 }
 """The single registry: the Zoo, the tests and the README read it. Values are SB3 algorithm classes of various constructors."""
 
@@ -67,9 +72,12 @@ __all__ = [
     "NSRES",
     "PDERL",
     "TD7",
+    "VEBRL",
     "DeepGA",
     "Distribution",
     "ERLRe2",
+    "EvoRainbow",
+    "EvoRainbowExp",
     "EvolutionaryAlgorithm",
     "Evolver",
     "Fitness",

@@ -13,6 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 Ending = Literal["termination", "truncation"]
+N_ACTIONS: int | None = None
+"""How many discrete actions toy environments have where nobody says; ``None`` for a box. Set for classes that need them."""
 
 
 class ToyEnv(gym.Env):
@@ -24,6 +26,7 @@ class ToyEnv(gym.Env):
     :param vary: the seed adds 0 to ``vary`` steps to each episode
     :param action_shape: shape of the action box, bounds -2 and 2
     :param interrupt_at: raise ``KeyboardInterrupt`` at this step of the environment's life
+    :param n_actions: so many discrete actions in place of the box, :data:`N_ACTIONS` by default
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 gymnasium's own annotation
@@ -35,10 +38,13 @@ class ToyEnv(gym.Env):
         vary: int = 0,
         action_shape: tuple[int, ...] = (2,),
         interrupt_at: int | None = None,
+        n_actions: int | None = None,
     ):
+        n_actions = n_actions or N_ACTIONS
         self.length, self.ending, self.vary, self.interrupt_at = length, ending, vary, interrupt_at
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.action_space = spaces.Box(-2.0, 2.0, action_shape, np.float32)
+        box = spaces.Box(-2.0, 2.0, action_shape, np.float32)
+        self.action_space: spaces.Space = box if n_actions is None else spaces.Discrete(n_actions)
         self.n_steps = 0
         self.n_resets = 0
 
@@ -108,7 +114,9 @@ class OddSpaces(ToyEnv):
 
 
 def toy_maker(env_class: type[gym.Env] = ToyEnv, **kwargs: Any) -> Callable[[], gym.Env]:
-    """A function that makes one monitored environment."""
+    """A function that makes one monitored environment, with the same actions in another process."""
+    if N_ACTIONS is not None and issubclass(env_class, ToyEnv):
+        kwargs = {"n_actions": N_ACTIONS, **kwargs}
     return lambda: Monitor(env_class(**kwargs))
 
 

@@ -27,7 +27,7 @@ from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.learners.erl_re2 import EncoderStep, Heads, SharedTD3Learner
-from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner
+from sb3_erl.learners.shared_heads import SharedTD7Learner
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 from sb3_erl.learners.td_rule import DDPGRule
@@ -64,7 +64,7 @@ class ERLRe2(HybridAlgorithm):
     :param batch_size: transitions per update, ``None`` for the learner's own (128, TD7: 256)
     :param learner: ``"td3"``, ``"ddpg"``, a rule of your own (see :class:`~sb3_erl.learners.td_rule.TDRule`), or ``"td7"``
         (TD7's actor without its last layer is the shared encoder, see
-        :class:`~sb3_erl.learners.erl_re2_td7.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
+        :class:`~sb3_erl.learners.shared_heads.SharedTD7Learner`; ``tau`` and ``encoder_step`` have no meaning there)
     :param policy_delay: iterations per policy step; ``None`` for the learner's own (2 for TD3, 1 for DDPG)
     :param target_policy_noise: std of target smoothing; ``None`` for the learner's own (0.2 for TD3, 0 for DDPG)
     :param target_noise_clip: bound of target smoothing

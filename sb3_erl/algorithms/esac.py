@@ -16,7 +16,7 @@ from sb3_erl.core.seeding import Stream
 from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
 from sb3_erl.engine.hybrid import HybridAlgorithm
-from sb3_erl.engine.population import Population
+from sb3_erl.engine.population import Population, Sampled
 from sb3_erl.engine.rollout_phase import ReplayStore, ScoresOnly, time_limit
 from sb3_erl.evolution.esac import MixedES, Signal
 from sb3_erl.learners.allocation import annealed_probability, check_annealing
@@ -77,7 +77,7 @@ class ESAC(HybridAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ESACPolicy, "CnnPolicy": ESACCnnPolicy}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "learn", "score", "tell", "deploy", "log")
-    deploy_choices = ("sac", "mother", "winner")
+    deploy_choices, reported_candidates = ("sac", "mother", "winner"), ("sampled_learner",)
     evolver: MixedES
 
     @inherits_arguments("learner", "pop_size", "evolver", "exchange", "exchange_kwargs", "population_policy_kwargs")
@@ -165,8 +165,6 @@ class ESAC(HybridAlgorithm):
         evolver = MixedES(representation.fresh(1)[0], self.pop_size, representation.layout, **own)
         return Population(evolver.to(self.device), representation)
 
-    # ---------------------------------------------------------------- the verbs
-
     def counted_timesteps(self, n_generations: int) -> int:
         """:return: steps that the paper counts for so many generations"""
         return n_generations * (self.counted_per_generation or 1000)
@@ -180,8 +178,7 @@ class ESAC(HybridAlgorithm):
             self._phase_is_due = bool(generation.rng.random() < probability)
 
     def _plan_rollouts(self, candidates: Tensor) -> tuple[list[Job], PopulationActor]:
-        jobs = [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)]
-        return jobs, self.population.act(candidates)
+        return [Job(i, k) for i in range(self.pop_size) for k in range(self.n_eval_episodes)], self.population.act(candidates)
 
     def _run(self, generation: Generation, jobs: list[Job], actor: PopulationActor, **ends: bool) -> EpisodeBatch | None:
         """One call of the back-end; of the population's episodes only what they count for is kept by default."""
@@ -189,8 +186,7 @@ class ESAC(HybridAlgorithm):
         store = ScoresOnly() if of_population and not self.store_population_transitions else ReplayStore(self)
         before = self.num_timesteps
         try:
-            needs = self.fitness.needs | self.episode_needs
-            return self.rollouts.run(jobs, actor, generation.callback, store, needs, **ends)
+            return self.rollouts.run(jobs, actor, generation.callback, store, self.fitness.needs | self.episode_needs, **ends)
         finally:
             self.n_population_steps += of_population * (self.num_timesteps - before)
 
@@ -233,11 +229,9 @@ class ESAC(HybridAlgorithm):
 
     def _log(self, generation: Generation) -> None:
         verbs.log(self, generation)
-        self.logger.record("time/population_timesteps", self.n_population_steps)
-        self.logger.record("time/sac_timesteps", self.n_learner_steps)
-        self.logger.record("time/counted_timesteps", self.counted_timesteps(generation.number))
-
-    # ---------------------------------------------------------------- agents
+        counted = self.counted_timesteps(generation.number)
+        for name, n in (("population", self.n_population_steps), ("sac", self.n_learner_steps), ("counted", counted)):
+            self.logger.record(f"time/{name}_timesteps", n)
 
     @property
     def mother_agent(self) -> BasePolicy:
@@ -248,3 +242,8 @@ class ESAC(HybridAlgorithm):
     def winner_agent(self) -> BasePolicy:
         """The best perturbed network of the last generation, before the first the mother; has ``predict``."""
         return self.population.representation.agent(self.evolver.winners[0])
+
+    def candidates_for_report(self) -> dict[str, Any]:
+        """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; SAC is published with sampled actions."""
+        found = {"learner": self.learner_agent, "sampled_learner": Sampled(self.learner_agent)}
+        return {**found, "mother": self.mother_agent, "winner": self.winner_agent}

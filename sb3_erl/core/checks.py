@@ -60,16 +60,28 @@ def resolve_policy_and_env(
     )
 
 
-def check_spaces(name: str, observation_space: spaces.Space, action_space: spaces.Space, discrete: bool = False) -> None:
+def check_spaces(
+    name: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    discrete: bool = False,
+    continuous: bool = True,
+) -> None:
     """
     :param name: of the class that is constructed
     :param observation_space: of the environment
     :param action_space: of the environment
-    :param discrete: whether ``Discrete`` actions are fine too
-    :raises UnsupportedSpaceError: unless actions are a bounded Box and observations are no Dict or Tuple
+    :param discrete: whether ``Discrete`` actions are fine
+    :param continuous: whether a bounded Box of actions is fine
+    :raises UnsupportedSpaceError: unless actions are one of those, and observations are no Dict or Tuple
     """
     if discrete and isinstance(action_space, spaces.Discrete):
         pass
+    elif not continuous:
+        raise UnsupportedSpaceError(
+            f"{name} needs an env with discrete actions (gymnasium.spaces.Discrete); got action_space={action_space}. "
+            "Use a class for continuous actions, such as ERL, or let a gymnasium.ActionWrapper choose among a few actions"
+        )
     elif not isinstance(action_space, spaces.Box):
         raise UnsupportedSpaceError(
             f"{name} needs an env with continuous actions (gymnasium.spaces.Box); got action_space={action_space}. "
@@ -183,7 +195,8 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
     finally:
         if not is_loading and getattr(model, "action_space", None) is not None:
             discrete = getattr(model, "takes_discrete_actions", False)
-            check_spaces(type(model).__name__, model.observation_space, model.action_space, discrete)
+            continuous = getattr(model, "takes_continuous_actions", True)
+            check_spaces(type(model).__name__, model.observation_space, model.action_space, discrete, continuous)
 
 
 def check_range(

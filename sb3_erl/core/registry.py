@@ -12,11 +12,13 @@ _FITNESS = "sb3_erl.evolution.fitness.parts"
 PARTS: dict[str, dict[str, Any]] = {
     "crossover": {
         "rows": f"{_OPERATORS}.crossover:RowCrossover",
+        "linear_rows": f"{_OPERATORS}.crossover:LinearRowCrossover",
         "head_rows": f"{_OPERATORS}.crossover:HeadRowCrossover",
         "distillation": f"{_OPERATORS}.distillation:DistillationCrossover",
     },
     "mutation": {
         "gaussian": f"{_OPERATORS}.mutation:GaussianMutation",
+        "linear_gaussian": f"{_OPERATORS}.mutation:LinearMutation",
         "head_rows": f"{_OPERATORS}.mutation:HeadMutation",
         "proximal": f"{_OPERATORS}.proximal:ProximalMutation",
     },

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from sb3_erl.core.parameters import write_parameters
 from sb3_erl.core.registry import resolve
 from sb3_erl.core.seeding import Stream, scoped_generators
 from sb3_erl.engine.population import outcome_of_injection
+from sb3_erl.engine.replace import pulled_networks
 from sb3_erl.evolution.fitness.base import FitnessContext
-from sb3_erl.rollouts.jobs import EpisodeBatch
+from sb3_erl.remote.recipes import Renumbered
+from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
 Verb = Literal[
-    "collect_reference", "show_members", "ask", "evaluate", "score", "revalidate", "tell", "learn", "exchange", "deploy", "log"
-]
+    "collect_reference", "show_members", "ask", "evaluate", "score", "revalidate", "explore", "tell", "soft_update", "learn",
+    "exchange", "deploy", "log",
+]  # fmt: skip
 """
 What a generation consists of. Each system says in ``generation_order`` which of them it has and in which order; the method
 ``_<verb>`` of its class does it, or the function of that name in this module.
@@ -36,6 +40,8 @@ class Generation:
     :param candidates: ``(pop_size, n_params)``, after ``ask``
     :param episodes: after ``evaluate``
     :param fitness: ``(pop_size,)``, higher is better, NaN is worst; ``None`` before ``score`` and where none was evaluated
+    :param fitness_before: state of the fitness function before ``score``, if ``explore`` may stop the generation after it
+    :param pulled: after ``explore``: parameters that ``soft_update`` gives to networks of the learner, by their names
     """
 
     number: int
@@ -44,6 +50,8 @@ class Generation:
     candidates: Tensor | None = None
     episodes: EpisodeBatch | None = None
     fitness: np.ndarray | None = None
+    fitness_before: dict[str, Any] | None = None
+    pulled: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> EpisodeBatch:
@@ -156,14 +164,18 @@ def ask(model: Any, generation: Generation) -> None:
 
 def evaluate(model: Any, generation: Generation) -> bool:
     """
-    Candidates, and the learner where there is one, act in the environment.
+    Candidates act in the environment, and the learner where there is one that does not ``explore`` after them.
 
     :return: ``False`` if a callback or the budget stopped it
     """
     jobs, actor = model._plan_rollouts(generation.asked)
-    needs = model.fitness.needs | model.episode_needs
-    generation.episodes = model.rollouts.run(jobs, actor, generation.callback, model._step_store(), needs)
-    return generation.episodes is not None
+    needs, is_last = model.fitness.needs | model.episode_needs, "explore" not in model.generation_order
+    if jobs or is_last:
+        episodes = model.rollouts.run(jobs, actor, generation.callback, model._step_store(), needs, is_last=is_last)
+    else:
+        episodes = EpisodeBatch((), 0)
+    generation.episodes = episodes
+    return episodes is not None
 
 
 def score(model: Any, generation: Generation) -> None:
@@ -184,11 +196,45 @@ def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, indiv
     return model.fitness(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
 
 
+def explore(model: Any, generation: Generation) -> bool:
+    """
+    The learner acts in an episode of its own, after those of the population, as ``soft_update`` will leave it.
+
+    Its networks are written once the episode is over, so that an unfinished generation leaves them as they were.
+
+    :return: ``False`` if a callback or the budget stopped it
+    """
+    generation.pulled = pulled_networks(model, generation)
+    vector = generation.pulled.get("actor", model.population.representation.from_learner())
+    jobs = [Job(model.pop_size, explorer=model._learner_explorer(vector))]
+    actor = Renumbered(model.population.act(vector[None]), model.pop_size)
+    needs, before, episodes = model.fitness.needs | model.episode_needs, generation.evaluated, None
+    try:
+        phase = {"is_first": not before.episodes}
+        episodes = model.rollouts.run(jobs, actor, generation.callback, model._step_store(), needs, **phase)
+    finally:
+        if episodes is None and generation.fitness_before is not None:
+            model.fitness.load_state_dict(generation.fitness_before)
+    if episodes is None:
+        return False
+    both = (*before.episodes, *episodes.episodes)
+    generation.episodes = EpisodeBatch(both, before.n_timesteps + episodes.n_timesteps)
+    return True
+
+
 def tell(model: Any, generation: Generation) -> None:
     """The evolver is told the fitness, if there is any, and the champion is kept as it was evaluated."""
     if generation.fitness is not None:
         model.population.tell(generation.asked, generation.fitness, generation.rng, model._migrants(generation))
         log_champion(model)
+
+
+def soft_update(model: Any, generation: Generation) -> None:
+    """Networks of the learner get what :func:`pulled_networks` has found."""
+    for name, vector in generation.pulled.items():
+        write_parameters(vector, model.population.representation.own_part(getattr(model.policy, name)))
+    if generation.fitness is not None:
+        model.logger.record("population/soft_update", float(bool(generation.pulled)))
 
 
 def learn(model: Any, generation: Generation) -> None:
@@ -207,13 +253,15 @@ def exchange(model: Any, generation: Generation) -> None:
         slot = model.exchange(model.population, fitness, generation.number, model._stored_observations)
     if slot is not None:
         model._injected_slot = slot
+        model._n_injections += 1
 
 
 def deploy(model: Any, generation: Generation) -> None:
     """Write ``policy.deployed``; nothing else does."""
     champion = model.population.champion
     if model.deploy != "learner" and champion is not None:
-        model.population.representation.write(champion.vector, model.policy.deployed)
+        center = model.evolver.center() if model.deploy == "mean" else None
+        model.population.representation.write(champion.vector if center is None else center, model.policy.deployed)
     elif model.deploy == "learner" or model.population_policy_kwargs is None:
         model.policy.deploy(model._deployed_learner)
 
@@ -230,7 +278,7 @@ def log(model: Any, generation: Generation) -> None:
         record(f"population/{name}", value)
 
 
-DEFAULTS = {verb.__name__: verb for verb in (ask, evaluate, score, tell, learn, exchange, deploy, log)}
+DEFAULTS = {verb.__name__: verb for verb in (ask, evaluate, score, explore, tell, soft_update, learn, exchange, deploy, log)}
 
 
 def log_scores(model: Any, generation: Generation) -> None:

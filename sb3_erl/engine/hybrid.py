@@ -85,6 +85,8 @@ class HybridAlgorithm(OffPolicyModel):
     """Return of the last champion that was found by whole episodes, ``None`` before."""
     episode_needs: ClassVar[frozenset[str]] = frozenset({"rewards"})
     """What episodes carry beside that which the fitness needs."""
+    _n_injections: int = 0
+    """Times that the exchange has put an individual into the population."""
     _injected_slot: int | None = None
 
     @inherits_arguments()
@@ -142,7 +144,7 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_choice("policy", policy_name, self._aliases())
-        return deploying(self._spec.policy_class(policy_name, self.policy_aliases))
+        return deploying(self._spec.policy_class(policy_name, self._aliases()))
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:

@@ -123,6 +123,21 @@ class Population:
         return self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]])
 
 
+class Sampled:
+    """
+    An agent whose actions are sampled, for systems that are published so.
+
+    :param agent: a stochastic policy
+    """
+
+    def __init__(self, agent: BasePolicy):
+        self.agent = agent
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        """See SB3's ``BasePolicy.predict``; ``deterministic`` is ignored."""
+        return self.agent.predict(observation, state, episode_start, deterministic=False)
+
+
 def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
     """
     See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`.
@@ -135,7 +150,7 @@ def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
     if "learner" in names:
         found["learner"] = model.learner_agent
     for name, vector in (("champion", population.best()), ("mean", population.evolver.center())):
-        if name in names:
+        if name in names and not (name == "mean" and vector is None):
             is_deployed = vector is None or model.deploy == name
             found[name] = model.policy.deployed if is_deployed else population.representation.agent(vector)
     if getattr(model, "_deploys_checkpoint", False):
@@ -206,8 +221,11 @@ def ga_arguments(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in (*GA_ARGUMENTS, *OPERATORS) if is_ga and hasattr(model, name)}
 
 
-CEM_ARGUMENTS = {"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"}
-"""Arguments of systems with a cross-entropy method, and what the evolver calls them: ``sigma_init`` is a variance."""
+CEM_ARGUMENTS = {
+    **{"n_parents": "n_parents", "sigma_init": "variance_init", "antithetic": "antithetic", "elitism": "elitism"},
+    **{"damp": "damping_init", "damp_limit": "damping_final", "damp_tau": "damping_decay"},
+}
+"""Arguments that systems with a cross-entropy method may have, and what the evolver calls them: they are variances."""
 
 
 def cem_arguments(model: Any) -> dict[str, Any]:
@@ -218,4 +236,4 @@ def cem_arguments(model: Any) -> dict[str, Any]:
     found = resolve("evolver", model.evolver_class)
     is_cem = issubclass(found, DiagonalCEM) if isinstance(found, type) else False
     check_range("sigma_init", model.sigma_init, 0, open_low=True)
-    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem}
+    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem and hasattr(model, own)}

@@ -1,4 +1,4 @@
-"""From the learner to the population: its acting network takes the place of a weak individual."""
+"""From the learner to the population, whose weak individual it replaces, and back: the best one pulls the learner."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.population import Population
+from sb3_erl.evolution.base import best_index
 from sb3_erl.learners.base import SquashedMean
 
 
@@ -100,6 +102,23 @@ def put(vector: Tensor, population: Population, fitness: np.ndarray, otherwise: 
     return slot
 
 
+def replace_value_function(model: Any, fitness: np.ndarray) -> int | None:
+    """
+    Write the learner and its target over the individual that was the worst, or if that acts next, over one after it.
+
+    The slot is that of the fitness that was told; a GA has put other individuals there since, as in VEB-RL's authors' code.
+
+    :param model: with ``targets``, ``evolver`` and the learner's networks
+    :param fitness: ``(pop_size,)`` of this generation
+    :return: the slot, ``None`` if all are protected
+    """
+    slot = weakest_slot(fitness, {*model.targets.acting, *model.evolver.protected}, "next")
+    if slot is not None:
+        model.evolver.inject(read_parameters(model.policy.q_net)[None], [slot])
+        model.targets.put(read_parameters(model.policy.q_net_target), slot)
+    return slot
+
+
 class ImitateLearner:
     """
     Every ``sync_period`` generations the best individual, trained to act like the learner, replaces the weakest one.
@@ -172,3 +191,27 @@ def make_exchange(choice: Any, learner: Any, own: dict[str, Any], kwargs: dict[s
     if not callable(found):
         raise TypeError(f"exchange must be the name of one, a class or an object that can be called; got {choice!r}")
     return found
+
+
+def pulled_networks(model: Any, generation: Any) -> dict[str, Tensor]:
+    """
+    The genetic soft update of EvoRainbow: the best individual pulls the learner's acting network and its target to itself.
+
+    Li et al. (2024); authors' code: yeshenpy/EvoRainbow, ``agent.py``. Not before the learner has joined the population for
+    the first time, and not if the best individual is the learner. Optimizers keep their state.
+
+    :param model: with ``ea_tau``, the step
+    :param generation: after ``score``
+    :return: ``ea_tau * best + (1 - ea_tau) * own`` by the name of the network, ``(n_params,)`` each; empty for no update
+    """
+    if generation.fitness is None or model.ea_tau == 0 or model._n_injections == 0:
+        return {}
+    index, representation, pulled = best_index(generation.fitness), model.population.representation, {}
+    if index == model._injected_slot:
+        return {}
+    for name in ("actor", "actor_target"):
+        network = getattr(model.policy, name, None)
+        if network is not None:
+            own = representation.read(network)
+            pulled[name] = model.ea_tau * generation.asked[index].to(own) + (1 - model.ea_tau) * own
+    return pulled

@@ -180,11 +180,12 @@ def own_networks(model: Any, policy_kwargs: dict[str, Any]) -> OwnNetworks:
 
 class SharedHeads(Representation):
     """
-    An individual is a linear head on features that all share with the learner, as in ERL-Re2.
+    An individual is a linear head on features that all share with the learner, as in ERL-Re2 and EvoRainbow.
 
     Hao et al. (ICLR 2023), https://arxiv.org/abs/2210.17375, section 3.
 
-    :param policy: with an ``actor`` that has ``head`` and ``encoder_parameters``
+    :param policy: with an ``actor`` that has ``encoder_parameters`` and ``head``: a linear layer, or several of them that read
+        the same features
     """
 
     def __init__(self, policy: Any):
@@ -200,14 +201,27 @@ class SharedHeads(Representation):
         """See :meth:`Representation.own_part`; the head."""
         return network.head
 
+    def weights_and_biases(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param vectors: ``(n, n_params)``
+        :return: ``(n, rows, feature_dim)`` and ``(n, rows)`` in the learner's precision, a head's layers one after another
+        """
+        parts: Any = self.layout.split(vectors.to(next(self.policy.actor.head.parameters()).dtype))
+        kinds = ([part for name, part in parts.items() if name.endswith(kind)] for kind in ("weight", "bias"))
+        weight, bias = (torch.cat(tensors, dim=1) for tensors in kinds)
+        return weight, bias
+
     def act(self, vectors: Tensor) -> PopulationActor:
         """See :meth:`Representation.act`."""
         actor = self.policy.actor
         parts = self.layout.split(vectors)
-        head = tuple(to_numpy(part) for part in parts.values())  # type: ignore[arg-type]
+        places = {layer: f"{name}." if name else "" for name, layer in actor.head.named_modules()}
 
         def stack_of(layer: nn.Module) -> Any:
-            return head if layer is actor.head else tensors_of(layer)
+            if layer not in places:
+                return tensors_of(layer)
+            names = [places[layer] + name for name, _ in layer.named_parameters()]
+            return tuple(to_numpy(parts[name]) for name in names)  # type: ignore[arg-type]
 
         fast = numpy_population(actor, stack_of)
         if fast is not None:

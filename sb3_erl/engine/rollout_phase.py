@@ -251,5 +251,5 @@ def check_rollouts(model: Any) -> None:
         raise ValueError(
             f"env must have at most as many environments as a generation has rollouts: n_envs={model.n_envs}, but "
             f"{model.n_rollouts} rollouts with pop_size={model.pop_size} and n_eval_episodes={model.n_eval_episodes}; "
-            "lower n_envs or raise pop_size"
+            f"lower n_envs or raise {getattr(model, '_rollouts_grow_with', 'pop_size')}"
         )

@@ -1,8 +1,9 @@
 """
-Test beds for novelty search: deceptive tasks whose obvious reward leads into a dead end.
+Environments: test beds for novelty search, deceptive tasks whose obvious reward leads into a dead end, and small games.
 
-Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (pictures) and ``DeceptiveCup-v0`` with
-Gymnasium. Where the import is not certain, for example in worker processes, write ``"sb3_erl.envs:HardMaze-v0"``.
+Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (pictures), ``DeceptiveCup-v0`` and MinAtar's
+games, such as ``MinAtar/Breakout-v1`` (:mod:`sb3_erl.envs.minatar`), with Gymnasium. Where the import is not certain, for
+example in worker processes, write ``"sb3_erl.envs:HardMaze-v0"``.
 
 >>> gym.make("HardMaze-v0").observation_space.shape
 (11,)
@@ -22,6 +23,7 @@ from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.envs.deceptive_cup import DeceptiveCup
 from sb3_erl.envs.hard_maze import HardMaze, VecHardMaze
 from sb3_erl.envs.maze import MazeMap
+from sb3_erl.envs.minatar import GAMES, TIME_LIMIT
 
 __all__ = ["BehaviorWrapper", "DeceptiveCup", "HardMaze", "MazeMap", "VecHardMaze", "draw_positions", "register_envs"]
 
@@ -32,6 +34,16 @@ def register_envs() -> None:
         ("HardMaze-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "sensors"}),
         ("HardMazeImage-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "image"}),
         ("DeceptiveCup-v0", "sb3_erl.envs.deceptive_cup:DeceptiveCup", deceptive_cup.HORIZON, {}),
+        *(
+            (
+                f"MinAtar/{name}-v{version}",
+                "sb3_erl.envs.minatar:MinAtar",
+                TIME_LIMIT,
+                {"game": game, "use_minimal_action_set": version == 1},
+            )
+            for name, game in GAMES.items()
+            for version in (0, 1)
+        ),
     )
     for name, entry_point, horizon, kwargs in entries:
         if name not in gym.registry:

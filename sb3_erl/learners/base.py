@@ -51,6 +51,8 @@ class LearnerSettings:
     :param target_noise_clip: bound of that noise, at least 0
     :param max_grad_norm: clip gradients at this norm, at least 0; ``None`` for no clipping
     :param delay_critic_target: the critic's target moves with the actor (TD3); otherwise after every critic step (CERL)
+    :param policy_first: the actor moves in the first of every ``policy_delay`` updates of a call, and each call counts anew
+        (ERL-Re2 and EvoRainbow); otherwise in the last, counted over the learner's life (TD3)
     :raises ValueError: if a constant is out of range
     """
 
@@ -61,6 +63,7 @@ class LearnerSettings:
     target_noise_clip: float = 0.5
     max_grad_norm: float | None = None
     delay_critic_target: bool = True
+    policy_first: bool = False
 
     def __post_init__(self) -> None:
         check_range("policy_delay", self.policy_delay, 1, integer=True)

@@ -11,19 +11,27 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.policies.layers import BestAction
-from sb3_erl.policies.q_network import QNetworkCnnPolicy, QNetworkPolicy
+from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkPolicy
 from sb3_erl.policies.sequential import fuse_sequentials
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,
     "huber": nn.functional.smooth_l1_loss,
 }
+
+Network = Callable[[Any], Tensor]
+"""Observations to the values of all actions, ``(batch, n_actions)``."""
+Parameters = dict[str, Tensor]
+"""Tensors of one network by name."""
+_ROWS, _ROWS_STACKED = 512, 2048
+"""Transitions on which many networks are evaluated at a time, one after the other or together."""
 
 
 @dataclass
@@ -76,6 +84,7 @@ class DQNLearner(Learner):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
         "MlpPolicy": QNetworkPolicy,
         "CnnPolicy": QNetworkCnnPolicy,
+        "AutoPolicy": QNetworkAutoPolicy,
     }
     action_space_class = spaces.Discrete
     pure_methods = ("_targets", "_loss")
@@ -114,7 +123,7 @@ class DQNLearner(Learner):
         return loss.detach(), (values - targets)[:, 0]
 
     @torch.no_grad()
-    def _targets(self, batch: ReplayBufferSamples, network: nn.Module, target: nn.Module) -> Tensor:
+    def _targets(self, batch: ReplayBufferSamples, network: Network, target: Network) -> Tensor:
         """``(batch, 1)``"""
         next_values = target(batch.next_observations)
         if self.settings.double:
@@ -148,6 +157,50 @@ class DQNLearner(Learner):
         targets = self._targets(batch, network, self.policy.q_net_target if target is None else target)
         return (network(batch.observations).gather(1, batch.actions.long()) - targets)[:, 0]
 
+    @torch.no_grad()
+    def td_errors_of(
+        self, batch: ReplayBufferSamples, vectors: Tensor, target_vectors: Tensor, stacked: bool | None = None
+    ) -> Tensor:
+        """
+        Temporal-difference errors of many Q-networks on one batch, each against a target network of its own.
+
+        :param batch: transitions
+        :param vectors: ``(n, n_params)``, parameters of the networks
+        :param target_vectors: ``(n, n_params)``, parameters of their target networks
+        :param stacked: all networks in one call, or one after the other; ``None`` for what is faster: one after the other on
+            a CPU, where their activations then stay in the cache, together on a GPU
+        :return: ``(n, batch)``, values minus targets
+        """
+        stacked = self.policy.device.type == "cuda" if stacked is None else stacked
+        networks, targets = self._parameters_of(vectors), self._parameters_of(target_vectors)
+        rows = _ROWS_STACKED if stacked else _ROWS
+        parts = [self._errors(part, networks, targets, stacked) for part in _split(batch, rows)]
+        return torch.cat(parts, dim=1)
+
+    def _errors(
+        self, batch: ReplayBufferSamples, networks: list[Parameters], targets: list[Parameters], stacked: bool
+    ) -> Tensor:
+        """``(n, batch)``"""
+        template, buffers = self.policy.deployed, dict(self.policy.q_net.named_buffers())
+
+        def errors(network: Parameters, target: Parameters) -> Tensor:
+            def values(parameters: Parameters) -> Callable[[Any], Tensor]:
+                return lambda observations: functional_call(template, {**buffers, **parameters}, (observations,))
+
+            aims = type(self)._targets(self, batch, values(network), values(target))  # never a compiled one
+            return (values(network)(batch.observations).gather(1, batch.actions.long()) - aims)[:, 0]
+
+        if not stacked:
+            return torch.stack([errors(*pair) for pair in zip(networks, targets, strict=True)])
+        together = [{name: torch.stack([each[name] for each in group]) for name in group[0]} for group in (networks, targets)]
+        return vmap(errors)(*together)
+
+    def _parameters_of(self, vectors: Tensor) -> list[Parameters]:
+        """Views of the vectors as parameters by name; ``deployed`` is the network of their shape that is not fused."""
+        named = list(self.policy.deployed.named_parameters())
+        parts = [row.split([p.numel() for _, p in named]) for row in vectors.to(named[0][1])]
+        return [{name: x.view_as(p) for (name, p), x in zip(named, row, strict=True)} for row in parts]
+
     def greedy_actor(self) -> nn.Module:
         """See :meth:`Learner.greedy_actor`; the number of the action with the highest value."""
         return nn.Sequential(self.policy.q_net, BestAction())
@@ -161,3 +214,9 @@ class DQNLearner(Learner):
         :return: ``(1, batch, 1)``
         """
         return self.policy.q_net(observations).gather(1, actions.long())[None]
+
+
+def _split(batch: ReplayBufferSamples, n_rows: int) -> list[ReplayBufferSamples]:
+    """Parts of a batch with at most so many transitions; what the batch does not have, such as discounts, they have not."""
+    parts: Any = ([None if x is None else x[i : i + n_rows] for x in batch] for i in range(0, len(batch.rewards), n_rows))
+    return [type(batch)(*part) for part in parts]

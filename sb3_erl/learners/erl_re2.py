@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -290,15 +290,21 @@ class SharedTD3Learner(Learner):
         return -self.rule.actor_value(values).mean()
 
     @torch.no_grad()
-    def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def bootstrap(self, observation: Tensor, weight: Tensor, bias: Tensor, pessimistic: bool = True) -> Tensor:
         """
         Value of a head's own action, for fitness from partial rollouts.
 
         :param observation: ``(n, *obs_shape)``
         :param weight: ``(action_dim, feature_dim)``
         :param bias: ``(action_dim,)``
-        :return: ``(n,)``: the rule's target of the online PeVFA's towers
+        :param pessimistic: the rule's target of the online PeVFA's towers, otherwise the first tower's value
+        :return: ``(n,)``
         """
         actions = torch.tanh(torch.addmm(bias, self.policy.actor.encode(observation), weight.t()))
         embedding = self.policy.pevfa.embed(weight, bias)
-        return self.rule.target(self.policy.pevfa(observation, actions, context=embedding))[:, 0]
+        values = self.policy.pevfa(observation, actions, context=embedding)
+        return (self.rule.target(values) if pessimistic else values[0])[:, 0]
+
+    def all_values(self, observations: Any, actions: Tensor) -> Tensor:
+        """See :meth:`Learner.all_values`."""
+        return self.policy.critic(observations, actions)

@@ -53,10 +53,11 @@ class TD3Learner(Learner):
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         metrics = Metrics()
-        for _ in range(n_updates):
+        for index in range(n_updates):
             self.n_updates += 1
             batch = sample()
-            on_policy_step = self.n_updates % self.settings.policy_delay == 0
+            count = index if self.settings.policy_first else self.n_updates
+            on_policy_step = count % self.settings.policy_delay == 0
             noise = self._smoothing_noise(batch.actions)
             metrics.add(**self._run(self._steps, batch, noise, on_policy_step=on_policy_step))
         return metrics.means()

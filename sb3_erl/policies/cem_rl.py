@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, check_own_extractors, fused_adam
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
-from sb3_erl.policies.layers import PlainNorm
+from sb3_erl.policies.layers import PlainNorm, StdNorm
 
 
 class CEMRLActor(ERLActor):
@@ -34,6 +34,10 @@ class TowerNetworks(TD3Policy):
     """
 
     actor_class: ClassVar[type[ERLActor]] = CEMRLActor
+    norm_class: ClassVar[type[StdNorm]] = PlainNorm
+    """Norm of the critics; that of the actors is their own."""
+    output_scale: ClassVar[float] = 1.0
+    """Factor on the initial output layers of the critics."""
 
     def __init__(
         self,
@@ -76,8 +80,9 @@ class TowerNetworks(TD3Policy):
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         for name in ("activation_fn", "share_features_extractor"):
             kwargs.pop(name)
-        norm_class = PlainNorm if self.layer_norm else None
-        return TowerCritic(**kwargs, norm_class=norm_class, output_scale=1.0, **self._tower_arguments()).to(self.device)
+        norm_class = self.norm_class if self.layer_norm else None
+        arguments = {"norm_class": norm_class, "output_scale": self.output_scale, **self._tower_arguments()}
+        return TowerCritic(**kwargs, **arguments).to(self.device)
 
     def _tower_arguments(self) -> dict[str, Any]:
         return {}

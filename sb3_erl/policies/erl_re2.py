@@ -167,8 +167,10 @@ class PolicyExtendedCritic(TowerCritic):
         self.reads_features = pevfa_input == "features"
         kwargs |= {"n_context": policy_embedding_dim, "in_features": feature_dim if self.reads_features else None}
         super().__init__(*args, **kwargs)
-        action_dim = get_action_dim(self.action_space)
-        self.policy_encoder = PolicyEncoder(self.n_critics, feature_dim, action_dim, policy_embedding_dim, pevfa_layout)
+        self.policy_encoder = self._make_policy_encoder(feature_dim, policy_embedding_dim, pevfa_layout)
+
+    def _make_policy_encoder(self, feature_dim: int, embedding_dim: int, layout: str) -> nn.Module:
+        return PolicyEncoder(self.n_critics, feature_dim, get_action_dim(self.action_space), embedding_dim, layout)
 
     def embed(self, weight: th.Tensor, bias: th.Tensor, n_towers: int | None = None) -> th.Tensor:
         """See :meth:`PolicyEncoder.forward`."""

@@ -26,22 +26,29 @@ class EpsilonGreedyExploration:
     Mnih et al. (2015), https://doi.org/10.1038/nature14236; with the same two draws as SB3's ``DQN.predict``.
 
     :param n_actions: number of discrete actions, at least 1
-    :param epsilon: probability of a random action, in [0, 1]
+    :param epsilon: probability of a random action in the first step of an episode, in [0, 1]
+    :param fall: what is taken off it after each step of the episode, at least 0
+    :param final_epsilon: where it stops to fall, in [0, 1]
     :raises ValueError: if a number is out of range
     """
 
-    def __init__(self, n_actions: int, epsilon: float):
+    def __init__(self, n_actions: int, epsilon: float, fall: float = 0.0, final_epsilon: float = 0.0):
         check_range("n_actions", n_actions, 1, integer=True)
         check_range("epsilon", epsilon, 0, 1)
+        check_range("fall", fall, 0)
+        check_range("final_epsilon", final_epsilon, 0, 1)
         self.n_actions, self.epsilon = int(n_actions), float(epsilon)
+        self.fall, self.final_epsilon = float(fall), min(float(final_epsilon), float(epsilon))
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
-        self._rng = np.random.default_rng(sequence)
+        self._rng, self._n_steps = np.random.default_rng(sequence), 0
 
     def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         """:return: ``(1,)``, the index of the action in the dtype of ``action``"""
-        if self._rng.random() >= self.epsilon:
+        epsilon = max(self.epsilon - self.fall * self._n_steps, self.final_epsilon) if self.fall else self.epsilon
+        self._n_steps += 1
+        if self._rng.random() >= epsilon:
             return action
         return np.full_like(action, self._rng.integers(self.n_actions))
 

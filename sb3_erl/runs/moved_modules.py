@@ -41,7 +41,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "common.seeding": ("core.seeding",),
     "common.sequential": ("policies.sequential",),
     "common.shared_policies": ("policies.erl_re2", "policies.erl"),
-    "common.shared_sale_policies": ("policies.erl_re2_td7", "policies.erl_re2", "policies.td7", "policies.sale"),
+    "common.shared_sale_policies": ("policies.td7", "policies.erl_re2", "policies.sale"),
     "common.storing": ("buffers.append",),
     "common.timing": ("core.stopwatch",),
     "evaluation.acting": ("rollouts.acting",),
@@ -57,6 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evaluation.steps": ("buffers.rollout_steps",),
     "evolution.cem_planner": ("planning.cem_planner",),
     "evolution.distilled": ("evolution.distilled_ga",),
+    "evolution.importance_mixing": ("evolution.reuse",),
     "evolution.noise_table": ("core.noise_table",),
     "fitness.assessment": ("learners.assessment",),
     "fitness.behaviour": ("envs.behavior", "envs.behavior_wrapper"),
@@ -64,8 +65,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fitness.returns": ("evolution.fitness.returns",),
     "fitness.shaping": ("evolution.fitness.shaping",),
     "fitness.surrogate": ("evolution.fitness.surrogate",),
+    "learners.erl_re2_td7": ("learners.shared_heads",),
     "learners.shared_td3": ("learners.erl_re2",),
-    "learners.shared_td7": ("learners.erl_re2_td7",),
+    "learners.shared_td7": ("learners.shared_heads",),
     "offline": ("buffers.offline",),
     "operators.crossover": ("evolution.operators.crossover",),
     "operators.distillation": ("evolution.operators.distillation",),
@@ -74,6 +76,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "operators.mutation": ("evolution.operators.mutation",),
     "operators.proximal": ("evolution.operators.proximal",),
     "operators.selection": ("evolution.operators.selection",),
+    "policies.erl_re2_td7": ("policies.td7",),
 }
 """Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
 MOVED_CLASSES: dict[str, tuple[str, ...]] = {"algorithms.cem_rl": ("algorithms.cem",)}

@@ -101,6 +101,14 @@ ERL: tuple[Knob, ...] = (
     Float("mutation_prob", 0.5, 1.0),
 )
 
+# Li et al. (2024): values of EA_tau, damp and the injection period in the published scripts; the rest is as in OFF_POLICY.
+RAINBOW: tuple[Knob, ...] = (
+    *OFF_POLICY,
+    Choice("ea_tau", (0.0, 0.1, 0.3, 0.5)),
+    Float("damp", 1e-4, 1e-1, log=True),
+    Choice("sync_period", (1, 10)),
+)
+
 # Where an individual without parents begins.
 INITIAL: tuple[Knob, ...] = (Choice("init", ("fan_in", "unit_norm")), Float("init_output_std", 1e-2, 1.0, log=True))
 
@@ -133,6 +141,9 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("n_shared_heads", (1, 3)),
         Choice("sync_period", (1, 10)),
     ),
+    # Li et al. (2024): values of the published scripts; the shared form also chooses how fitness is measured.
+    "evo_rainbow": (*RAINBOW, Choice("surrogate_prob", (0.2, 0.4, 0.6, 0.8)), Choice("fitness_horizon", (50, 200))),
+    "evo_rainbow_exp": RAINBOW,
     "erl": ERL,
     # Bodnar et al. (2020) vary the magnitude of the noise; the authors' code has both ways of mate choice.
     "pderl": (*ERL, Float("mutation_magnitude", 0.01, 0.2, log=True), Choice("parent_matching", ("fitness", "distance"))),
@@ -151,6 +162,15 @@ SPACES: dict[str, tuple[Knob, ...]] = {
         Choice("sync_period", (1, 5, 10)),
         Float("ucb_coefficient", 0.1, 2.0, log=True),
         Float("mutation_prob", 0.1, 0.9),
+    ),
+    # Li et al. (2024): the interval of the individuals' targets is the main setting; the rest is as in DQN.
+    "veb_rl": (
+        *(knob for knob in OFF_POLICY if knob.name not in ("tau", "net_arch")),
+        Choice("n_acting_elites", (1, 2)),
+        Float("sigma_init", 1e-4, 1e-2, log=True),
+        Choice("population_target_interval", (1, 5, 10, 20)),
+        Choice("target_update_interval", (250, 1000, 4000)),
+        Choice("double_q", (False, True)),
     ),
     "cem": (
         Choice("net_arch", tuple(NET_ARCH)),

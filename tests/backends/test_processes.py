@@ -30,6 +30,7 @@ from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.remote.dispatcher import WorkerError
 from sb3_erl.remote.env_recipe import environment_maker
 from sb3_erl.remote.process import ProcessEvaluator
+from tests import envs
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.contract.settings import GENERATIONAL, make, n_stored
@@ -45,7 +46,7 @@ def evaluators() -> Iterator[Evaluators]:
     made: list[ProcessEvaluator] = []
 
     def make_one(trouble: str = "none", flag: str = "", n_workers: int = 2, **kwargs: Any) -> ProcessEvaluator:
-        made.append(ProcessEvaluator(n_workers, partial(TroubledEnv, trouble, flag), **kwargs))
+        made.append(ProcessEvaluator(n_workers, partial(TroubledEnv, trouble, flag, n_actions=envs.N_ACTIONS), **kwargs))
         return made[-1]
 
     before = set(multiprocessing.active_children())
@@ -339,7 +340,8 @@ def test_workers_follow_a_killed_main_process(number: int, tmp_path: Path) -> No
             """
             import os, sys
             from functools import partial
-            from tests.backends.troubles import TroubledEnv, toy
+            from tests import envs
+from tests.backends.troubles import TroubledEnv, toy
             from tests.contract.settings import make
             from sb3_erl import ProcessEvaluator, RayEvaluator
 

@@ -25,7 +25,7 @@ from sb3_erl.rollouts.exploration import UniformExploration
 from sb3_erl.rollouts.jobs import Job
 from tests.backends.records import Record, act, evaluate, table
 from tests.contract.helpers import Tables, Witness, differences, snapshot
-from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, known, make, n_rollouts, variants
+from tests.contract.settings import DISCRETE, GENERATIONAL, HYBRIDS, STEPWISE, known, make, n_rollouts, variants
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
 
 # ---------------------------------------------------------------- the evaluator alone
@@ -328,15 +328,16 @@ def test_step_by_step_in_processes(name: str) -> None:
     assert expected["_n_updates"] > 0 and differences(expected, result) == []
 
 
-def pendulum(n_envs: int) -> VecEnv:
-    return DummyVecEnv([lambda: Monitor(gym.make("Pendulum-v1", max_episode_steps=30)) for _ in range(n_envs)])
+def real(name: str, n_envs: int) -> VecEnv:
+    env_id = "CartPole-v1" if name in DISCRETE else "Pendulum-v1"
+    return DummyVecEnv([lambda: Monitor(gym.make(env_id, max_episode_steps=30)) for _ in range(n_envs)])
 
 
 @pytest.mark.parametrize("name", GENERATIONAL)
-def test_same_run_on_pendulum(name: str) -> None:
-    end = last_generation(name, pendulum(1), 460, 30)
-    expected, fitness = run(name, pendulum(1), end)
-    result, other = run(name, pendulum(4), end)
+def test_same_run_on_a_real_task(name: str) -> None:
+    end = last_generation(name, real(name, 1), 460, 30)
+    expected, fitness = run(name, real(name, 1), end)
+    result, other = run(name, real(name, 4), end)
     assert differences(expected, result) == [] and other == fitness
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.killed_run import fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
-from tests.contract.settings import STEPWISE, make
+from tests.contract.settings import STEPWISE, make, toy_actions
 from tests.envs import toy_vec_env
 
 SAVE_FREQ = 40
@@ -25,7 +25,7 @@ TOTAL = {name: 230 if name in STEPWISE else 170 for name in ALGOS}
 
 def environment(name: str) -> VecEnv:
     """A toy environment whose statistics are part of the run."""
-    return VecNormalize(toy_vec_env(vary=3), norm_obs=name not in STEPWISE)
+    return VecNormalize(toy_vec_env(vary=3, **toy_actions(name)), norm_obs=name not in STEPWISE)
 
 
 def learn(name: str, folder: Path, keep: int | None = None) -> Any:

@@ -27,9 +27,15 @@ LEARN_FIRST = [name for name in HYBRIDS if "n_gradient_actors" in inspect.signat
 Hybrids without a learner's actor: individuals take gradient steps before they are evaluated, paid for by the steps of the
 generation before.
 """
-FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST) for name in NAMES}
+DISCRETE = [name for name in NAMES if not getattr(ALGOS[name], "takes_continuous_actions", True)]
+"""Classes for discrete actions only; ``tests/conftest.py`` gives them toy environments with such actions."""
+CONTINUOUS = [name for name in NAMES if name not in DISCRETE]
+"""Classes that take a box of actions."""
+FAMILIES = {name: (name in HYBRIDS, name in GENERATIONAL, name in LEARN_FIRST, name in DISCRETE) for name in NAMES}
 ONE_OF_EACH_FAMILY = list({family: name for name, family in reversed(FAMILIES.items())}.values())
 """Classes of a family step environments, learn, save and load in the same base classes; these stand for theirs."""
+SCORED_BY_EPISODES = [name for name in GENERATIONAL if "fitness_batch_size" not in inspect.signature(ALGOS[name]).parameters]
+"""Classes that measure fitness in the episodes of their individuals."""
 EXPLORING = [name for name in HYBRIDS if name not in LEARN_FIRST]
 """Hybrids whose learner has an actor, which explores in episodes of its own."""
 
@@ -82,15 +88,18 @@ BY_CLASS: dict[str, dict[str, Any]] = {
         "amt_interval": 2,
         "store_population_transitions": True,
     },
+    "evo_rainbow": {"pop_size": 4},
+    "evo_rainbow_exp": {"pop_size": 4},
     "ga_ns": {"pop_size": 4},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},
+    "veb_rl": {"n_acting_elites": 2, "n_learner_episodes": 2, "fitness_batch_size": 40},
     "pop_td7": {"policy_kwargs": SALE_KWARGS},
 }
 """What a class needs beside :data:`FAST`, by key in ALGOS."""
 
-WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0}
+WHOLE_EPISODES: dict[str, Any] = {"fitness_horizon": 1000, "mc_fitness_prob": 1.0, "surrogate_prob": 0.0}
 """Fitness from whole episodes only, for classes that can also do with less."""
 
 LEARNERS: dict[str, list[Any]] = {
@@ -98,8 +107,12 @@ LEARNERS: dict[str, list[Any]] = {
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
     "erl": ["ddpg", "td3", "td7", "sac", "stable_baselines3:SAC"],
     "erl_re2": ["td3", "ddpg", "td7"],
+    "evo_rainbow": ["td3", "sac"],
+    "evo_rainbow_exp": ["td3", "sac"],
     "pderl": ["ddpg", "td7", "sac"],
 }
+EVOLVERS: dict[str, list[str]] = {"veb_rl": ["cem", "ga"]}
+"""The same for who proposes the individuals."""
 """Learners that are tried where it matters who learns; the others only with their default."""
 
 
@@ -194,8 +207,16 @@ def online_and_target(model: Any, name: str) -> tuple[Any, Any]:
 def variants(names: list[str] = NAMES) -> list[tuple[str, dict[str, Any]]]:
     """Each class with each of its learners: (key in ALGOS, arguments)."""
     return [
-        (name, {} if learner is None else {"learner": learner}) for name in names for learner in LEARNERS.get(name, [None])
+        (name, {} if choice is None else {argument: choice})
+        for name in names
+        for argument, choices in (("learner", LEARNERS), ("evolver", EVOLVERS))
+        for choice in choices.get(name, [None] if argument == "learner" and name not in EVOLVERS else [])
     ]
+
+
+def toy_actions(name: str) -> dict[str, int]:
+    """Arguments of a toy environment whose actions a class can take, for other processes."""
+    return {"n_actions": 3} if name in DISCRETE else {}
 
 
 def n_stored(model: Any) -> int:
@@ -219,4 +240,4 @@ def make(name: str, env: Any = None, policy: str = "MlpPolicy", **overrides: Any
     :return: a model with fast settings
     """
     cls: type[BaseAlgorithm] = ALGOS[name]
-    return cls(policy, toy_vec_env() if env is None else env, **fast(name, **overrides))
+    return cls(policy, toy_vec_env(**toy_actions(name)) if env is None else env, **fast(name, **overrides))

@@ -40,7 +40,7 @@ def test_rollouts_and_predictions_leave_statistics_alone(name: str) -> None:
     model = norm_model(name, gradient_steps=0)
     before = statistics(model.policy)
     model.learn(100)
-    assert model._n_updates == 0 and len(before) >= 4
+    assert model._n_updates == 0 and len(before) >= 3
     assert all(th.equal(a, b) for a, b in zip(before, statistics(model.policy), strict=True))
     assert all(not layer.training for layer in model.policy.deployed.modules())
 
@@ -49,10 +49,11 @@ def test_rollouts_and_predictions_leave_statistics_alone(name: str) -> None:
 def test_updates_move_them(name: str) -> None:
     model = norm_model(name)
     before = statistics(model.policy.actor)
-    critics = statistics(model.policy.critic)
+    critic = getattr(model.policy, "critic", model.policy.actor)
+    critics = statistics(critic)
     model.learn(100)
     assert not any(th.equal(a, b) for a, b in zip(before, statistics(model.policy.actor), strict=True))
-    assert not any(th.equal(a, b) for a, b in zip(critics, statistics(model.policy.critic), strict=True))
+    assert not any(th.equal(a, b) for a, b in zip(critics, statistics(critic), strict=True))
     observation = np.ones((2, 3), dtype=np.float32)
     first = model.predict(observation, deterministic=True)[0]
     assert all(np.array_equal(first, model.predict(observation, deterministic=True)[0]) for _ in range(5))

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.envs import IdentityEnvBox
+from stable_baselines3.common.envs import IdentityEnv, IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_erl import ALGOS
 from sb3_erl.envs.behavior import EpisodeTrace
-from tests.contract.settings import HYBRIDS, NAMES, known
+from tests.contract.settings import DISCRETE, HYBRIDS, NAMES, known
 
 SETTINGS: dict[str, Any] = {
     "pop_size": 3,
@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     **{"n_pairs": 1, "n_gradient_bases": 0, "sac_interval": 1, "sac_episodes": 7},
 }
+OF_VALUES: dict[str, Any] = {"target_update_interval": 50, "fitness_batch_size": 200}
 OF_STRATEGIES: dict[str, Any] = {"n_pairs": 8, "learning_rate": 0.1, "sigma": 0.3, "policy_kwargs": {"net_arch": []}}
 OF_STRATEGIES |= {"pop_size": 10, "truncation": 3, "n_finalists": 3, "n_finalist_episodes": 2, "init_output_std": 0.5}
 """Many small generations, which a strategy needs; it takes more steps than a learner, none of which cost a gradient."""
@@ -47,9 +48,9 @@ OF_STRATEGIES |= {"behavior": how_good, "meta_population_size": 2}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_identity(name: str) -> None:
-    env = Monitor(IdentityEnvBox(eps=0.5))
+    env = Monitor(IdentityEnv(dim=2) if name in DISCRETE else IdentityEnvBox(eps=0.5))
     is_strategy = bool(known(name, {"noise_seed": None}))
-    settings = SETTINGS | OF_STRATEGIES if is_strategy else SETTINGS
+    settings = SETTINGS | (OF_STRATEGIES if is_strategy else OF_VALUES if name in DISCRETE else {})
     model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
     model.learn(1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrappe
 
 from sb3_erl import ALGOS
 from sb3_erl.core.parameters import read_parameters
-from tests.contract.settings import IMAGES, make, online_and_target
+from tests.contract.settings import IMAGES, having, known, make, online_and_target
 from tests.envs import ImageEnv, toy_vec_env
 
 
@@ -36,15 +36,15 @@ def test_images_are_seen_stored_and_learned_from(name: str, n_envs: int, tmp_pat
     assert not th.equal(before, read_parameters(model.policy.actor)) and model._n_updates > 0
     picture = np.random.default_rng(0).integers(0, 255, (3, 36, 36, 1)).astype(np.uint8)
     actions = model.predict(picture, deterministic=True)[0]
-    assert actions.shape == (3, 2) and model.action_space.contains(actions[0])
+    assert actions.shape == (3, *model.action_space.shape) and model.action_space.contains(actions[0])
     model.save(tmp_path / "model")
     assert np.array_equal(ALGOS[name].load(tmp_path / "model").predict(picture, deterministic=True)[0], actions)
 
 
 @pytest.mark.parametrize(("tau", "kept"), [(0.0, True), (0.5, False), (1.0, False)])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", having("tau", among=IMAGES))
 def test_target_extractors_follow_tau(name: str, tau: float, kept: bool) -> None:
-    model = image_model(name, tau=tau)
+    model = image_model(name, tau=tau, **known(name, {"ea_tau": 0.0}))  # nothing but tau moves targets
     first, same = (read_parameters(network) for network in online_and_target(model, name))
     assert th.equal(first, same)
     model.learn(40)

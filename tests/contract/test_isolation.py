@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.noise import NormalActionNoise
 
 from tests.contract.helpers import differences, modules, snapshot, tensors
-from tests.contract.settings import HYBRIDS, NAMES, having, make, variants
+from tests.contract.settings import CONTINUOUS, HYBRIDS, NAMES, having, make, variants
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(2).uniform(-1, 1, (5, 3)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_two_models_in_one_process(name: str, extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "extra"), variants())
 def test_deployed_population_and_learner_are_apart(name: str, extra: dict[str, Any]) -> None:
     model = make(name, **extra).learn(80)
-    learner = (model.actor, model.critic) if name in HYBRIDS else ()
+    learner = [part for part in (model.actor, model.critic) if part is not None] if name in HYBRIDS else []
     parts = [memory(part) for part in (model.policy.deployed, *learner, *modules(model)[1:])]
     assert sum(len(part) for part in parts) == len(set().union(*parts))
 
@@ -65,7 +65,7 @@ def test_policies_can_be_copied_and_pickled(name: str, extra: dict[str, Any]) ->
         assert list(twin.state_dict()) == list(policy.state_dict())
 
 
-@pytest.mark.parametrize("name", having("action_noise"))
+@pytest.mark.parametrize("name", having("action_noise", among=[name for name in HYBRIDS if name in CONTINUOUS]))
 def test_action_noise_stays_the_users(name: str) -> None:
     noise = NormalActionNoise(np.zeros(2), np.full(2, 0.2))
     first = make(name, toy_vec_env(2), action_noise=noise).learn(60)

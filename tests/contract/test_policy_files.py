@@ -47,7 +47,7 @@ def test_predict_acts_with_deployed(name: str) -> None:
     with th.no_grad():
         for parameter in model.policy.deployed.parameters():
             parameter.zero_()
-    assert np.array_equal(model.predict(OBSERVATIONS, deterministic=True)[0], np.zeros((6, 2), dtype=np.float32))
+    assert np.array_equal(model.predict(OBSERVATIONS, deterministic=True)[0], np.zeros_like(actions))
 
 
 @pytest.mark.parametrize("name", GENERATIONAL)
@@ -56,8 +56,9 @@ def test_agents_at_hand_are_policies_of_their_own(name: str) -> None:
     before = tensors(model)
     agents = [model.individual(i) for i in range(pop_size(name))]
     actions = [agent.predict(OBSERVATIONS, deterministic=True)[0] for agent in agents]
-    assert all(a.shape == (6, 2) for a in actions)
-    assert not all(np.array_equal(actions[0], a) for a in actions[1:]), "individuals differ"
+    assert all(a.shape == (6, *model.action_space.shape) for a in actions)
+    vectors = [th.cat([parameter.flatten() for parameter in agent.parameters()]) for agent in agents]
+    assert not all(th.equal(vectors[0], vector) for vector in vectors[1:]), "individuals differ"
     with th.no_grad():
         for agent in agents:
             for parameter in agent.parameters():

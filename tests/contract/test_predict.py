@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, fast, make, n_stored
+from tests.contract.settings import CONTINUOUS, DISCRETE, GENERATIONAL, HYBRIDS, NAMES, fast, make, n_stored
 from tests.envs import toy_vec_env
 
 
@@ -23,21 +23,22 @@ def test_before_any_learning(name: str) -> None:
     assert np.isfinite(mean) and std > 0
     single, state = model.predict(np.zeros(3, dtype=np.float32), deterministic=True)
     batch, _ = model.predict(np.zeros((4, 3), dtype=np.float32), deterministic=True)
-    assert single.shape == (2,) and state is None and model.action_space.contains(single)
-    assert batch.shape == (4, 2) and np.allclose(batch, np.tile(single, (4, 1)), atol=1e-6)
+    assert single.shape == model.action_space.shape and state is None and model.action_space.contains(single)
+    assert batch.shape == (4, *single.shape) and np.allclose(batch, np.broadcast_to(single, batch.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_form_of_construction(name: str) -> None:
     cls, settings = ALGOS[name], fast(name)
+    env_id, alias = "CartPole-v1" if name in DISCRETE else "Pendulum-v1", cls.default_policy
     models: list[Any] = [
-        cls("Pendulum-v1", **settings),
-        cls(gym.make("Pendulum-v1"), **settings),
-        cls("MlpPolicy", "Pendulum-v1", **settings),
-        cls(env="Pendulum-v1", **settings),
-        cls(cls.policy_aliases["MlpPolicy"], gym.make("Pendulum-v1"), **settings),
+        cls(env_id, **settings),
+        cls(gym.make(env_id), **settings),
+        cls(alias, env_id, **settings),
+        cls(env=env_id, policy=alias, **settings),
+        cls(cls.policy_aliases[alias], gym.make(env_id), **settings),
     ]
-    observation = np.array([0.5, -0.2, 1.0], dtype=np.float32)
+    observation = np.array([0.5, -0.2, 1.0, 0.3], dtype=np.float32)[: models[0].observation_space.shape[0]]
     actions = [model.predict(observation, deterministic=True)[0] for model in models]
     assert all(isinstance(model.get_env(), VecEnv) for model in models)
     assert all(np.array_equal(actions[0], action) for action in actions[1:])
@@ -48,7 +49,7 @@ def test_every_form_of_construction(name: str) -> None:
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize(
     ("name", "net_arch"),
-    [(name, arch) for name in NAMES for arch in ([[], [8]] if name in GENERATIONAL else [[8], [8, 4]])],
+    [(name, arch) for name in CONTINUOUS for arch in ([[], [8]] if name in GENERATIONAL else [[8], [8, 4]])],
     ids=lambda value: "x".join(map(str, value)) or "linear" if isinstance(value, list) else None,
 )
 def test_shapes(name: str, n_envs: int, action_shape: tuple[int, ...], net_arch: list[int]) -> None:
@@ -65,7 +66,7 @@ def test_shapes(name: str, n_envs: int, action_shape: tuple[int, ...], net_arch:
     assert np.abs(stored).max() <= 1.0 and len(np.unique(stored)) > 30
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", [name for name in HYBRIDS if name in CONTINUOUS])
 def test_actions_reach_the_whole_box(name: str) -> None:
     """The buffer holds actions in [-1, 1], the environment gets them in its own box of [-2, 2]."""
     taken: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""SB3's own test files with our classes in place of TD3; they are fetched when this test runs, nothing is copied here."""
+"""SB3's own test files with our classes in place of TD3 or DQN; they are fetched when this test runs, not copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from sb3_erl import ALGOS
 from tests.contract.sb3_suite import source, substitute_path
 from tests.contract.sb3_suite.deselect import IGNORED, deselected, small
-from tests.contract.settings import IMAGES, ONE_OF_EACH_FAMILY
+from tests.contract.settings import DISCRETE, IMAGES, ONE_OF_EACH_FAMILY
 from tests.warm import WarmPython
 
 # One worker runs all of them, in processes that have imported what they share.
@@ -69,7 +69,7 @@ def run_suite(python: WarmPython, tests: Path, name: str, folder: Path) -> tuple
     (folder / "pytest.ini").write_text(PYTEST_INI)
     environment = {
         "SB3_SUITE_CLASS": f"{cls.__module__}:{cls.__qualname__}",
-        "SB3_SUITE_REPLACES": "TD3",
+        "SB3_SUITE_REPLACES": "DQN" if name in DISCRETE else "TD3",
         "SB3_SUITE_DESELECT": json.dumps(sorted(deselected(name))),
         "SB3_SUITE_IGNORED": json.dumps(IGNORED.get(name, ())),
         "SB3_SUITE_SMALL": json.dumps(small(name)),

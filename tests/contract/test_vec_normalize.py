@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from tests.contract.helpers import Tables
 from tests.contract.settings import (
-    GENERATIONAL,
     HYBRIDS,
     NAMES,
+    SCORED_BY_EPISODES,
     STEPWISE,
     apart,
     known,
@@ -63,7 +63,7 @@ def test_score_is_the_raw_return(name: str) -> None:
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("name", GENERATIONAL)
+@pytest.mark.parametrize("name", SCORED_BY_EPISODES)
 def test_fitness_is_the_raw_return(name: str, n_envs: int) -> None:
     env = VecNormalize(toy_vec_env(n_envs), clip_reward=0.01)
     model = make(name, env, **known(name, {"learning_starts": 0}), **whole(name))

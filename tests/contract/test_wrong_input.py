@@ -11,7 +11,19 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, fast, having, known, make, n_rollouts, pop_size
+from tests.contract.settings import (
+    DISCRETE,
+    GENERATIONAL,
+    HYBRIDS,
+    NAMES,
+    STEPWISE,
+    fast,
+    having,
+    known,
+    make,
+    n_rollouts,
+    pop_size,
+)
 from tests.envs import OddSpaces, toy_vec_env
 
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -21,6 +33,7 @@ SPACES: dict[str, tuple[dict[str, spaces.Space], list[str]]] = {
     "discrete": ({"action_space": spaces.Discrete(3)}, ["action", "Discrete(3)", "learner='dqn'"]),
     "multi-discrete": ({"action_space": spaces.MultiDiscrete([2, 2])}, ["action", "MultiDiscrete"]),
     "unbounded": ({"action_space": UNBOUNDED}, ["action_space", "finite", "RescaleAction"]),
+    "continuous": ({"action_space": spaces.Box(-1, 1, (2,), np.float32)}, []),
     "dict": ({"observation_space": DICT}, ["observation", "FlattenObservation"]),
 }
 
@@ -103,6 +116,15 @@ VALUES: list[tuple[str, Any]] = [
     ("sac_probability", (1.0, 0, 0)),
     ("ent_coef", -0.1),
     ("ent_coef", "automatic"),
+    ("n_acting_elites", 3),
+    ("fitness_batch_size", 0),
+    ("fitness_interval", 0),
+    ("population_target_interval", 0),
+    ("copy_targets", True),
+    ("loss", "l1"),
+    ("exploration_initial_eps", 1.5),
+    ("exploration_final_eps", -0.1),
+    ("exploration_decay_steps", 0),
 ]
 ONLY_SOME: list[tuple[list[str], str, Any]] = [
     (GENERATIONAL, "pop_size", 1),
@@ -122,6 +144,11 @@ def has(name: str, argument: str) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_spaces(name: str, kind: str) -> None:
     odd, words = SPACES[kind]
+    if name in DISCRETE and kind in ("multi-discrete", "unbounded", "continuous"):
+        words = ["action_space", "gymnasium.spaces.Discrete", "ERL"]
+    elif kind == "continuous":
+        assert make(name, DummyVecEnv([lambda: OddSpaces(**odd)])).predict(np.zeros((1, 3), np.float32))[0].shape == (1, 2)
+        return
     if kind == "discrete" and getattr(ALGOS[name], "takes_discrete_actions", False) is True:
         assert make(name, DummyVecEnv([lambda: OddSpaces(**odd)])).predict(np.zeros((1, 3), np.float32))[0].dtype == np.int64
         return
@@ -206,7 +233,8 @@ def test_collect_rollouts_says_what_to_call(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATIONAL)
 def test_more_environments_than_rollouts(name: str) -> None:
     most = n_rollouts(name)
-    words = rf"n_envs={most + 1}, but {most} rollouts with pop_size={pop_size(name)}.*lower n_envs or raise pop_size"
+    words = rf"n_envs={most + 1}, but {most} rollouts with pop_size={pop_size(name)}.*"
+    words += "lower n_envs or raise (pop_size|n_learner_episodes)"
     with pytest.raises(ValueError, match=words):
         make(name, toy_vec_env(most + 1))
     assert make(name, toy_vec_env(most)).n_envs == most

@@ -15,7 +15,7 @@ from torch import nn
 from sb3_erl.algorithms.cem_rl import CEMRL
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.evolution.cem import DiagonalCEM, log_rank_weights
-from sb3_erl.evolution.importance_mixing import DiagonalGaussian, importance_mixing
+from sb3_erl.evolution.reuse import DiagonalGaussian, importance_mixing
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.td3 import TD3Learner

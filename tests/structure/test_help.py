@@ -19,8 +19,9 @@ CALLED = {
 }  # fmt: skip
 """What users of a trained or running model call and read, beside SB3's own."""
 STATED = {
-    "default_policy", "policy_aliases", "deploy", "deploy_choices", "takes_discrete_actions", "own_log_interval",
-    "generation_order", "episode_needs", "learner_needs", "published_rates", "mode", "is_of_population", "reported_candidates",
+    "default_policy", "policy_aliases", "deploy", "deploy_choices", "takes_discrete_actions", "takes_continuous_actions",
+    "own_log_interval", "generation_order", "episode_needs", "learner_needs", "published_rates", "mode", "is_of_population",
+    "reported_candidates",
 }  # fmt: skip
 """Facts about a class that its author states in its body, and that its users can read."""
 

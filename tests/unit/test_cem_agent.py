@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
+from benchmarks.planning import main as benchmark
 from examples.planning import pendulum_model
 from sb3_erl.planning import CEMAgent, CEMPlanner, LearnedModel, RolloutModel, SimulatorModel
 from sb3_erl.zoo import main as command
@@ -338,3 +339,10 @@ def test_sb3_erl_knows_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         command()
     assert "usage: sb3-erl plan" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_pendulum_with_its_equations(tmp_path: Path) -> None:
+    """One start of the benchmark, whose mean over twenty is in ``docs/planning.md``."""
+    assert benchmark(["pendulum", "--episodes", "1", "--out", str(tmp_path)]) > -130
+    assert len((tmp_path / "pendulum.csv").read_text().splitlines()) == 2

@@ -143,3 +143,17 @@ def test_wrong_constants(arguments: dict[str, Any], message: str) -> None:
     policy = QNetworkPolicy(spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2), ConstantSchedule(1e-3))
     with pytest.raises(ValueError, match=message):
         learner_spec("dqn", arguments).build(policy)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_errors_of_many_networks_are_those_of_each(double: bool) -> None:
+    """One after the other or stacked, in parts or at once, each with its own target."""
+    model = dqn()
+    learner = own_dqn(model, double=double, gamma=0.9)
+    batch = model.replay_buffer.sample(1100)  # type: ignore[union-attr]
+    networks = [learner.policy.make_actor() for _ in range(6)]
+    vectors = torch.stack([read_parameters(network) for network in networks])
+    expected = torch.stack([learner.td_errors(batch, *networks[k : k + 2]) for k in range(5)])
+    for stacked in (False, True, None):
+        errors = learner.td_errors_of(batch, vectors[:5].double(), vectors[1:], stacked)
+        torch.testing.assert_close(errors, expected, rtol=1e-4, atol=1e-5)

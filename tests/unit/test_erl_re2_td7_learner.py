@@ -15,10 +15,9 @@ from sb3_erl import ERLRe2
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.seeding import Address
 from sb3_erl.learners.erl_re2 import Heads
-from sb3_erl.learners.erl_re2_td7 import SharedTD7Learner, SharedTD7Settings
+from sb3_erl.learners.shared_heads import SharedTD7Learner, SharedTD7Settings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
-from sb3_erl.policies.erl_re2_td7 import SharedSALEPolicy
-from sb3_erl.policies.td7 import TD7Policy
+from sb3_erl.policies.td7 import SharedSALEPolicy, TD7Policy
 from tests.envs import toy_vec_env
 
 SPACES = (spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))

@@ -55,3 +55,15 @@ def test_epsilon_greedy_draws_from_the_address() -> None:
 def test_epsilon_greedy_out_of_range(kwargs: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         EpsilonGreedyExploration(**kwargs)  # type: ignore[arg-type]
+
+
+def test_epsilon_falls_within_an_episode() -> None:
+    explorer, greedy = EpsilonGreedyExploration(1000, 0.9, fall=0.1, final_epsilon=0.2), np.array([-1.0], dtype=np.float32)
+    taken = np.zeros(12)
+    for seed in range(2000):
+        explorer.begin(np.random.SeedSequence(seed))  # which begins again at 0.9
+        taken += [explorer(None, greedy)[0] != -1 for _ in range(12)]
+    expected = np.maximum(0.9 - 0.1 * np.arange(12), 0.2)
+    assert np.allclose(taken / 2000, expected, atol=0.04)
+    with pytest.raises(ValueError, match="fall"):
+        EpsilonGreedyExploration(2, 0.5, fall=-0.1)

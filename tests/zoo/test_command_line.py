@@ -39,6 +39,7 @@ SMALL = {
     "n_gradient_bases": "1",
     "sac_interval": "1",
     "sac_episodes": "1",
+    "fitness_batch_size": "200",
 }
 LEARNING_RATE = "lin_0.001"
 STORED = ["--save-replay-buffer"]
@@ -61,6 +62,11 @@ def has_buffer(algo: str) -> bool:
     return issubclass(ALGOS[algo], OffPolicyAlgorithm)
 
 
+def env_of(algo: str) -> str:
+    """The id of a task whose actions a class can take."""
+    return "Pendulum-v1" if getattr(ALGOS[algo], "takes_continuous_actions", True) else "CartPole-v1"
+
+
 def family(algo: str) -> tuple[bool, bool]:
     """What decides how the Zoo and a class meet: whether there is a buffer, and whose loop steps the environments."""
     return has_buffer(algo), hasattr(ALGOS[algo], "generation_order")
@@ -73,7 +79,7 @@ one_of_each_family = pytest.mark.parametrize("algo", ONE_OF_EACH_FAMILY)
 
 def train(algo: str, *words: str, steps: int = STEPS) -> list[str]:
     settings = ["--eval-freq", "450", "--eval-episodes", "2", "-f", "logs", "--seed", "1"]
-    return ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", str(steps), *settings, *words, *small(algo)]
+    return ["rl_zoo3", "train", "--algo", algo, "--env", env_of(algo), "-n", str(steps), *settings, *words, *small(algo)]
 
 
 @pytest.fixture(scope="module", params=ALGOS)
@@ -93,35 +99,38 @@ def trained(algo: str, command: Command, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_train_saves_the_model(algo: str, trained: Path) -> None:
-    run = trained / "logs" / algo / "Pendulum-v1_1"
+    env_id = env_of(algo)
+    run = trained / "logs" / algo / f"{env_id}_1"
     files = {p.name for p in run.iterdir()}
-    assert {"Pendulum-v1.zip", "best_model.zip", "evaluations.npz"} <= files
+    assert {f"{env_id}.zip", "best_model.zip", "evaluations.npz"} <= files
     assert ("replay_buffer.pkl" in files) == has_buffer(algo)
     episodes = (run / "0.monitor.csv").read_text().splitlines()[2:]
     assert len(episodes) >= STEPS // 200 - 1, "episodes of the population appear in the Zoo's monitor file"
-    assert [path.name for path in (trained / "tb" / "Pendulum-v1").iterdir()] == [f"{ALGOS[algo].__name__}_1"]
+    assert [path.name for path in (trained / "tb" / env_id).iterdir()] == [f"{ALGOS[algo].__name__}_1"]
 
 
 def test_parameters_reach_the_class(algo: str, trained: Path) -> None:
-    run = trained / "logs" / algo / "Pendulum-v1_1"
-    config = (run / "Pendulum-v1" / "config.yml").read_text()
+    env_id = env_of(algo)
+    run = trained / "logs" / algo / f"{env_id}_1"
+    config = (run / env_id / "config.yml").read_text()
     name = known(algo, *SMALL)[0]
     assert LEARNING_RATE in config and f"- {name}\n    - {SMALL[name]}" in config
-    data = json.loads(zipfile.ZipFile(run / "Pendulum-v1.zip").read("data"))
+    data = json.loads(zipfile.ZipFile(run / f"{env_id}.zip").read("data"))
     assert data[name] == int(SMALL[name]) and ":serialized:" in data["learning_rate"], "a schedule"
 
 
 def test_enjoy(algo: str, trained: Path, command: Command) -> None:
-    words = ["enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "250", "--load-best"]
+    words = ["enjoy", "--algo", algo, "--env", env_of(algo), "-f", "logs", "--no-render", "-n", "250", "--load-best"]
     assert "Episode Reward" in command("rl_zoo3", *words, cwd=trained).stdout
 
 
 def test_continue_from_a_trained_agent(algo: str, trained: Path, command: Command) -> None:
-    agent = f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip"
+    env_id = env_of(algo)
+    agent = f"logs/{algo}/{env_id}_1/{env_id}.zip"
     result = command(*train(algo, "-i", agent, *STORED, "--log-interval", "1", steps=450), cwd=trained)
     assert "Loading pretrained agent" in result.stdout
     assert ("Loading replay buffer" in result.stdout) == has_buffer(algo)
-    assert (trained / "logs" / algo / "Pendulum-v1_2" / "Pendulum-v1.zip").exists()
+    assert (trained / "logs" / algo / f"{env_id}_2" / f"{env_id}.zip").exists()
 
 
 @pytest.mark.parametrize("algo", ["erl", "pderl"])
@@ -153,7 +162,7 @@ def test_continue_from_a_checkpoint_of_ours(command: Command, tmp_path: Path) ->
 
 def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: Path) -> None:
     study = ["--storage", "study.log", "--study-name", "s"]
-    words = ["rl_zoo3", "train", "--algo", algo, "--env", "Pendulum-v1", "-n", "250", "-f", "logs", "--eval-episodes", "1"]
+    words = ["rl_zoo3", "train", "--algo", algo, "--env", env_of(algo), "-n", "250", "-f", "logs", "--eval-episodes", "1"]
     cheap = ["--conf-file", "cheap.yml"]
     enough = {**SMALL, "noise_table_size": "2000000"}  # for the largest networks that are tried
     keys = known(algo, "pop_size", "learning_starts", "buffer_size", "noise_table_size")
@@ -173,8 +182,8 @@ def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: 
 def test_plots(trained: Path, algo: str, command: Command) -> None:
     if algo not in ONE_OF_EACH_FAMILY:
         pytest.skip("reads files that are alike")
-    command("rl_zoo3", "plot_train", "-a", algo, "-e", "Pendulum", "-f", "logs", "-y", "reward", cwd=trained)
-    words = ["-a", algo, "-e", "Pendulum", "-f", "logs", "--no-million", "-o", "figure"]
+    command("rl_zoo3", "plot_train", "-a", algo, "-e", env_of(algo).split("-")[0], "-f", "logs", "-y", "reward", cwd=trained)
+    words = ["-a", algo, "-e", env_of(algo).split("-")[0], "-f", "logs", "--no-million", "-o", "figure"]
     command("rl_zoo3", "all_plots", *words, cwd=trained)
     assert (trained / "figure.pkl").exists()
 
@@ -201,7 +210,7 @@ def test_switch_and_the_command_of_ours(command: Command, tmp_path: Path) -> Non
     refused = command("rl_zoo3", *words, cwd=tmp_path, fails=True, SB3_ERL_ZOO="0")
     assert "invalid choice" in refused.stderr
     command("sb3-erl", *words, cwd=tmp_path, SB3_ERL_ZOO="0")
-    assert (tmp_path / "logs" / algo / "Pendulum-v1_1").exists()
+    assert (tmp_path / "logs" / algo / f"{env_of(algo)}_1").exists()
     shown = command("-m", "sb3_erl.zoo", "push_to_hub", "--help", cwd=tmp_path, SB3_ERL_ZOO="0")
     assert algo in shown.stdout
 
@@ -215,7 +224,7 @@ def test_command_of_ours_explains_itself(command: Command, tmp_path: Path) -> No
 def test_subprocess_environments(algo: str, command: Command, tmp_path: Path) -> None:
     words = train(algo, "--vec-env", "subproc", "--eval-freq", "-1", steps=300)
     command(*words, "n_envs:2", cwd=tmp_path)
-    assert {"0.monitor.csv", "1.monitor.csv"} <= {p.name for p in (tmp_path / "logs" / algo / "Pendulum-v1_1").iterdir()}
+    assert {"0.monitor.csv", "1.monitor.csv"} <= {p.name for p in (tmp_path / "logs" / algo / f"{env_of(algo)}_1").iterdir()}
 
 
 @one_of_each_family

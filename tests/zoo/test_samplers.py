@@ -71,7 +71,8 @@ def test_class_takes_sampled_values(algo: str) -> None:
     present = inspect.signature(ALGOS[algo]).parameters
     small = {name: size for name, size in {"buffer_size": 100, "noise_table_size": 2_000_000}.items() if name in present}
     for arguments, _ in trials(algo, 3):
-        model = ALGOS[algo]("MlpPolicy", gym.make("Pendulum-v1"), device="cpu", **{**arguments, **small})
+        env_id = "Pendulum-v1" if getattr(ALGOS[algo], "takes_continuous_actions", True) else "CartPole-v1"
+        model = ALGOS[algo]("MlpPolicy", gym.make(env_id), device="cpu", **{**arguments, **small})
         assert {name: getattr(model, name) for name in arguments} == arguments
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
-from sb3_erl.evolution.fitness.returns import discounted_return
+from sb3_erl.evolution.fitness.returns import discounted_return, episode_return
 from sb3_erl.rollouts.jobs import EpisodeBatch
 
 Value = Callable[[int, np.ndarray], float]
 """Value of a candidate at an observation."""
+
+Surrogate = Literal["h_step_critic", "h_step_pevfa", "truncated_return"]
+"""
+How EvoRainbow measures partial rollouts: the discounted rewards, completed by the learner's first critic at the individual's
+own action (``"h_step_critic"``) or by the first tower of the population's value function, which reads heads of the shared
+architecture (``"h_step_pevfa"``); or the undiscounted rewards without a value (``"truncated_return"``).
+"""
+PEVFA: Surrogate = "h_step_pevfa"
 
 
 def h_step_value(episodes: EpisodeBatch, n_candidates: int, gamma: float, value: Value) -> np.ndarray:
@@ -36,3 +47,32 @@ def h_step_value(episodes: EpisodeBatch, n_candidates: int, gamma: float, value:
             score += gamma**episode.length * value(episode.job.candidate, episode.last_observation)
         scores.append(score)
     return episodes.mean_per_candidate(scores, n_candidates)
+
+
+def surrogate_fitness(
+    surrogate: Surrogate, episodes: EpisodeBatch, gamma: float, learner: Any, agents: Sequence[Any]
+) -> np.ndarray:
+    """
+    Fitness from partial rollouts as in EvoRainbow; authors' code: yeshenpy/EvoRainbow, ``agent.py: Agent.evaluate``.
+
+    :param surrogate: what completes the rollouts
+    :param episodes: partial rollouts
+    :param gamma: the learner's discount factor
+    :param learner: has the value functions
+    :param agents: policies of the candidates
+    :return: ``(n_candidates,)``, higher is better
+    """
+
+    @torch.no_grad()
+    def value(candidate: int, observation: np.ndarray) -> float:
+        agent = agents[candidate]
+        tensor, _ = agent.obs_to_tensor(observation)
+        if surrogate == PEVFA:
+            layers = [module for module in agent.head.modules() if isinstance(module, nn.Linear)]
+            head = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            return float(learner.bootstrap(tensor, *head, pessimistic=False))
+        return float(learner.value(tensor, agent._predict(tensor, deterministic=True), pessimistic=False))
+
+    if surrogate == "truncated_return":
+        return episode_return(episodes, len(agents))
+    return h_step_value(episodes, len(agents), gamma, value)

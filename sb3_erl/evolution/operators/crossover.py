@@ -9,6 +9,7 @@ To add one, write a class with the signature of :class:`RowCrossover`. Its name 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,6 +47,9 @@ class RowCrossover:
     :param single_entry: vectors that are not left alone get one copy (authors' code of CERL)
     """
 
+    touches_kernels: ClassVar[bool] = True
+    """Whether rows of tensors with more than two axes are exchanged, as those of matrices are."""
+
     def __init__(
         self,
         layout: ParameterLayout,
@@ -65,6 +69,8 @@ class RowCrossover:
                 for rows, vector in zip(n_rows, self._is_vector, strict=True)
             ]
         )
+        if not self.touches_kernels:
+            self._limits[[len(shape) > 2 for shape in layout.shapes]] = 0
         slices = [layout.slices[name] for name in layout.names]
         self._places = list(zip(slices, self._first_row[:-1].tolist(), n_rows, strict=True))
         """Of each tensor: its columns, its first row and the number of its rows."""
@@ -128,6 +134,21 @@ class RowCrossover:
     def __call__(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Children of ``n_pairs`` pairs; see :meth:`apply`."""
         return self.apply(first, second, self.draw(len(first), rng))
+
+
+class LinearRowCrossover(RowCrossover):
+    """
+    :class:`RowCrossover` that leaves convolution kernels alone, though not their biases.
+
+    Li et al. (ICML 2024), authors' code yeshenpy/VEB-RL, ``GA_VEB/agents/mod_neuro_evo.py: SSNE.crossover_inplace``.
+
+    :param layout: tensors of one individual
+    """
+
+    touches_kernels = False
+
+    def __init__(self, layout: ParameterLayout):
+        super().__init__(layout)
 
 
 class HeadRowCrossover(RowCrossover):

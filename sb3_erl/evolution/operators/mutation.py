@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -64,6 +65,9 @@ class GaussianMutation:
     :param vector_reset_std: standard deviation of a reset entry of a vector
     """
 
+    touches_kernels: ClassVar[bool] = True
+    """Whether tensors with more than two axes count as matrices."""
+
     def __init__(
         self,
         layout: ParameterLayout,
@@ -83,7 +87,8 @@ class GaussianMutation:
         self.super_prob, self.super_strength = super_prob, super_strength
         self.reset_prob = reset_prob
         is_vector = np.array([len(shape) < 2 for shape in layout.shapes], dtype=bool)
-        self._mutable = np.flatnonzero(~is_vector | (vector_scale > 0))
+        is_left_alone = np.array([len(shape) > 2 and not self.touches_kernels for shape in layout.shapes], dtype=bool)
+        self._mutable = np.flatnonzero((~is_vector | (vector_scale > 0)) & ~is_left_alone)
         self._scale = np.where(is_vector, vector_scale, 1.0)[self._mutable]
         self._starts = np.cumsum([0, *layout.sizes])[:-1][self._mutable]
         self._sizes = np.array(layout.sizes)[self._mutable]
@@ -145,6 +150,39 @@ class GaussianMutation:
     def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Mutants of the parents; see :meth:`apply`."""
         return self.apply(parents, self.draw(len(parents), rng))
+
+
+class LinearMutation(GaussianMutation):
+    """
+    :class:`GaussianMutation` that leaves convolution kernels alone, with the tiny steps of VEB-RL.
+
+    Li et al. (ICML 2024), authors' code yeshenpy/VEB-RL, ``GA_VEB/agents/mod_neuro_evo.py: SSNE.mutate_inplace``: the only
+    change with an effect is the reset of single weights of linear layers.
+
+    :param layout: tensors of one individual
+    :param strength: standard deviation of a normal mutation relative to the weight
+    :param fraction: a matrix gets fewer than ``ceil(fraction * size)`` events
+    :param super_prob: probability of a super mutation
+    :param super_strength: its standard deviation relative to the weight
+    :param reset_prob: probability of a reset
+    :param reset_std: standard deviation of a reset weight
+    :param limit: mutated weights are clipped to ±limit
+    """
+
+    touches_kernels = False
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        strength: float = 5e-6,
+        fraction: float = 0.1,
+        super_prob: float = 0.05,
+        super_strength: float = 5e-4,
+        reset_prob: float = 0.05,
+        reset_std: float = 1.0,
+        limit: float = 1e6,
+    ):
+        super().__init__(layout, strength, fraction, super_prob, super_strength, reset_prob, reset_std, limit)
 
 
 class HeadMutation:

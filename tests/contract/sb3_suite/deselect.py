@@ -102,6 +102,20 @@ MEMORIES: dict[str, str] = {
     ),
 }
 TARGET_ACTOR = "reads the statistics of TD3's target actor, which SAC does not have: test_batch_norm.py"
+DQN: dict[str, str] = {
+    **{pattern: reason for pattern, reason in COMMON.items() if reason.startswith(DICT) and "_space[" not in pattern},
+    "test_callbacks.py::test_eval_success_logging": DICT,
+    "test_dict_env.py::test_multiprocessing": DICT,
+    "test_her.py::test_performance_her": DICT,
+    "test_callbacks.py::test_eval_callback_logs_are_written_with_the_correct_timestep": COMMON[
+        "test_tensorboard.py::test_tensorboard"
+    ],
+    "test_cnn.py::test_features_extractor_target_net": "sets tau; targets are copied: test_dqn_learner.py",
+    "test_run.py::test_offpolicy_multi_env": GENERATIONAL["test_run.py::test_offpolicy_multi_env"],
+    "test_run.py::test_warn_dqn_multi_env": "the interval of target copies counts updates here, whatever the environments",
+    "test_save_load.py::test_save_load_no_target_params": "is about files of SB3's DQN before 2.4",
+    "test_train_eval_mode.py::test_dqn_train_with_batch_norm": "calls DQN's _on_step to copy targets: test_batch_norm.py",
+}
 BY_CLASS: dict[str, dict[str, str]] = {
     "cem": EVOLUTION,
     "deep_ga": DISCRETE_TOO,
@@ -119,9 +133,12 @@ BY_CLASS: dict[str, dict[str, str]] = {
         "test_train_eval_mode.py::test_offpolicy_collect_rollout_batch_norm": TARGET_ACTOR,
         "test_train_eval_mode.py::test_predict_with_dropout_batch_norm": TARGET_ACTOR,
     },
+    "evo_rainbow": GENERATIONAL,
+    "evo_rainbow_exp": GENERATIONAL,
     **dict.fromkeys(("openai_es", "ga_ns", "ns_es", "nsr_es", "nsra_es"), DISCRETE_TOO),
     "td7": SALE,
     "pop_td7": SALE,
+    "veb_rl": DQN,
 }
 """By key in ALGOS; a class that is not listed has to pass everything."""
 

@@ -1,5 +1,5 @@
 """
-Becomes the ``conftest.py`` beside a copy of SB3's tests: puts one of our classes in the place of TD3.
+Becomes the ``conftest.py`` beside a copy of SB3's tests: puts one of our classes in the place of TD3 or DQN.
 
 Everything it needs comes through environment variables, so it imports nothing from this repository's tests.
 """
@@ -22,7 +22,7 @@ SMALL = json.loads(os.environ["SB3_SUITE_SMALL"])
 
 
 class Substitute(_ORIGINAL):  # type: ignore[misc, valid-type]
-    """Our class, small, less the arguments that SB3's tests hand to TD3 and ours does not take."""
+    """Our class, small, less the arguments that SB3's tests hand to that class and ours does not take."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **SMALL | {key: value for key, value in kwargs.items() if key not in IGNORED})
