@@ -70,11 +70,11 @@ def cheetah_run(options: argparse.Namespace) -> float:
     import shimmy
 
     gym.register_envs(shimmy)
-    returns = []
+    returns: list[float] = []
     for method in options.methods:
         returns = []
         for seed in options.seeds:
-            env = gym.make("dm_control/cheetah-run-v0")
+            env: Any = gym.make("dm_control/cheetah-run-v0")
             settings = METHODS[method]
             planner = CEMPlanner(SimulatorModel(env), env.action_space, horizon=12, action_repeat=4, seed=seed, **settings)
             observation, _ = env.reset(seed=seed)
@@ -90,7 +90,7 @@ def cheetah_run(options: argparse.Namespace) -> float:
 
 def pendulum(options: argparse.Namespace) -> float:
     """:return: mean return over episodes from different starts"""
-    env = gym.make("Pendulum-v1")
+    env: Any = gym.make("Pendulum-v1")
     planner = CEMPlanner(pendulum_model(), env.action_space, horizon=20, seed=0)
     returns = []
     for seed in range(options.episodes):
@@ -104,7 +104,7 @@ def pendulum(options: argparse.Namespace) -> float:
 
 def speed(options: argparse.Namespace) -> float:
     """:return: CPU time of stepping one by one over that of ``mujoco.rollout`` in one thread, medians of interleaved rounds"""
-    env = gym.make("HalfCheetah-v5")
+    env: Any = gym.make("HalfCheetah-v5")
     env.reset(seed=0)
     models = {
         "step": SimulatorModel(env),
@@ -131,7 +131,7 @@ def speed(options: argparse.Namespace) -> float:
 
 def warm_start(options: argparse.Namespace) -> float:
     """:return: how much more the warm start with the longer horizon gets in the last seed"""
-    env = gym.make("HalfCheetah-v5", max_episode_steps=200)
+    env: Any = gym.make("HalfCheetah-v5", max_episode_steps=200)
     for seed in options.seeds:
         totals = []
         for horizon, is_warm in ((12, False), (12, True), (20, False), (20, True)):
