@@ -3,13 +3,15 @@ What the planner reaches, and how long it takes; rows are appended to ``docs/res
 
     python -m benchmarks.planning pendulum [--episodes 20]
     python -m benchmarks.planning speed
+    python -m benchmarks.planning warm_start [--seeds 1 2 3]
     python -m benchmarks.planning cheetah_run [--methods cem shooting] [--seeds 1 2 3]
 
 ``pendulum``: Pendulum-v1 with its equations of motion as the model, PlaNet's settings but horizon 20, one episode from each
 start. ``speed``: seconds per action on HalfCheetah-v5 (100 candidates, 5 iterations, horizon 12), stepped one by one, in two
-worker processes, and by ``mujoco.rollout`` in one and two threads. ``cheetah_run``: cheetah-run of DeepMind Control with the
-simulator as the model and action repeat 4, a tenth of PlaNet's candidates and half of its iterations, and random shooting with
-as many sequences. It needs dm_control: ``pip install 'mujoco==3.17.0' 'dm-control==1.0.50' 'shimmy[dm-control]==2.0.1'``.
+worker processes, and by ``mujoco.rollout`` in one and two threads. ``warm_start``:
+200 steps of HalfCheetah-v5 with a fresh belief and with a warm start. ``cheetah_run``: cheetah-run of DeepMind Control with
+the simulator as the model and action repeat 4, a tenth of PlaNet's candidates and half of its iterations, and random shooting
+with as many sequences. It needs dm_control: ``pip install 'mujoco==3.17.0' 'dm-control==1.0.50' 'shimmy[dm-control]==2.0.1'``.
 """
 
 import argparse
@@ -68,11 +70,11 @@ def cheetah_run(options: argparse.Namespace) -> float:
     import shimmy
 
     gym.register_envs(shimmy)
-    returns = []
+    returns: list[float] = []
     for method in options.methods:
         returns = []
         for seed in options.seeds:
-            env = gym.make("dm_control/cheetah-run-v0")
+            env: Any = gym.make("dm_control/cheetah-run-v0")
             settings = METHODS[method]
             planner = CEMPlanner(SimulatorModel(env), env.action_space, horizon=12, action_repeat=4, seed=seed, **settings)
             observation, _ = env.reset(seed=seed)
@@ -88,7 +90,7 @@ def cheetah_run(options: argparse.Namespace) -> float:
 
 def pendulum(options: argparse.Namespace) -> float:
     """:return: mean return over episodes from different starts"""
-    env = gym.make("Pendulum-v1")
+    env: Any = gym.make("Pendulum-v1")
     planner = CEMPlanner(pendulum_model(), env.action_space, horizon=20, seed=0)
     returns = []
     for seed in range(options.episodes):
@@ -102,7 +104,7 @@ def pendulum(options: argparse.Namespace) -> float:
 
 def speed(options: argparse.Namespace) -> float:
     """:return: CPU time of stepping one by one over that of ``mujoco.rollout`` in one thread, medians of interleaved rounds"""
-    env = gym.make("HalfCheetah-v5")
+    env: Any = gym.make("HalfCheetah-v5")
     env.reset(seed=0)
     models = {
         "step": SimulatorModel(env),
@@ -127,7 +129,21 @@ def speed(options: argparse.Namespace) -> float:
     return float(medians["step"][1] / medians["mujoco.rollout"][1])
 
 
-MEASUREMENTS = {"cheetah_run": cheetah_run, "pendulum": pendulum, "speed": speed}
+def warm_start(options: argparse.Namespace) -> float:
+    """:return: how much more the warm start with the longer horizon gets in the last seed"""
+    env: Any = gym.make("HalfCheetah-v5", max_episode_steps=200)
+    for seed in options.seeds:
+        totals = []
+        for horizon, is_warm in ((12, False), (12, True), (20, False), (20, True)):
+            settings: dict[str, Any] = {**METHODS["cem"], "horizon": horizon, "warm_start": is_warm}
+            planner = CEMPlanner(RolloutModel(env), env.action_space, seed=seed, **settings)
+            totals.append(play(env, planner, env.reset(seed=seed)[0])[0])
+            row = {"horizon": horizon, "warm_start": is_warm, "seed": seed, "return": round(totals[-1], 1)}
+            append("warm_start", row, options.out)
+    return totals[-1] - totals[0]
+
+
+MEASUREMENTS = {"cheetah_run": cheetah_run, "pendulum": pendulum, "speed": speed, "warm_start": warm_start}
 
 
 def main(arguments: list[str] | None = None) -> float:

@@ -192,7 +192,7 @@ class HybridAlgorithm(OffPolicyModel):
             self.fitness.load_state_dict(self.fitness_state)
         if self.champion_state is not None and self.champion_fitness is not None:
             vector = as_tensor(text_to_array(self.champion_state), device=self.device)
-            self.population.champion = Champion(vector, self.champion_fitness)
+            self.population.champion, self.champion_state = Champion(vector, self.champion_fitness), None
         self.exchange = self._make_exchange()
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 

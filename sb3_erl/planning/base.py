@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -76,42 +77,62 @@ def planned_env(env: gym.Env) -> gym.Env:
 
 
 def layers_of(env: gym.Env) -> list[Any]:
-    """:return: the environment and what its wrappers stand around, from the outermost to the innermost"""
+    """
+    :return: the environment and what stands inside it, from the outermost to the innermost: what its wrappers stand around, an
+        environment that it holds in an attribute, and dm_control's environment and task
+    """
     layers: list[Any] = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    inner: Any = getattr(layers[-1], "_env", None)  # dm_control in the wrapper of shimmy
-    if hasattr(inner, "physics") and hasattr(inner, "task"):
-        layers += [inner, inner.task]
+    while (inner := _inside(layers[-1])) is not None and all(inner is not layer for layer in layers):
+        layers.append(inner)
+    if _is_dm_control(layers[-1]):
+        layers.append(layers[-1].task)
     return layers
+
+
+def _is_dm_control(env: Any) -> bool:
+    return not isinstance(env, gym.Env) and hasattr(env, "physics") and hasattr(env, "task")
+
+
+def _inside(env: Any) -> Any:
+    if isinstance(env, gym.Wrapper):
+        return env.env
+    values = vars(env).values() if isinstance(env, gym.Env) else ()
+    return next((value for value in values if isinstance(value, gym.Env) or _is_dm_control(value)), None)
 
 
 def episode_length(env: gym.Env) -> int | None:
     """:return: most steps of an episode, by a time limit of Gymnasium's or of dm_control's; ``None`` if there is none"""
-    limits = [getattr(layer, name, None) for layer in layers_of(env) for name in ("_max_episode_steps", "_step_limit")]
-    known = [int(limit) for limit in limits if limit is not None and np.isfinite(limit)]
-    return min(known, default=None)
+    return _least(env, lambda limit, done: limit)
 
 
 def steps_left(env: gym.Env) -> int | None:
     """:return: steps that are left of the episode by a time limit; ``None`` if there is no limit"""
-    counters = (("_max_episode_steps", "_elapsed_steps"), ("_step_limit", "_step_count"))
-    left = []
+    return _least(env, lambda limit, done: None if done is None else limit - done)
+
+
+def _least(env: gym.Env, steps: Callable[[int, int | None], int | None]) -> int | None:
+    """:return: the smallest of what the time limits say, in steps of ``env``"""
+    found, repeat = [], 1
     for layer in layers_of(env):
-        for limit, counter in counters:
-            most, done = vars(layer).get(limit), vars(layer).get(counter)
-            if most is not None and done is not None and np.isfinite(most):
-                left.append(int(most) - int(done))
-    return min(left, default=None)
+        own = vars(layer)
+        for limit, counter in (("_max_episode_steps", "_elapsed_steps"), ("_step_limit", "_step_count")):
+            if own.get(limit) is not None and np.isfinite(own[limit]):
+                n_steps = steps(int(own[limit]), own.get(counter))
+                found += [] if n_steps is None else [-(-n_steps // repeat)]
+        repeat *= int(own.get("action_repeat", 1))  # what stands further inside counts its own steps
+    return min(found, default=None)
 
 
-def physics_of(env: gym.Env) -> tuple[Any, Any, int] | None:
-    """:return: MuJoCo's model and data and the number of simulation steps per environment step; ``None`` if it is no MuJoCo"""
-    inner: Any = env.unwrapped
-    if all(hasattr(inner, name) for name in ("model", "data", "frame_skip")):
-        return inner.model, inner.data, int(inner.frame_skip)
-    dm_control: Any = getattr(inner, "_env", None)
-    if hasattr(dm_control, "physics"):
-        physics = dm_control.physics
-        return physics.model.ptr, physics.data.ptr, int(dm_control._n_sub_steps)
+def physics_of(layers: list[Any]) -> tuple[Any, Any, int] | None:
+    """
+    :param layers: of an environment, see :func:`layers_of`
+    :return: MuJoCo's model and data and the number of simulation steps per environment step; ``None`` if it is no MuJoCo
+    """
+    repeat = 1
+    for layer in layers:
+        if all(name in vars(layer) for name in ("model", "data", "frame_skip")):
+            return layer.model, layer.data, repeat * int(layer.frame_skip)
+        if _is_dm_control(layer):
+            return layer.physics.model.ptr, layer.physics.data.ptr, repeat * int(layer._n_sub_steps)
+        repeat *= int(vars(layer).get("action_repeat", 1))
     return None

@@ -12,7 +12,7 @@ import numpy as np
 from mujoco import rollout as mujoco_rollout
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.planning.base import PlanningModel, episode_length, physics_of, planned_env, single_env, steps_left
+from sb3_erl.planning.base import PlanningModel, episode_length, layers_of, physics_of, planned_env, single_env, steps_left
 
 RewardFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """States, sensors and actions of whole sequences in, rewards ``(n_candidates, n_steps)`` out, see :class:`RolloutModel`."""
@@ -66,7 +66,7 @@ class RolloutModel(PlanningModel):
         inner = planned_env(single_env(env))
         if inner is self.env:
             return
-        physics = physics_of(inner)
+        physics = physics_of(layers_of(inner))
         if physics is None:
             raise ValueError(f"env must be a MuJoCo environment for mujoco.rollout; got {inner}. Use SimulatorModel(env)")
         own, base = inner.action_space, inner.unwrapped.action_space

@@ -94,7 +94,7 @@ class Simulation:
     @property
     def physics(self) -> tuple[Any, Any, int] | None:
         """MuJoCo's model and data, which a reset may replace, see :func:`~sb3_erl.planning.base.physics_of`."""
-        return physics_of(self.env)
+        return physics_of(self.layers)
 
     def _is_kept(self, name: str, value: Any) -> bool:
         if name in KEPT_NAMES or isinstance(value, KEPT_TYPES):

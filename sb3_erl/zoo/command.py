@@ -26,14 +26,13 @@ def main() -> None:
     if script in ("", "-h", "--help"):
         print(USAGE)
         sys.exit(0 if script else 2)
-    if script in OWN:
-        importlib.import_module(f"sb3_erl.zoo.{script}").main(sys.argv[2:])
-        return
-    if script not in SCRIPTS + MODULES:
+    if script not in SCRIPTS + MODULES + OWN:
         print(f"{USAGE}\n\nsb3-erl: unknown script {script!r}", file=sys.stderr)
         sys.exit(2)
     register()
-    if script in SCRIPTS:
+    if script in OWN:
+        importlib.import_module(f"sb3_erl.zoo.{script}").main(sys.argv[2:])
+    elif script in SCRIPTS:
         importlib.import_module("rl_zoo3.cli").main()
     else:
         del sys.argv[1]

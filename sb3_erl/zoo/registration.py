@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.zoo.hyperparams import hyperparams_file
 from sb3_erl.zoo.samplers import convert, sampler
 
@@ -120,6 +119,8 @@ def _save_and_resume_exactly(module: Any) -> None:
 
 
 def _complete_manager(module: Any) -> None:
+    from sb3_erl.envs.packages import register_namespaces
+
     register_namespaces()  # the Zoo refuses an id that is not in the registry
     _use_own_defaults(module)
     _save_and_resume_exactly(module)

@@ -340,8 +340,7 @@ def test_workers_follow_a_killed_main_process(number: int, tmp_path: Path) -> No
             """
             import os, sys
             from functools import partial
-            from tests import envs
-from tests.backends.troubles import TroubledEnv, toy
+            from tests.backends.troubles import TroubledEnv, toy
             from tests.contract.settings import make
             from sb3_erl import ProcessEvaluator, RayEvaluator
 

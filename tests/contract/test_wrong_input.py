@@ -73,7 +73,7 @@ VALUES: list[tuple[str, Any]] = [
     ("fitness_horizon", 0),
     ("mc_fitness_prob", 1.1),
     ("mutation_fraction", -0.5),
-    ("n_shared_heads", 5),
+    ("n_shared_heads", 6),
     ("pevfa_heads_per_step", 0),
     ("pevfa_layout", "columns"),
     ("encoder_step", "never"),

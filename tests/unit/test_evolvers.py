@@ -308,7 +308,7 @@ def test_operators_by_key_path_class_and_object() -> None:
     assert ga(mutation=own).mutation is own and ga(mutation=nothing).mutation is nothing
     assert ga(mutation="gaussian", mutation_kwargs={"strength": 0.2}).mutation.strength == 0.2
     for choice, kwargs, error, message in (
-        ("blend", None, ValueError, r"mutation must be one of \['gaussian', 'head_rows', 'proximal'\]"),
+        ("blend", None, ValueError, r"mutation must be one of \['gaussian', 'head_rows', 'linear_gaussian', 'proximal'\]"),
         (own, {"strength": 1.0}, ValueError, r"mutation_kwargs must be empty"),
         (3, None, TypeError, r"mutation must be a key.*got 3"),
         ("proximal", None, ValueError, r"mutation must be one that works on parameters alone with GA; got 'proximal'.*PDERL"),

@@ -276,6 +276,53 @@ def test_references_between_attributes_are_kept() -> None:
     assert env.first[0] == env.counts[1] == len(env.same_names) == 1
 
 
+class Repeated(gym.Env):
+    """An environment that holds another one in an attribute and steps it several times."""
+
+    def __init__(self, name: str):
+        self.inner, self.action_repeat = gym.make(name, max_episode_steps=9), 4
+        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.inner.reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        total = 0.0
+        for _ in range(self.action_repeat):
+            observation, reward, terminated, truncated, info = self.inner.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Pendulum-v1"])
+def test_an_environment_inside_another_is_restored(name: str) -> None:
+    env = Repeated(name)
+    env.reset(seed=0)
+    model, actions = SimulatorModel(env), [env.action_space.sample() for _ in range(3)]
+    assert model.episode_length == 3 and (model.simulation.physics is None) == (name == "Pendulum-v1")
+    state = model.save()
+    first, inner = play(env, actions), env.inner
+    assert first[-1][3] and steps_left(env) == 0
+    model.restore(state)
+    assert env.inner is inner and steps_left(env) == 3
+    assert_equal(play(env, actions), first)
+    if name == "HalfCheetah-v5":
+        model.restore(state)
+        seen: list[np.ndarray] = []
+
+        def reward_fn(states: np.ndarray, sensors: np.ndarray, actions: np.ndarray) -> np.ndarray:
+            seen.append(states)
+            return np.zeros(actions.shape[:2])
+
+        fast = RolloutModel(env, reward_fn)
+        fast.rollout(fast.sync(), np.array([actions]))
+        env.step(actions[0])
+        assert np.array_equal(seen[0][0, 1, 1:10], inner.unwrapped.data.qpos)
+
+
 def test_numbers_of_the_model_are_restored() -> None:
     """Tasks may change masses and targets at a reset."""
     env = gym.make("Reacher-v5")

@@ -18,6 +18,7 @@ from tests.warm import WarmPython
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTUP = REPOSITORY / "sb3_erl" / "zoo" / "startup"
 
+STUB_PACKAGES = 'def register_namespaces(*env_ids):\n    """Gymnasium is not there."""\n'
 STUB_ZOO = {
     "__init__.py": "from rl_zoo3.utils import ALGOS\n",
     "utils.py": "class Stock: ...\nALGOS = {'td3': Stock}\n",
@@ -62,6 +63,7 @@ class Playground:
         shutil.copytree(STARTUP, self.site, ignore=shutil.ignore_patterns("__pycache__"))
         write_tree(self.library / "rl_zoo3", STUB_ZOO)
         write_tree(self.library / "sb3_erl", {"__init__.py": STUB_SB3_ERL})
+        write_tree(self.library / "sb3_erl" / "envs", {"__init__.py": "", "packages.py": STUB_PACKAGES})
         shutil.copytree(REPOSITORY / "sb3_erl" / "zoo", self.library / "sb3_erl" / "zoo")
         shutil.copytree(REPOSITORY / "hyperparams", self.library / "sb3_erl" / "hyperparams")
 
