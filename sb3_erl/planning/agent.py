@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.checks import check_env, check_learn, check_range, spaces_checked
 from sb3_erl.core.seeding import Address, Stream
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.planning.agent_files import AgentFiles
 from sb3_erl.planning.base import episode_length, single_env
 from sb3_erl.planning.cem_planner import CEMPlanner, Plan
@@ -83,6 +84,7 @@ class CEMAgent(AgentFiles):
             policy, env = None, policy
         if policy is not None:
             raise ValueError(f"policy must be None: CEMAgent plans its actions and has no policy; got {policy!r}")
+        register_namespaces(env)
         self.model_class, self.model_kwargs, self.planner_kwargs = model, model_kwargs, planner_kwargs
         self.buffer_size, self.learning_starts = buffer_size, learning_starts
         self.batch_size, self.gradient_steps = batch_size, gradient_steps

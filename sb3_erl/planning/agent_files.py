@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.envs.packages import register_namespaces
 
 SelfAgent = TypeVar("SelfAgent", bound="AgentFiles")
 
@@ -49,6 +50,7 @@ class AgentFiles(BaseAlgorithm):
         :return: the agent
         """
         with env_ids_explained():
+            register_namespaces(env)
             return super().load(path, None if env is None else maybe_make_env(env, verbose=0), *args, **kwargs)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_erl import ERL, TD7, OpenAIES
 from sb3_erl.envs import dmc
 from sb3_erl.envs.packages import MODULES, register_namespaces
+from sb3_erl.planning import CEMAgent
 from tests.contract.helpers import differences, snapshot
 
 CHEETAH = "dm_control/cheetah-run-v0"
@@ -103,6 +104,13 @@ def test_a_missing_package_is_an_import_error(package: str, monkeypatch: pytest.
     with pytest.raises(ImportError, match=f"needs dm_control and Shimmy, of which .* is missing; {PIP_LINE}"):
         gym.make(CHEETAH)
     assert gym.registry == before
+
+
+def test_the_planner_knows_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(gym.registry, CHEETAH, raising=False)
+    monkeypatch.setattr(dmc, "version", lambda package: "4.0.0")
+    with pytest.raises(ImportError, match=PIP_LINE):
+        CEMAgent(env=CHEETAH)
 
 
 def test_loading_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
