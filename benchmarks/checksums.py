@@ -61,6 +61,8 @@ SMALL: dict[str, Any] = {
 }
 """Handed to every class as far as its constructor knows the arguments."""
 
+DISCRETE = "CartPole-v1"
+"""The environment of classes that take discrete actions only."""
 LEARNERS: dict[str, list[Any]] = {
     "cem_rl": ["td3", "ddpg", "td7", "sac"],
     "cerl": ["td3", ["td3", "sac"], ["td7", "td3"]],
@@ -136,6 +138,8 @@ def checksum(model: Any) -> str:
 def run(key: str, arguments: dict[str, Any], env_id: str, steps: int, n_envs: int) -> str:
     """Train a new model and return its checksum."""
     torch.manual_seed(0)
+    if not getattr(ALGOS[key], "takes_continuous_actions", True):
+        env_id = DISCRETE
     model = ALGOS[key]("MlpPolicy", make_vec_env(env_id, n_envs=n_envs), **arguments_of(key, arguments))
     return checksum(model.learn(steps))
 
