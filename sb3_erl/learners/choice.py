@@ -195,12 +195,18 @@ def _fitted(
         if not issubclass(learner_class, tuple(forms.values())):
             raise ValueError(
                 f"learner must be a TDRule, such as 'td3', or one of {sorted(form.__name__ for form in forms)} here, whose "
-                f"networks are shared with the population; got {choice!r}"
+                f"networks are shared with the population; got {choice!r}.{_elsewhere(learner_class)}"
             )
     missing = [name for name in needs if not hasattr(learner_class, name)]
     if missing:
         raise ValueError(
             f"learner must be one whose critic serves many actors here, such as 'td3'; got {choice!r}, whose "
-            f"{learner_class.__name__} has no {', '.join(missing)}"
+            f"{learner_class.__name__} has no {', '.join(missing)}.{_elsewhere(learner_class)}"
         )
     return replace(spec, learner_class=learner_class)
+
+
+def _elsewhere(learner_class: type[Learner]) -> str:
+    """A sentence that says which class takes a learner for discrete actions."""
+    is_discrete = learner_class.action_space_class is spaces.Discrete
+    return " With discrete actions, use ERL or PDERL" if is_discrete else ""

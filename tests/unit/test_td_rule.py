@@ -152,7 +152,7 @@ def test_choice_by_key_name_class_and_object() -> None:
         ("erl", {"learner_kwargs": {"n_critics": 0}}, "n_critics must be"),
         ("erl", {"learner_kwargs": {"policy_dealy": 3}}, "learner_kwargs must be constants of TD3Learner.*got .*policy_dealy"),
         ("cem_rl", {"learner": SAC}, "learner must be one whose critic serves many actors.*SAC.*critic_update"),
-        ("cem_rl", {"learner": "dqn"}, "learner must be one whose critic serves many actors.*'dqn'.*critic_update"),
+        ("cem_rl", {"learner": "dqn"}, "learner must be one whose critic serves many actors.*'dqn'.*critic_update.*use ERL"),
         ("erl", {"learner": "sac", "learner_kwargs": {"use_sde": True}}, "SACLearner.*use_sde.*stable_baselines3:SAC"),
         ("erl_re2", {"learner": "sac"}, "learner must be a TDRule.*TD7Learner.*'sac'"),
     ],
