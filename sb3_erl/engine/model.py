@@ -13,9 +13,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_erl.core.checks import check_learn
 from sb3_erl.rollouts.soundness import environments_watched
+from sb3_erl.runs.copying import EnvironmentState
 from sb3_erl.runs.description import describe, env_name
 from sb3_erl.runs.loading import load_model
 from sb3_erl.runs.moved_modules import renamed_tensors
@@ -237,6 +239,22 @@ class EvolvingModel(BaseAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "run"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        What ``pickle`` and ``copy.deepcopy`` take: everything, replay buffer and environments included, but the logger.
+
+        Loggers hold open files; the copy's next ``learn`` makes one, as it does for a model that was loaded from a file.
+
+        :raises TypeError: if the environments live in other processes
+        """
+        state = {name: value for name, value in vars(self).items() if name not in ("_logger", "_vec_normalize_env")}
+        env = None if self.env is None else EnvironmentState(self.env)
+        return {**state, "env": env, "_custom_logger": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        env = None if state["env"] is None else state["env"].restored()
+        vars(self).update(state, env=env, _vec_normalize_env=None if env is None else unwrap_vec_normalize(env))
 
     # ---------------------------------------------------------------- text
 

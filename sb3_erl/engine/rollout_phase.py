@@ -106,6 +106,10 @@ class Rollouts:
         self.needs: frozenset[str] = frozenset()
         """What the episodes of the current phase must carry, see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a call of ``learn``: callback, store, and the environments' slots."""
+        return {**vars(self), "_evaluator": self.workers, "_callback": None, "_store": ScoresOnly()}
+
     def begin(self) -> None:
         """Prepare for a call of ``learn``."""
         self._evaluator = self._make_evaluator()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import itertools
+from abc import ABCMeta
 from functools import cache
 from typing import Any, ClassVar
 
@@ -92,11 +94,27 @@ def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
     if hasattr(policy_class, "deploy"):
         return policy_class
 
-    def reduce(self: Any, _protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (policy_class, self.__dict__)
-
     name = f"Deploying{policy_class.__name__}"
-    return type(name, (DeployedMixin, policy_class), {"__reduce_ex__": reduce, "__module__": policy_class.__module__})
+    return _Deploying(name, (_DeployingMixin, policy_class), {"__module__": policy_class.__module__})
+
+
+class _Deploying(ABCMeta):
+    """Of the classes that :func:`deploying` makes. No module has them, so they are pickled as the class that they extend."""
+
+    @property
+    def extended(cls) -> type[BasePolicy]:
+        """The argument of :func:`deploying`."""
+        return cls.__bases__[1]
+
+
+copyreg.pickle(_Deploying, lambda cls: (deploying, (cls.extended,)))
+
+
+class _DeployingMixin(DeployedMixin):
+    """:class:`DeployedMixin` of a class that :func:`deploying` makes."""
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (type(self).extended, self.__dict__)  # type: ignore[attr-defined]
 
 
 def _rebuild(policy_class: type[BasePolicy], state: dict[str, Any]) -> BasePolicy:

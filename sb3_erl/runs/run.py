@@ -56,6 +56,9 @@ class Run:
         self.is_resumed = False
         """Whether the current ``learn`` is the rest of an interrupted one."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "checkpointers": []}  # they belong to a call of learn
+
     # ---------------------------------------------------------------- random numbers
 
     def choose_seed(self) -> None:
