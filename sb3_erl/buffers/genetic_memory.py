@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 
+ARRAYS = ("observations", "actions", "sizes", "positions")
+
+
 class GeneticMemories(nn.Module):
     """
     A ring of observations and actions for each individual; an individual's memory is a row of common arrays.
@@ -33,8 +36,17 @@ class GeneticMemories(nn.Module):
         self.sizes = np.zeros(n, dtype=np.int64)
         self.positions = np.zeros(n, dtype=np.int64)
         self.arrays = (self.observations, self.actions, self.sizes, self.positions)
-        for name, array in zip(("observations", "actions", "sizes", "positions"), self.arrays, strict=True):
+        for name, array in zip(ARRAYS, self.arrays, strict=True):
             self.register_buffer(f"stored_{name}", torch.from_numpy(array))  # the same memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in (*ARRAYS, "arrays")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in ARRAYS:  # the same memory in a copy, too
+            setattr(self, name, getattr(self, f"stored_{name}").numpy())
+        self.arrays = (self.observations, self.actions, self.sizes, self.positions)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GeneticMemories:
         return self

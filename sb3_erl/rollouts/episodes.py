@@ -31,6 +31,9 @@ class Episodes:
         self._guard: NormalizerGuard | None = None
         self.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_resetter": None, "_guard": None}  # made anew when learn begins
+
     def forget(self) -> None:
         """No episode runs any more."""
         n_envs = self._model.n_envs
