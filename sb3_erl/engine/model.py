@@ -19,6 +19,7 @@ from sb3_erl.core.checks import check_learn
 from sb3_erl.rollouts.soundness import environments_watched
 from sb3_erl.runs.copying import EnvironmentState
 from sb3_erl.runs.description import describe, env_name
+from sb3_erl.runs.export import export_policy
 from sb3_erl.runs.loading import load_model
 from sb3_erl.runs.moved_modules import renamed_tensors
 from sb3_erl.runs.resuming import resume
@@ -157,6 +158,25 @@ class EvolvingModel(BaseAlgorithm):
         :param include: attributes to save although they are excluded by default
         """
         save_model(self, path, exclude, include, self._plain_state())
+
+    def export(self, path: str | pathlib.Path, normalize: bool = True) -> pathlib.Path:
+        """
+        Write what ``predict(observation, deterministic=True)`` does to a file that acts without this package.
+
+        The file takes a batch of any size of observations as the environment gives them and returns actions of the
+        environment: normalization (``VecNormalize``, statistics inside the network, virtual batch norms) and the scaling of
+        actions are part of it. Images have channels first, as in ``observation_space``. Before anything is written, the file
+        has to act as ``predict`` does on 1000 observations. See ``docs/export.md``.
+
+        :param path: ends in ``.pt2`` (``torch.export``), ``.onnx`` (ONNX, with the extra ``onnx``) or ``.pt`` (TorchScript)
+        :param normalize: whether the statistics of ``VecNormalize`` become part of the file; ``False``: the file takes what
+            ``predict`` takes. A model that was loaded without its environment knows no statistics
+        :return: the file
+        :raises ValueError: if the ending is unknown, the network has a step that the format cannot express, the file would
+            act otherwise than ``predict``, or a wrapper above ``VecNormalize`` changes observations
+        :raises ImportError: if the packages of an optional format are missing
+        """
+        return export_policy(self, path, normalize)
 
     def _plain_state(self) -> dict[str, Any]:
         """
