@@ -159,8 +159,8 @@ class ERLActor(Actor):
 
     @property
     def output_layer(self) -> nn.Linear:
-        """The linear layer that gives the action before tanh."""
-        return self.mu[-2]  # type: ignore[return-value]
+        """The last linear layer, which gives the action before tanh."""
+        return next(layer for layer in reversed(list(self.mu)) if isinstance(layer, nn.Linear))
 
     def rollout_layers(self) -> Layers:
         """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""

@@ -67,14 +67,16 @@ class ActionMap(nn.Module):
 
     :param space: of the actions
     :param squashed: whether outputs are in [-1, 1] and are scaled to the bounds; otherwise they are clipped to the bounds
+    :param dtype: of the actions that ``predict`` gives
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, space: spaces.Space, squashed: bool):
+    def __init__(self, space: spaces.Space, squashed: bool, dtype: torch.dtype):
         super().__init__()
         self.is_box, self.squashed, self.shape = isinstance(space, spaces.Box), squashed, tuple(space.shape or ())
+        self.dtype = dtype
         if isinstance(space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(space.low).clone())
             self.register_buffer("high", torch.as_tensor(space.high).clone())
@@ -86,9 +88,10 @@ class ActionMap(nn.Module):
         """
         actions = outputs.reshape(-1, *self.shape)
         if not self.is_box:
-            return actions.long()
+            return actions.to(self.dtype)
         if self.squashed:
             actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        actions = actions.to(self.dtype)
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
 
 
@@ -98,13 +101,14 @@ class ExportedPolicy(nn.Module):
 
     :param policy: of a model; its ``deployed`` network is copied
     :param normalizations: of observations, the one next to the environment first
+    :param dtype: of the actions that ``predict`` gives
     """
 
-    def __init__(self, policy: Any, normalizations: list[Normalization]):
+    def __init__(self, policy: Any, normalizations: list[Normalization], dtype: torch.dtype):
         super().__init__()
         self.normalizations = nn.ModuleList(normalizations)
         self.network = copy.deepcopy(policy.deployed).to("cpu").eval().requires_grad_(False)
-        self.actions = ActionMap(policy.action_space, policy.squash_output)
+        self.actions = ActionMap(policy.action_space, policy.squash_output, dtype)
 
     def forward(self, observation: Tensor) -> Tensor:
         """
@@ -204,11 +208,14 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
             "the whole model"
         )
     normalizers = normalizers_of(model.env) if normalize else []
-    space = normalizers[0].venv.observation_space if normalizers else model.observation_space
+    space = normalizers[0].venv.observation_space if normalizers else _space_of_predict(model)
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise ValueError(f"{type(model).__name__} cannot be exported with observations of {space}: they are no array")
-    policy = ExportedPolicy(model.policy, [Normalization(each) for each in normalizers])
-    observations = _observations(space, _centers(policy), np.random.default_rng(0))
+    normalizations = [Normalization(each) for each in normalizers]
+    centers = _centers([*normalizations, *model.policy.deployed.modules()])
+    observations = _observations(space, centers, np.random.default_rng(0))
+    expected = _predictions(model, normalizers, observations)
+    policy = ExportedPolicy(model.policy, normalizations, torch.from_numpy(expected).dtype)
     make, read = FORMATS[path.suffix]
     name = f"{type(model).__name__} with {type(model.policy).__name__}"
     with torch.no_grad(), _quiet():
@@ -222,10 +229,18 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
                 f"{name} cannot be exported as {path.suffix}: {type(policy.network).__name__} has a step that the format cannot "
                 f"express ({type(error).__name__}: {str(error).strip()[:300]})"
             ) from error
-        _check(name, path.suffix, act, observations, _predictions(model, normalizers, observations), model.action_space)
+        _check(name, path.suffix, act, observations, expected, model.action_space)
     with replacing(path, path.suffix) as temporary:
         temporary.write_bytes(contents)
     return path
+
+
+def _space_of_predict(model: Any) -> spaces.Space:
+    """Observations that ``predict`` is given; ``VecNormalize`` gives float32, whatever its observation space says."""
+    space, normalizer = model.observation_space, model.get_vec_normalize_env()
+    if isinstance(space, spaces.Box) and normalizer is not None and normalizer.norm_obs:
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return space
 
 
 def normalizers_of(env: VecEnv | None) -> list[VecNormalize]:
@@ -249,11 +264,11 @@ def normalizers_of(env: VecEnv | None) -> list[VecNormalize]:
     return found
 
 
-def _centers(policy: ExportedPolicy) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and standard deviation of the observations in training, where somebody keeps them."""
-    kept = (each for each in policy.modules() if isinstance(each, Normalization | ObservationStatistics))
+def _centers(modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and standard deviation of the observations in training, where a module keeps them."""
+    kept = (each for each in modules if isinstance(each, Normalization | ObservationStatistics))
     first = next(kept, None)
-    return None if first is None else (first.mean.numpy(), first.std.numpy())
+    return None if first is None else (first.mean.cpu().numpy(), first.std.cpu().numpy())
 
 
 def _observations(
