@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-
 ARRAYS = ("observations", "actions", "sizes", "positions")
 
 

@@ -95,33 +95,18 @@ def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
         return policy_class
 
     name = f"Deploying{policy_class.__name__}"
-    return _Deploying(name, (_DeployingMixin, policy_class), {"__module__": policy_class.__module__})
+    return _Deploying(name, (DeployedMixin, policy_class), {"__module__": policy_class.__module__})
 
 
 class _Deploying(ABCMeta):
     """Of the classes that :func:`deploying` makes. No module has them, so they are pickled as the class that they extend."""
 
-    @property
-    def extended(cls) -> type[BasePolicy]:
-        """The argument of :func:`deploying`."""
-        return cls.__bases__[1]
+
+def _reduced(cls: _Deploying) -> Any:
+    return deploying, (cls.__bases__[1],)
 
 
-copyreg.pickle(_Deploying, lambda cls: (deploying, (cls.extended,)))
-
-
-class _DeployingMixin(DeployedMixin):
-    """:class:`DeployedMixin` of a class that :func:`deploying` makes."""
-
-    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (type(self).extended, self.__dict__)  # type: ignore[attr-defined]
-
-
-def _rebuild(policy_class: type[BasePolicy], state: dict[str, Any]) -> BasePolicy:
-    cls = deploying(policy_class)
-    policy = cls.__new__(cls)
-    policy.__dict__.update(state)
-    return policy
+copyreg.pickle(_Deploying, _reduced)
 
 
 class ERLActor(Actor):

@@ -151,8 +151,8 @@ def to_onnx(policy: ExportedPolicy, example: Tensor) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra("ONNX files need the packages onnx, onnxruntime and onnxscript", "onnx") from error
-    names = {"input_names": ["observation"], "output_names": ["action"]}
-    made = torch.onnx.export(_program(policy, example), (example,), dynamo=True, verbose=False, **names)
+    program, inputs, outputs = _program(policy, example), ["observation"], ["action"]
+    made = torch.onnx.export(program, (example,), dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
     assert made is not None
     return made.model_proto.SerializeToString()
 
@@ -204,8 +204,8 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
     path = pathlib.Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(
-            f"path must end in {', '.join(sorted(FORMATS))} (ONNX, TorchScript, torch.export); got {str(path)!r}. save() writes "
-            "the whole model"
+            f"path must end in {', '.join(sorted(FORMATS))} (ONNX, TorchScript, torch.export); got {str(path)!r}. save() "
+            "writes the whole model"
         )
     normalizers = normalizers_of(model.env) if normalize else []
     space = normalizers[0].venv.observation_space if normalizers else _space_of_predict(model)
@@ -226,8 +226,8 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
             raise
         except Exception as error:
             raise ValueError(
-                f"{name} cannot be exported as {path.suffix}: {type(policy.network).__name__} has a step that the format cannot "
-                f"express ({type(error).__name__}: {str(error).strip()[:300]})"
+                f"{name} cannot be exported as {path.suffix}: {type(policy.network).__name__} has a step that the format "
+                f"cannot express ({type(error).__name__}: {str(error).strip()[:300]})"
             ) from error
         _check(name, path.suffix, act, observations, expected, model.action_space)
     with replacing(path, path.suffix) as temporary:
@@ -258,8 +258,8 @@ def normalizers_of(env: VecEnv | None) -> list[VecNormalize]:
     others = [each for each in above if not isinstance(each, (VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder))]
     if others:
         raise ValueError(
-            f"env must have no {type(others[0]).__name__} above its VecNormalize, so that normalization can be part of the file. "
-            "Wrap the environments in another order, or export(path, normalize=False) and normalize observations yourself"
+            f"env must have no {type(others[0]).__name__} above its VecNormalize, so that normalization can be part of the "
+            "file. Wrap the environments in another order, or export(path, normalize=False)"
         )
     return found
 
@@ -271,10 +271,8 @@ def _centers(modules: list[nn.Module]) -> tuple[np.ndarray, np.ndarray] | None:
     return None if first is None else (first.mean.cpu().numpy(), first.std.cpu().numpy())
 
 
-def _observations(
-    space: spaces.Space, centers: tuple[np.ndarray, np.ndarray] | None, rng: np.random.Generator
-) -> np.ndarray:
-    """Observations ``(1000, *obs_shape)`` all over a space; every other one near those of the training where they are known."""
+def _observations(space: spaces.Space, centers: tuple[np.ndarray, np.ndarray] | None, rng: np.random.Generator) -> np.ndarray:
+    """Observations ``(1000, *obs_shape)`` all over a space; every other one near those in training if they are known."""
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high, shape = space.low.astype(np.float64), space.high.astype(np.float64), (N_CHECKED, *space.shape)
         bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
@@ -285,7 +283,7 @@ def _observations(
             drawn[::2] = mean + std * rng.standard_normal(drawn[::2].shape)
         return np.clip(drawn, low, high).astype(space.dtype)
     if isinstance(space, spaces.Box):
-        return rng.integers(space.low, space.high, (N_CHECKED, *space.shape), dtype=space.dtype, endpoint=True)  # type: ignore[arg-type]
+        return rng.integers(space.low, space.high, (N_CHECKED, *space.shape), dtype=space.dtype, endpoint=True)
     space = copy.deepcopy(space)
     space.seed(int(rng.integers(2**31)))
     return np.stack([space.sample() for _ in range(N_CHECKED)])
