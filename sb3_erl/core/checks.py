@@ -130,14 +130,30 @@ def check_common(model: Any) -> None:
         raise TypeError(f"replay_buffer_kwargs must be None or a dict; got {model.replay_buffer_kwargs!r}")
 
 
+NOT_ARGUMENTS = ("self", "args", "kwargs", "observation_space", "action_space", "lr_schedule")
+"""Parameters of policies that ``policy_kwargs`` does not set."""
+
+
 def check_policy_kwargs(policy_class: type, kwargs: dict[str, Any]) -> None:
-    """:raises TypeError: if a policy does not have one of them"""
-    known = inspect.signature(policy_class).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # the policy checks them
+    """
+    :param policy_class: of the policy; one that hands arguments on to policies inside it has the attribute
+        ``checks_arguments`` and checks them itself
+    :param kwargs: its arguments beside spaces and schedule
+    :raises TypeError: if a policy does not have one of them
+    """
+    known: dict[str, inspect.Parameter] = {}
+    for cls in policy_class.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        known |= parameters
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            break
+        if getattr(policy_class, "checks_arguments", False) or not cls.__module__.startswith("sb3_erl."):
+            return  # it may take any
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
-        own = [name for name in known if name not in ("observation_space", "action_space", "lr_schedule")]
+        own = [name for name in known if name not in NOT_ARGUMENTS]
         raise TypeError(f"policy_kwargs must be arguments of {policy_class.__name__}, which are {own}; got {unknown}")
 
 

@@ -86,7 +86,7 @@ def check_own_extractors(share_features_extractor: bool) -> None:
 
 
 @cache
-def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
+def deploying(policy_class: type[BasePolicy]) -> Any:
     """
     :param policy_class: an SB3 actor-critic policy class with ``make_actor``
     :return: the same class with a ``deployed`` network (see :class:`DeployedMixin`)
