@@ -111,6 +111,12 @@ class SALEActor(BasePolicy):
         self.head = nn.Linear(self.feature_dim, action_dim)
         self.encoder = constant(SALEEncoder(features_dim, action_dim, encoder_arch, zs_dim, encoder_activation_fn).state)
 
+    def train(self, mode: bool = True) -> SALEActor:
+        """See torch's ``nn.Module``; the extractor, a fixed copy, stays in evaluation mode."""
+        super().train(mode)
+        self.features_extractor.eval()
+        return self
+
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """:return: flat float32 observations, or the extractor's features ``(batch, features_dim)``"""
         return self.extract_features(obs, self.features_extractor)
