@@ -92,7 +92,8 @@ def deploying(policy_class: type[BasePolicy]) -> Any:
     :return: the same class with a ``deployed`` network (see :class:`DeployedMixin`)
     """
     if hasattr(policy_class, "deploy"):
-        return policy_class
+        is_old = policy_class.__name__.startswith("Deploying") and not isinstance(policy_class, _Deploying)
+        return deploying(policy_class.__bases__[1]) if is_old else policy_class  # one that an earlier version saved
 
     name = f"Deploying{policy_class.__name__}"
     return _Deploying(name, (DeployedMixin, policy_class), {"__module__": policy_class.__module__})
