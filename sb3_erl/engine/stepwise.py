@@ -34,7 +34,7 @@ class StepwiseAlgorithm(OffPolicyModel):
 
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
 
-    :param policy: ``"MlpPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule of the remaining progress
     :param learning_starts: environment steps of the random warm-up, which lasts to the end of the running episode
