@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-ARRAYS = ("observations", "actions", "sizes", "positions")
-
-
 class GeneticMemories(nn.Module):
     """
     A ring of observations and actions for each individual; an individual's memory is a row of common arrays.
@@ -26,6 +23,8 @@ class GeneticMemories(nn.Module):
     :param action_dim: length of an action
     """
 
+    _names = ("observations", "actions", "sizes", "positions")
+
     def __init__(self, n: int, capacity: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype | type, action_dim: int):
         super().__init__()
         self.capacity = capacity
@@ -35,15 +34,15 @@ class GeneticMemories(nn.Module):
         self.sizes = np.zeros(n, dtype=np.int64)
         self.positions = np.zeros(n, dtype=np.int64)
         self.arrays = (self.observations, self.actions, self.sizes, self.positions)
-        for name, array in zip(ARRAYS, self.arrays, strict=True):
+        for name, array in zip(self._names, self.arrays, strict=True):
             self.register_buffer(f"stored_{name}", torch.from_numpy(array))  # the same memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in (*ARRAYS, "arrays")}
+        return {name: value for name, value in super().__getstate__().items() if name not in (*self._names, "arrays")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in ARRAYS:  # the same memory in a copy, too
+        for name in self._names:  # the same memory in a copy, too
             setattr(self, name, getattr(self, f"stored_{name}").numpy())
         self.arrays = (self.observations, self.actions, self.sizes, self.positions)
 
