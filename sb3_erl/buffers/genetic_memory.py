@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+
 class GeneticMemories(nn.Module):
     """
     A ring of observations and actions for each individual; an individual's memory is a row of common arrays.
