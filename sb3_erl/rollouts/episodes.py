@@ -32,7 +32,8 @@ class Episodes:
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_resetter": None, "_guard": None}  # made anew when learn begins
+        made_by_learn = ("_envs", "_guard", "_resetter")
+        return {name: None if name in made_by_learn else value for name, value in vars(self).items()}
 
     def forget(self) -> None:
         """No episode runs any more."""
