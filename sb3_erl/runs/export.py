@@ -77,6 +77,8 @@ class ActionMap(nn.Module):
         super().__init__()
         self.is_box, self.squashed, self.shape = isinstance(space, spaces.Box), squashed, tuple(space.shape or ())
         self.dtype = dtype
+        self.first = 0
+        """Added to the number of a discrete action."""
         if isinstance(space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(space.low).clone())
             self.register_buffer("high", torch.as_tensor(space.high).clone())
@@ -88,10 +90,10 @@ class ActionMap(nn.Module):
         """
         actions = outputs.reshape(-1, *self.shape)
         if not self.is_box:
-            return actions.to(self.dtype)
+            return actions.to(self.dtype) + self.first
         if self.squashed:
             actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        actions = actions.to(self.dtype)
+        actions = (actions if self.dtype.is_floating_point else actions.round()).to(self.dtype)
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
 
 
@@ -216,6 +218,11 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
     observations = _observations(space, centers, np.random.default_rng(0))
     expected = _predictions(model, normalizers, observations)
     policy = ExportedPolicy(model.policy, normalizations, torch.from_numpy(expected).dtype)
+    if (
+        isinstance(model.action_space, spaces.Discrete)
+        and expected[0] != policy(torch.from_numpy(observations[:1])).numpy()[0]
+    ):
+        policy.actions.first = int(model.action_space.start)  # predict adds it to the network's number
     make, read = FORMATS[path.suffix]
     name = f"{type(model).__name__} with {type(model.policy).__name__}"
     with torch.no_grad(), _quiet():

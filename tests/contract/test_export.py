@@ -153,6 +153,12 @@ def test_images_and_virtual_batch_norms_are_exported(name, arguments, tmp_path):
         check_file(model, model.export(tmp_path / f"policy{ending}"), np.repeat(observations, 3, axis=0))
 
 
+@pytest.mark.parametrize("name", ["openai_es", "veb_rl"])
+def test_numbers_of_actions_are_those_of_predict_also_from_another_first_one_on(name, tmp_path):
+    model = make(name, DummyVecEnv([lambda: OddSpaces(spaces.Discrete(3, start=-1))]))
+    check_file(model, model.export(tmp_path / "policy.pt2"), np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32))
+
+
 class Grid(OddSpaces):
     """A small grid with channels last, as MinAtar's."""
 
