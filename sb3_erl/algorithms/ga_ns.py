@@ -73,9 +73,9 @@ class GANS(DeepGA):
 
     def _check_arguments(self) -> None:
         check_range("archive_prob", self.archive_prob, 0, 1)
-        check_range("truncation", self.truncation, 1, integer=True)
         check_novelty(self.novelty_k, self.behavior)
         super()._check_arguments()
+        check_range("truncation", self.truncation, 1, integer=True)
 
     def _setup_model(self) -> None:
         super()._setup_model()

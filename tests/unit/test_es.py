@@ -80,7 +80,7 @@ def test_offsets_reach_both_ends_of_the_table() -> None:
 def test_short_tables() -> None:
     with pytest.raises(ValueError, match=r"noise_table_size must be at least 10 times the 101 .*got 1000"):
         NoiseTable(1000, 0).check_length(101)
-    with pytest.warns(UserWarning, match="noise_table_size=1000 is less than 1000 times the 100"):
+    with pytest.warns(UserWarning, match="noise_table_size=1000 is less than 100 times the 100"):
         NoiseTable(1000, 0).check_length(100)
     NoiseTable(1000, 0).check_length(1)
     with pytest.raises(ValueError, match="noise_table_size"):
