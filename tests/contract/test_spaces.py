@@ -1,4 +1,4 @@
-"""Spaces that SB3's networks need help with: what arrives in the environment is in the space, or the class refuses it by name."""
+"""Spaces that networks need help with: actions that arrive are in the space, or the class refuses it by name."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_default_noise_tables_follow_the_network(recwarn: pytest.WarningsRecorde
         assert NoiseTable.for_network(large.policy.deployed, None, 0).size == 100 * n_params > 25_000_000
     assert not [warning for warning in recwarn if "noise_table_size" in str(warning.message)]
     with pytest.raises(
-        ValueError, match=r"at least 10 times the 134 .*got 100\. Leave it out or set noise_table_size=1340 at"
+        ValueError, match=r"at least 10 times the 126 .*got 100\. Leave it out or set noise_table_size=1260 at"
     ):
         OpenAIES("MlpPolicy", env, noise_table_size=100, policy_kwargs={"net_arch": [5]})
 
