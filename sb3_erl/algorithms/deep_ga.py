@@ -74,8 +74,6 @@ class DeepGA(EvolutionaryAlgorithm):
     generation_order: ClassVar[tuple[Verb, ...]] = (
         "collect_reference", "ask", "evaluate", "score", "revalidate", "tell", "deploy", "log",
     )  # fmt: skip
-    truncation: Any
-    n_finalists: Any
 
     @inherits_arguments("evolver", "evolver_kwargs", pop_size=1000)
     def __init__(
@@ -106,11 +104,6 @@ class DeepGA(EvolutionaryAlgorithm):
 
     def _check_arguments(self) -> None:
         check_range("n_finalist_episodes", self.n_finalist_episodes, 1, integer=True)
-        check_range("pop_size", self.pop_size, 2, integer=True)
-        if self.truncation is None:
-            self.truncation = min(20, max(1, self.pop_size // 2))
-        if self.n_finalists is None:
-            self.n_finalists = min(10, self.pop_size)
         if self.episode_cutoff is not None:
             check_range("episode_cutoff", self.episode_cutoff, 1, integer=True)
         super()._check_arguments()
@@ -130,14 +123,22 @@ class DeepGA(EvolutionaryAlgorithm):
                 f"with; got {new} instead of {old}. Load without changing them, or start a new model"
             )
         self.made_for = made_for
-        sizes, init = (self.pop_size, self.truncation), (self.init, self.init_output_std)
-        evolver = SeedGA(representation.layout, *sizes, self._sigma_now, self.n_finalists, *init, table)
+        sizes, init = (self.pop_size, self._truncation), (self.init, self.init_output_std)
+        evolver = SeedGA(representation.layout, *sizes, self._sigma_now, self._n_finalists, *init, table)
         return Population(evolver.to(self.device), representation)
 
     @property
     def n_rollouts(self) -> int:
         """See :attr:`EvolutionaryAlgorithm.n_rollouts`."""
-        return super().n_rollouts + self.n_finalists * self.n_finalist_episodes
+        return super().n_rollouts + self._n_finalists * self.n_finalist_episodes
+
+    @property
+    def _truncation(self) -> int:
+        return min(20, max(1, self.pop_size // 2)) if self.truncation is None else self.truncation
+
+    @property
+    def _n_finalists(self) -> int:
+        return min(10, self.pop_size) if self.n_finalists is None else self.n_finalists
 
     @property
     def _genomes(self) -> SeedGA:

@@ -45,6 +45,22 @@ def inside(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
     return actions
 
 
+class ActsInSpace:
+    """Lets the ``predict`` of an SB3 policy give actions that the space contains; stands before the policy's class."""
+
+    action_space: spaces.Space
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        """See SB3's ``BasePolicy.predict``, and :func:`inside`."""
+        actions, state = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
+        return actions if is_plain(self.action_space) else inside(actions, self.action_space), state
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """See SB3's ``BasePolicy.unscale_action``, and :func:`inside`."""
+        actions = super().unscale_action(scaled_action)  # type: ignore[misc]
+        return actions if is_plain(self.action_space) else inside(actions, self.action_space)
+
+
 class InSpace:
     """
     An agent whose ``predict`` gives actions that the space contains; everything else is the agent's.

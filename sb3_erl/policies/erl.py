@@ -6,7 +6,6 @@ import itertools
 from functools import cache
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
@@ -16,14 +15,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_erl.core.action_spaces import inside, is_plain
+from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
-class ActsWithDeployed:
+class ActsWithDeployed(ActsInSpace):
     """
     Lets ``predict`` act with the network ``deployed`` of a policy.
 
@@ -32,20 +31,6 @@ class ActsWithDeployed:
     """
 
     deployed: Any
-    action_space: spaces.Space
-
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
-        """
-        See SB3's ``BasePolicy.predict``; the actions are of the dtype of the action space, within its bounds, and count from
-        the ``start`` of a ``Discrete`` space.
-        """
-        actions, state = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
-        return actions if is_plain(self.action_space) else inside(actions, self.action_space), state
-
-    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
-        """See SB3's ``BasePolicy.unscale_action``; the result is of the dtype of the action space and within its bounds."""
-        actions = super().unscale_action(scaled_action)  # type: ignore[misc]
-        return actions if is_plain(self.action_space) else inside(actions, self.action_space)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.deployed._predict(observation, deterministic=deterministic)
