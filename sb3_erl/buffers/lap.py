@@ -111,7 +111,8 @@ class LAPReplayBuffer(ReplayBuffer):
     learner. Without a learner that writes priorities it draws uniformly.
 
     Differences: sums are kept in a tree instead of being added up for every batch; float64 observations are stored as
-    float32, which is what the networks see.
+    float32, which is what the networks see, unless :class:`VecNormalize` changes them first (see
+    :func:`~sb3_erl.buffers.append.store_for_networks`).
 
     :param buffer_size: transitions in total
     :param observation_space: of the environment, an array

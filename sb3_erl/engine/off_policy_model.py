@@ -15,6 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.buffers.append import store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -146,6 +147,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
+        store_for_networks(self.replay_buffer, self.observation_space, self._vec_normalize_env is not None)
         self.run.choose_seed()
 
     def _policy_arguments(self) -> dict[str, Any]:
