@@ -95,7 +95,7 @@ class ActionMap(nn.Module):
             return actions.to(self.dtype) + self.first
         if self.squashed:
             actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        actions = (actions if self.dtype.is_floating_point else actions.round()).to(self.dtype)
+        actions = actions.to(self.dtype)
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
 
 
