@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-
 _trims: ContextVar[bool] = ContextVar("_trims", default=False)
 
 

@@ -72,9 +72,10 @@ class GenerationCheckpoint(BaseCallback):
     ):
         super().__init__(verbose)
         check_range("save_freq", save_freq, 1, integer=True)
-        if isinstance(keep, str) and keep != THINNED:
-            raise ValueError(f"keep must be {THINNED!r}, a number of checkpoints, or None for all; got {keep!r}")
-        if keep is not None and keep != THINNED:
+        if isinstance(keep, str):
+            if keep != THINNED:
+                raise ValueError(f"keep must be {THINNED!r}, a number of checkpoints, or None for all; got {keep!r}")
+        elif keep is not None:
             check_range("keep", keep, 1, integer=True)
         if keep_every is not None:
             check_range("keep_every", keep_every, 1, integer=True)
@@ -133,12 +134,13 @@ class GenerationCheckpoint(BaseCallback):
     def save(self) -> None:
         """Write a checkpoint of the model as it is, and delete those that need not stay."""
         model, normalizer = self.model, self.model.get_vec_normalize_env()
+        number = self._number + 1
         about = {
             "algorithm": type(model).__name__,
             "total_timesteps": model._total_timesteps,
             "n_envs": model.n_envs,
             "saved_at": time.time_ns(),
-            "number": self._number + 1,
+            "number": number,
             "score": score_of(model, self._root),
         }
         with new_checkpoint(self.save_path, model.num_timesteps, about) as folder:
@@ -154,7 +156,7 @@ class GenerationCheckpoint(BaseCallback):
             log, callbacks = copy_logs(model.logger, folder / LOGS), read_callbacks(self._root)
             run = {"log": log, "callbacks": callbacks, "generators": read_generators()}
             (folder / RUN).write_bytes(pickle.dumps(run))
-        self._saved_at, self._number = model.num_timesteps, about["number"]
+        self._saved_at, self._number = model.num_timesteps, number
         self._newest = checkpoint_at(self.save_path, model.num_timesteps)
         self._thin()
         if self.verbose >= 2:

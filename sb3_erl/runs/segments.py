@@ -1,11 +1,11 @@
 """
 Replay buffers in checkpoints: the content of large arrays is in segments, to which each checkpoint adds only what is new.
 
-An array is cut into chunks of 64 KiB. A chunk of zeros, which is what the unfilled rest of a buffer consists of, is not written;
-of the others a hash is kept, and a chunk whose hash is in the checkpoint before is not written again: the new checkpoint's folder
-gets a hard link to the segment that holds it. So each folder is whole by itself, and a segment is gone when no folder needs it any
-more. Contents are compared, not positions, so that this holds for rings that have wrapped round, for priorities and for buffers of
-any class.
+An array is cut into chunks of 4 to 64 KiB. A chunk of zeros, which is what the unfilled rest of a buffer consists of, is not
+written. Of the others a hash is kept, and a chunk whose hash is in the checkpoint before is not written again: the new folder
+gets a hard link to the segment that holds it. So each folder is whole by itself, and a segment is gone when no folder needs it
+any more. Contents are compared, not positions, so that this holds for rings that have wrapped round, for priorities and for
+buffers of any class.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ import numpy as np
 HEADER = b"sb3_erl segments 1\n"
 FOLDER = "segments"
 """In the folder of a checkpoint."""
-CHUNK = 1 << 16
-"""Bytes of an array that are written, hashed and compared at a time."""
+CHUNKS = (1 << 12, 1 << 16)
+"""Bytes of an array that are written, hashed and compared at a time: a power of two in this range, by the array's size."""
+CHUNKS_PER_ARRAY = 1 << 11
+"""About so many of them at least, where the range allows it."""
 LEAST = 1 << 12
 """Bytes of the smallest array that is not pickled with its object."""
 MOST_SEGMENTS = 64
@@ -96,7 +98,8 @@ class _Pickler(pickle.Pickler):
 def array_of_segments(number: int) -> Any:
     """Stands in the pickle of a buffer for an array that is in segments; only :func:`read_buffer` knows where they are."""
     raise DamagedError(
-        f"array {number} of this replay buffer is in the segments beside it. Load it with load_replay_buffer(path) or resume_from"
+        f"array {number} of this replay buffer is in the segments beside its file. Load it with load_replay_buffer(path) or "
+        "resume_from(folder)"
     )
 
 
@@ -131,9 +134,13 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
+def _chunk_size(array: np.ndarray) -> int:
+    return min(max(1 << (array.nbytes // CHUNKS_PER_ARRAY).bit_length() >> 1, CHUNKS[0]), CHUNKS[1])
+
+
 def _chunk(array: np.ndarray, start: int) -> bytes:
-    """Bytes of an array from ``start`` on, without the zeros at the end."""
-    part = _bytes_of(array)[start : start + CHUNK]
+    """Bytes of an array from ``start`` on to the next chunk, without the zeros at the end."""
+    part = _bytes_of(array)[start : start + _chunk_size(array)]
     return part.tobytes().rstrip(b"\0") if part.any() else b""
 
 
@@ -141,7 +148,7 @@ def _hashed(arrays: list[np.ndarray]) -> np.ndarray:
     """:return: a record per chunk that is not zero, without its place"""
     found = []
     for number, array in enumerate(arrays):
-        for start in range(0, array.nbytes, CHUNK):
+        for start in range(0, array.nbytes, _chunk_size(array)):
             chunk = _chunk(array, start)
             if chunk:
                 found.append((number, start, 0, 0, len(chunk), hashlib.sha256(chunk).digest()))
