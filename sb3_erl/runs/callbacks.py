@@ -21,12 +21,12 @@ from sb3_erl.runs.checkpoints import (
     RUN,
     checkpoint_at,
     claim,
-    delete,
     new_checkpoint,
     newest_checkpoint,
+    prune,
     read_manifest,
+    remove_damaged,
     remove_leftovers,
-    thin,
 )
 from sb3_erl.runs.run import Run
 from sb3_erl.runs.run_state import copy_logs, environment_recipe, read_callbacks, read_generators, score_of
@@ -158,17 +158,12 @@ class GenerationCheckpoint(BaseCallback):
             (folder / RUN).write_bytes(pickle.dumps(run))
         self._saved_at, self._number = model.num_timesteps, number
         self._newest = checkpoint_at(self.save_path, model.num_timesteps)
-        self._thin()
-        if self.verbose >= 2:
-            print(f"Saving a checkpoint of step {model.num_timesteps} to {self.save_path}")
-
-    def _thin(self) -> None:
-        for folder in self._damaged:  # later ones of the run that was resumed from the one before them
-            if folder != self._newest and folder.exists():
-                delete(folder)
+        remove_damaged(self._damaged, self._newest)
         self._damaged = ()
         if self.keep is not None:
-            thin(self.save_path, LAST if isinstance(self.keep, str) else self.keep, self.keep_best, self.keep_every)
+            prune(self.save_path, LAST if isinstance(self.keep, str) else self.keep, self.keep_best, self.keep_every)
+        if self.verbose >= 2:
+            print(f"Saving a checkpoint of step {model.num_timesteps} to {self.save_path}")
 
     def close(self) -> None:
         """Let other processes use the folder; called at the end of ``learn``."""

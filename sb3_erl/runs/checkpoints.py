@@ -136,7 +136,7 @@ def remove_leftovers(path: pathlib.Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def thin(path: pathlib.Path, keep: int, keep_best: bool = False, keep_every: int | None = None) -> None:
+def prune(path: pathlib.Path, keep: int, keep_best: bool = False, keep_every: int | None = None) -> None:
     """
     Delete checkpoints, oldest first. Each has in its folder all that it needs, so that no other one is harmed.
 
@@ -155,7 +155,19 @@ def thin(path: pathlib.Path, keep: int, keep_best: bool = False, keep_every: int
         kept |= {folder for folder, manifest in manifests.items() if manifest.get("number", 0) % keep_every == 0}
     for folder in folders:
         if folder not in kept:
-            delete(folder)
+            _delete(folder)
+
+
+def remove_damaged(folders: Collection[pathlib.Path], newest: pathlib.Path) -> None:
+    """
+    Delete later checkpoints of a run that goes on from one before them.
+
+    :param folders: that could not be read
+    :param newest: a checkpoint that has been written since, maybe in the place of one of them
+    """
+    for folder in folders:
+        if folder != newest and folder.exists():
+            _delete(folder)
 
 
 @contextmanager
@@ -183,14 +195,14 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
             to_disk(entry)
         os.chmod(temporary, 0o777 & ~umask())
         if final.exists():  # incomplete: a complete one would be continued
-            delete(final)
+            _delete(final)
         os.replace(temporary, final)
         to_disk(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def delete(folder: pathlib.Path) -> None:
+def _delete(folder: pathlib.Path) -> None:
     """Rename the folder first, in a single step, so that no checkpoint is ever half deleted; then delete its files."""
     hidden = hidden_name(folder)
     os.replace(folder, hidden)
