@@ -92,14 +92,18 @@ def _folders(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folder for folder in path.glob(f"{PREFIX}*") if COMPLETE.fullmatch(folder.name))
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """:return: the manifest of a checkpoint, ``None`` if the checkpoint is not complete"""
+def read_manifest(folder: pathlib.Path, reads_files: bool = True) -> dict[str, Any] | None:
+    """
+    :param folder: of a checkpoint
+    :param reads_files: whether checksums of files are compared, or their sizes only
+    :return: the manifest of the checkpoint, ``None`` if it is not complete
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         own = manifest.pop(CHECKSUM, None)  # the first versions wrote none
         is_whole = own in (None, _checksum(json.dumps(manifest).encode()))
         is_whole &= all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
-        checksums = manifest.get("checksums", {})
+        checksums = manifest.get("checksums", {}) if reads_files else {}
         is_whole &= all(_checksum((folder / name).read_bytes()) == value for name, value in checksums.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -146,7 +150,7 @@ def prune(path: pathlib.Path, keep: int, keep_best: bool = False, keep_every: in
     :param keep_every: every so many-th one stays, ``None`` for none
     """
     folders = _folders(path)
-    manifests = {folder: manifest for folder in folders if (manifest := read_manifest(folder)) is not None}
+    manifests = {folder: manifest for folder in folders if (manifest := read_manifest(folder, reads_files=False)) is not None}
     kept = set(list(manifests)[-keep:])
     scores = {folder: manifest["score"] for folder, manifest in manifests.items() if manifest.get("score") is not None}
     if keep_best and scores:
