@@ -16,7 +16,7 @@ import numpy as np
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
-from sb3_erl.runs.segments import LEAST, DamagedError, is_index, read_buffer
+from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, read_buffer
 
 MARK = b"sb3_erl crc32 "
 """Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
@@ -43,12 +43,7 @@ def filled_rows(array: np.ndarray) -> int:
     :param array: C-contiguous, of numbers, not empty
     :return: number of its rows up to the last one that has a bit that is not zero
     """
-    flat = array.reshape(-1).view(np.uint8)
-    for start in range((len(flat) - 1) // BLOCK * BLOCK, -1, -BLOCK):
-        block = flat[start : start + BLOCK]
-        if block.any():
-            return (start + int(np.flatnonzero(block)[-1])) // (array.nbytes // len(array)) + 1
-    return 0
+    return -(-filled_bytes(array) // (array.nbytes // len(array)))
 
 
 def save_buffer(buffer: Any, path: File) -> None:

@@ -31,6 +31,8 @@ CHUNKS = (1 << 12, 1 << 16)
 """Bytes of an array that are written, hashed and compared at a time: a power of two in this range, by the array's size."""
 CHUNKS_PER_ARRAY = 1 << 11
 """About so many of them at least, where the range allows it."""
+BLOCK = 1 << 20
+"""Bytes that are looked at, at a time, for one that is not zero."""
 LEAST = 1 << 12
 """Bytes of the smallest array that is not pickled with its object."""
 MOST_SEGMENTS = 64
@@ -134,6 +136,19 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
+def filled_bytes(array: np.ndarray) -> int:
+    """
+    :param array: C-contiguous, of numbers, not empty
+    :return: number of its bytes up to the last one that is not zero
+    """
+    flat = _bytes_of(array)
+    for start in range((len(flat) - 1) // BLOCK * BLOCK, -1, -BLOCK):
+        block = flat[start : start + BLOCK]
+        if block.any():
+            return start + int(np.flatnonzero(block)[-1]) + 1
+    return 0
+
+
 def _chunk_size(array: np.ndarray) -> int:
     return min(max(1 << (array.nbytes // CHUNKS_PER_ARRAY).bit_length() >> 1, CHUNKS[0]), CHUNKS[1])
 
@@ -148,7 +163,7 @@ def _hashed(arrays: list[np.ndarray]) -> np.ndarray:
     """:return: a record per chunk that is not zero, without its place"""
     found = []
     for number, array in enumerate(arrays):
-        for start in range(0, array.nbytes, _chunk_size(array)):
+        for start in range(0, filled_bytes(array), _chunk_size(array)):
             chunk = _chunk(array, start)
             if chunk:
                 found.append((number, start, 0, 0, len(chunk), hashlib.sha256(chunk).digest()))
