@@ -51,11 +51,11 @@ class GenerationCheckpoint(BaseCallback):
 
     :param save_freq: environment steps between two checkpoints; each is written at the first possible moment after them
     :param save_path: folder of this run's checkpoints, which no other process can use while ``learn`` runs
-    :param keep: which checkpoints stay: ``"thinned"`` for the two newest and the best one, a number for so many of the newest,
-        ``None`` for all. The best one has the highest mean return, of the last evaluation where there is an ``EvalCallback``,
-        of the last training episodes otherwise
+    :param keep: which checkpoints stay: ``"thinned"`` for the two newest and the best of the older ones, a number for so many
+        of the newest, ``None`` for all. The best has the highest mean return, of the last evaluation where there is an
+        ``EvalCallback``, of the last training episodes otherwise
     :param verbose: 2 to say when a checkpoint is written
-    :param keep_best: whether the best one stays also with a number for ``keep``
+    :param keep_best: whether the best of the older ones stays also with a number for ``keep``
     :param keep_every: every so many-th checkpoint stays too, ``None`` for no further ones
     :raises ValueError: if an argument is out of range, another run is writing to the folder, or it holds later checkpoints
         than the model is at

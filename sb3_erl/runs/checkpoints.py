@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -146,15 +147,15 @@ def prune(path: pathlib.Path, keep: int, keep_best: bool = False, keep_every: in
 
     :param path: folder of checkpoints
     :param keep: how many of the newest complete ones stay
-    :param keep_best: whether the one with the highest score stays, of equal ones the newest
+    :param keep_best: whether of the older ones that with the highest score stays, of equal ones the newest
     :param keep_every: every so many-th one stays, ``None`` for none
     """
     folders = _folders(path)
     manifests = {folder: manifest for folder in folders if (manifest := read_manifest(folder, reads_files=False)) is not None}
-    kept = set(list(manifests)[-keep:])
-    scores = {folder: manifest["score"] for folder, manifest in manifests.items() if manifest.get("score") is not None}
-    if keep_best and scores:
-        kept.add(max(scores, key=lambda folder: (scores[folder], folder)))
+    older, kept = list(manifests)[:-keep], set(list(manifests)[-keep:])
+    if keep_best and older:
+        scores = {folder: manifests[folder].get("score") for folder in older}
+        kept.add(max(older, key=lambda folder: (-math.inf if scores[folder] is None else scores[folder], folder)))
     if keep_every is not None:
         kept |= {folder for folder, manifest in manifests.items() if manifest.get("number", 0) % keep_every == 0}
     for folder in folders:
