@@ -214,11 +214,12 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save the replay buffer; a crash while saving leaves the previous file whole.
+        Save the replay buffer as far as it is filled, in a file that SB3 reads; a crash leaves the previous file whole.
 
         :param path: file name (``.pkl`` is added) or open file
+        :raises ValueError: if there is none
         """
-        save_buffer(super().save_replay_buffer, path)
+        save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
