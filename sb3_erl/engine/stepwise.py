@@ -222,6 +222,7 @@ class StepwiseAlgorithm(OffPolicyModel):
         infos: list[dict[str, Any]],
     ) -> None:
         self._episodes.check(new_obs, reward, dones, infos)
+        self._episodes.provide_originals(new_obs)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self.n_stored += self.n_envs
         self._count_steps(int(self._episodes.uses_policy.sum()))

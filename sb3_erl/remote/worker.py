@@ -111,6 +111,7 @@ class Runner:
         error: str | None = None
         for number in range(first, last):
             try:
+                self.env.unwrapped._options = [{} if number >= len(phase.options) else phase.options[number]]
                 bodies.append(self._run(evaluator, phase, phase.jobs[number]))
             except Exception:
                 error = traceback.format_exc()

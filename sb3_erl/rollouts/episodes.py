@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
 
+from sb3_erl.core.observations import copied
 from sb3_erl.core.seeding import Stream
 from sb3_erl.rollouts.exploration import UniformExploration
 from sb3_erl.rollouts.jobs import Explorer
@@ -123,7 +124,10 @@ class Episodes:
 
     def actions(self) -> np.ndarray:
         """:return: ``(n_envs, *action_shape)`` in [-1, 1], the next ones of all episodes"""
-        model = self._model
+        model, envs = self._model, self._envs
+        assert envs is not None
+        if not envs.has_singles:  # whose next observations may be written over these
+            model._last_obs = copied(model._last_obs)
         observations = np.asarray(model._last_obs)
         scaled = np.zeros((model.n_envs, get_action_dim(model.action_space)), dtype=np.float32)
         if self.uses_policy.any():
@@ -132,8 +136,7 @@ class Episodes:
         for index, explorer in enumerate(self._explorers):
             if explorer is not None:
                 scaled[index] = explorer(observations[index], scaled[index])
-        assert self._envs is not None
-        self._envs.guard.keep()
+        envs.guard.keep()
         return scaled.reshape(model.n_envs, *model.action_space.shape)
 
     def check(self, new_obs: Any, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -151,6 +154,17 @@ class Episodes:
             last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
             check_shape("observations", last, shape)
             check_finite(np.asarray(last), float(rewards[index]))
+
+    def provide_originals(self, new_obs: Any) -> None:
+        """
+        Let SB3's loop find what the replay buffer stores where it looks for it: in VecNormalize.
+
+        :param new_obs: ``(n_envs, *obs_shape)`` as the policy sees them
+        """
+        normalizer = self._model.get_vec_normalize_env()
+        assert self._envs is not None
+        if normalizer is not None and self._envs.normalizer is None:
+            normalizer.old_obs = new_obs
 
     def step(self, reward: np.ndarray, dones: np.ndarray) -> list[tuple[int, float]]:
         """

@@ -12,7 +12,14 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
 from sb3_erl.core.observations import copied, shape_of
-from sb3_erl.rollouts.slot_reset import SlotResetter, is_unknown, normalizer_on_top, take_options, text_of_order, wrappers_of
+from sb3_erl.rollouts.slot_reset import (
+    SlotResetter,
+    is_unknown,
+    normalizer_on_top,
+    reset_arguments,
+    text_of_order,
+    wrappers_of,
+)
 from sb3_erl.rollouts.soundness import NormalizerGuard, check_shape
 
 STEPPING = ("reset", "step", "step_async", "step_wait", "_save_obs", "_obs_from_buf")
@@ -167,7 +174,7 @@ class SlotEnvs:
     def _reset_singles(self, seeds: dict[int, int]) -> dict[int, Any]:
         """Reset some environments, those in other processes at the same time."""
         base, infos = self.base, list(self.base.reset_infos)
-        arguments = {index: {"seed": seed, **take_options(base, index)} for index, seed in seeds.items()}
+        arguments = {index: reset_arguments(base, index, seed) for index, seed in seeds.items()}
         self._sleeps[list(seeds)] = False
         if isinstance(base, DummyVecEnv):
             answers = {index: base.envs[index].reset(**given) for index, given in arguments.items()}

@@ -111,10 +111,21 @@ def take_options(base: VecEnv, index: int) -> dict[str, Any]:
 
     :param base: environments without wrappers
     :param index: number of the environment
-    :return: further arguments of its ``reset``
+    :return: the options, empty if there are none
     """
     options, base._options[index], base._seeds[index] = base._options[index], {}, None
-    return {"options": options} if options else {}
+    return options
+
+
+def reset_arguments(base: VecEnv, index: int, seed: int) -> dict[str, Any]:
+    """
+    :param base: environments without wrappers
+    :param index: number of the environment
+    :param seed: of its next episode
+    :return: arguments of its ``reset``, with the options that :func:`take_options` gives if there are any
+    """
+    options = take_options(base, index)
+    return {"seed": seed, "options": options} if options else {"seed": seed}
 
 
 class SlotResetter:
@@ -156,9 +167,9 @@ class SlotResetter:
         return observation, observation if original is None else original
 
     def _reset_by_method(self, index: int, seed: int) -> Any:
-        options = take_options(self.env.unwrapped, index)
+        arguments = reset_arguments(self.env.unwrapped, index, seed)
         try:
-            ((observation, _),) = self.env.env_method("reset", seed=seed, **options, indices=[index])
+            ((observation, _),) = self.env.env_method("reset", **arguments, indices=[index])
         except (NotImplementedError, AttributeError) as error:
             raise ValueError(
                 "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "

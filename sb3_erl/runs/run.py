@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_erl.core.interrupts import torch_modes_kept
 from sb3_erl.core.observations import zeros
@@ -178,6 +178,9 @@ def _no_reset(env: VecEnv | None) -> Iterator[None]:
 
     def reset() -> Any:
         restore()
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None:  # which SB3 asks for the originals then
+            vars(normalizer).setdefault("old_obs", zeros(normalizer.venv.observation_space, env.num_envs))
         return zeros(env.observation_space, env.num_envs)
 
     own["reset"] = reset
