@@ -34,7 +34,7 @@ class Episodes:
         """Episodes that have begun in the environments and not in :attr:`n_begun`."""
         self._are_ready = False
         """Whether the next episode has begun in each environment."""
-        self._is_resuming = False
+        self._is_resuming = self._is_by_method = False
         self.forget()
 
     def forget(self) -> None:
@@ -104,15 +104,20 @@ class Episodes:
 
     def begin_where_ended(self) -> Iterator[int]:
         """:return: environments in which an episode that follows the policy has begun, each right after its beginning"""
+        assert self._envs is not None
+        self._is_by_method = self._envs.by_method and not self._are_ready
         for index in self._ended:
             self._begin(index)
             if self.uses_policy[index]:
                 yield index
         self._ended, self._n_claimed = [], 0
+        self._are_ready = not self._envs.by_method
 
     def _begin(self, index: int) -> None:
         model, normalizer = self._model, self._model.get_vec_normalize_env()
         model.n_begun += 1
+        if self._is_by_method:
+            self._begin_by_method(index)
         seen: Any = model._last_obs if normalizer is None else model._last_original_obs
         check_finite(np.asarray(seen[index]))
         self.uses_policy[index] = model.n_stored > model.learning_starts
@@ -121,6 +126,19 @@ class Episodes:
         self._explorers[index] = explorer
         if explorer is not None:
             explorer.begin(model.run.address.sequence(Stream.EXPLORATION, model.n_begun))
+
+    def _begin_by_method(self, index: int) -> None:
+        """Begin the episode in an environment that has gone on with another one."""
+        model, envs = self._model, self._envs
+        assert envs is not None
+        first = envs.begin(index, model.run.address.seed(Stream.ENVIRONMENT, model.n_begun))
+        assert first is not None
+        check_shape("observations", first[0], model.observation_space.shape or ())
+        model._last_obs = np.array(model._last_obs)
+        model._last_obs[index] = first[0]
+        if model.get_vec_normalize_env() is not None:
+            model._last_original_obs = np.array(model._last_original_obs)
+            model._last_original_obs[index] = first[1]
 
     def actions(self) -> np.ndarray:
         """:return: ``(n_envs, *action_shape)`` in [-1, 1], the next ones of all episodes"""

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
-from sb3_erl.core.observations import copied, shape_of
+from sb3_erl.core.observations import combine, copied, shape_of
 from sb3_erl.rollouts.slot_reset import (
     SlotResetter,
     is_unknown,
@@ -61,8 +61,12 @@ class SlotEnvs:
     all if none follows yet: an environment then sleeps, is not stepped, and what stands in its row are the numbers of another
     one, so that running statistics see nothing strange. First observations pass the wrappers as in SB3.
 
-    Any other VecEnv is used as it is. Its environments begin together, with seeds if its ``reset`` takes them from
-    :meth:`VecEnv.seed`, as SB3's do; an episode that ends is followed by the one with which the VecEnv itself goes on.
+    A subclass of ``DummyVecEnv`` with steps of its own is stepped as it is, and the environments in it are reset with the same
+    seeds. Any other VecEnv is used as it is, in one of two ways. If ``env_method("reset", seed=..., indices=[i])`` resets
+    environment i and returns ``[(observation, info)]``, every episode begins so, and those with which the VecEnv itself goes on
+    are not played. Otherwise all its environments begin together by ``reset``, with seeds if it takes them from ``_seeds`` as
+    SB3's do, and an episode that ends is followed by the one with which the VecEnv goes on. Rows without an episode are
+    stepped, too.
 
     :param env: environments in their wrappers
     """
@@ -74,7 +78,10 @@ class SlotEnvs:
         """Whose ``get_original_obs`` gives what replay buffers store; ``None`` if policies see that."""
         self.guard = NormalizerGuard(unwrap_vec_normalize(env))
         self._resetter = SlotResetter(env, self._reset_single if self.has_singles else None)
-        self._can_reset_one = self._resetter.is_possible
+        self.has_hooks = isinstance(self.base, DummyVecEnv) and not self.has_singles
+        self.by_method = self._resetter.is_possible and not self.has_singles and not self.has_hooks
+        """Whether each episode begins by ``env_method``; found out when the first one begins."""
+        self._has_begun = False
         self._shape = shape_of(env.observation_space)
         self._next_seed: NextSeed = _none
         self._seeds: Sequence[int | None] | None = None
@@ -90,16 +97,31 @@ class SlotEnvs:
 
         :param next_seed: called for each environment whose episode ends, in the order of their numbers
         """
-        own: dict[str, Any] = {"reset": self._reset_all, "step_async": self._step_async, "step_wait": self._step_wait}
         self._next_seed = next_seed
-        if not self.has_singles:
-            own = {}
-        vars(self.base).update(own)
+        base: Any = self.base
+        replaced: list[tuple[Any, dict[str, Any]]] = []
+        if self.has_singles:
+            replaced = [(base, {"reset": self._reset_all, "step_async": self._step_async, "step_wait": self._step_wait})]
+        elif self.has_hooks:
+            replaced = [(one, {"reset": self._hook(index, one.reset)}) for index, one in enumerate(base.envs)]
+        for thing, methods in replaced:
+            vars(thing).update(methods)
         try:
             yield
         finally:
-            for name in own:
-                vars(self.base).pop(name, None)
+            for thing, methods in replaced:
+                for name in methods:
+                    vars(thing).pop(name, None)
+
+    def _hook(self, index: int, reset: Callable[..., Any]) -> Callable[..., Any]:
+        """``reset`` of an environment, with the seed of its next episode where it is called without one in a step."""
+
+        def seeded(**arguments: Any) -> Any:
+            if self._seeds is None and arguments.get("seed") is None:
+                arguments["seed"] = self._next_seed(index)
+            return reset(**arguments)
+
+        return seeded
 
     def begin_all(self, seeds: Sequence[int | None]) -> tuple[Any, Any]:
         """
@@ -109,6 +131,10 @@ class SlotEnvs:
         :return: ``(n_envs, *obs_shape)`` first observations as policies see them, and as replay buffers store them
         :raises ValueError: if an observation has another shape, or the original of observations is not known
         """
+        if self.by_method:
+            begun = self._begin_by_method(seeds)
+            if begun is not None:
+                return begun
         if not self.has_singles:
             self.base._seeds = list(seeds)
         self._seeds = seeds
@@ -132,15 +158,29 @@ class SlotEnvs:
         :return: first observation as the policy sees it, and as replay buffers store it; ``None`` if only all environments
             can begin together
         """
-        if not self._can_reset_one:
+        if not (self.by_method or (self.has_singles and self._resetter.is_possible)):
             return None
         try:
             return self._resetter(index, seed)
         except ValueError as error:
-            if self.has_singles or not isinstance(error.__cause__, NotImplementedError | AttributeError):
+            if not self.by_method or error.__cause__ is None:
                 raise
-            self._can_reset_one = False
+            self.by_method = False
             return None
+
+    def _begin_by_method(self, seeds: Sequence[int | None]) -> tuple[Any, Any] | None:
+        """:meth:`begin` for each environment; rows that were never reset are, too, because they will be stepped."""
+        rows: list[tuple[Any, Any]] = []
+        for index, seed in enumerate(seeds):
+            is_idle = seed is None and self._has_begun
+            row = rows[0] if is_idle else self.begin(index, seed or 0)
+            if row is None:
+                return None
+            check_shape("observations", row[0], self._shape)
+            rows.append(row)
+        self._has_begun = True
+        seen, stored = (combine(lambda *parts: np.stack(parts), *column) for column in zip(*rows, strict=True))
+        return seen, stored
 
     def sleep(self, index: int) -> None:
         """The episode in an environment is left as it is."""

@@ -170,7 +170,8 @@ class SlotResetter:
         arguments = reset_arguments(self.env.unwrapped, index, seed)
         try:
             ((observation, _),) = self.env.env_method("reset", **arguments, indices=[index])
-        except (NotImplementedError, AttributeError) as error:
+        except (NotImplementedError, AttributeError, TypeError) as error:
+            self.env.unwrapped._options[index] = arguments.get("options", {})
             raise ValueError(
                 "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "
                 f"[(observation, info)]; {type(self.env.unwrapped).__name__} raised {error!r}. Implement it in the VecEnv"

@@ -55,7 +55,7 @@ class VectorizedEvaluator:
     ) -> EpisodeBatch | None:
         """See :class:`~sb3_erl.rollouts.jobs.Evaluator`."""
         check_needs(recorder.needs)
-        if isinstance(self.env, DummyVecEnv) and self.envs.has_singles:
+        if isinstance(self.env, DummyVecEnv) and self.envs.has_singles:  # without wrappers
             return _BareRollout(self, jobs, actor, address, recorder).run()
         rollout = _WholeRollout(self, jobs, actor, address, recorder)
         with self.envs.attached(rollout.claim):
@@ -201,13 +201,11 @@ class _WholeRollout(Rollout):
         self.put(self.obs, slice(None), new_obs)
         if on_top is not None:  # otherwise they are the same arrays
             self.put(self.original, slice(None), new_original)
-        return ended if envs.has_singles else ended + self._claim_ended(dones)
-
-    def _claim_ended(self, dones: np.ndarray) -> list[int]:
-        """Take jobs for slots in which the VecEnv goes on with a new episode; returns those that had none before."""
-        for index in np.flatnonzero(dones).tolist():
-            self.claim(index)
-        return [index for index in self.claimed if self.slots[index] is None]
+        if not envs.has_singles and not envs.by_method:  # the VecEnv goes on with a new episode
+            for index in np.flatnonzero(dones).tolist():
+                if index not in self.claimed:
+                    self.claim(index)
+        return ended + [index for index in self.claimed if self.slots[index] is None]
 
     def _renew(self, ended: list[int]) -> None:
         pass  # they began with the step
@@ -219,7 +217,7 @@ class _WholeRollout(Rollout):
             self.slots[index] = None
             slot, obs, original = claimed.get(index), self.obs, self.original
             if slot is None:
-                if self.dones[index]:
+                if self.dones[index] and not self.envs.by_method:
                     continue
                 self.envs.sleep(index)
             elif self._begin_job(index, slot, copied(self.take(obs, index)), copied(self.take(original, index))):
