@@ -64,8 +64,8 @@ class SlotEnvs:
     A subclass of ``DummyVecEnv`` with steps of its own is stepped as it is, and the environments in it are reset with the same
     seeds. Any other VecEnv is used as it is, in one of two ways. If ``env_method("reset", seed=..., indices=[i])`` resets
     environment i and returns ``[(observation, info)]``, every episode begins so, and those with which the VecEnv itself goes
-    on are not played. Otherwise all its environments begin together by ``reset``, with seeds if it takes them from ``_seeds`` as
-    SB3's do, and an episode that ends is followed by the one with which the VecEnv goes on. Rows without an episode are
+    on are not played. Otherwise all its environments begin together by ``reset``, with seeds if it takes them from ``_seeds``
+    as SB3's do, and an episode that ends is followed by the one with which the VecEnv goes on. Rows without an episode are
     stepped, too.
 
     :param env: environments in their wrappers
