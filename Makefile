@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults soak campaign campaign-report check lint format types bench clean distclean
+.PHONY: help install demo test faults soak smoke campaign campaign-report check lint format types bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,8 +27,8 @@ install: $(READY)  ## create .venv and install the package with its development 
 
 # The start-up files are copied even by an editable install, hence they belong to the stamp.
 $(READY): pyproject.toml constraints.txt $(wildcard $(PACKAGE)/zoo/startup/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "sb3_erl needs Python 3.10 or newer; choose one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "sb3_erl needs Python 3.11 or newer; choose one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(PIP) -c constraints.txt torch==2.13.0
@@ -40,6 +40,12 @@ demo: $(READY)  ## train ERL-Re2 on a MuJoCo task and show what it learned [ENV=
 
 test: $(READY)  ## run the tests [JOBS=2] [PYTEST_FLAGS=...]
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_FLAGS)
+
+smoke:  ## install without anything for developers into build/smoke, train, load, use the Zoo [PYTHON=python3.12]
+	rm -rf build/smoke && $(PYTHON) -m venv build/smoke
+	build/smoke/bin/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch==2.13.0
+	build/smoke/bin/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt .
+	cd build && OMP_NUM_THREADS=1 smoke/bin/python ../tests/zoo/smoke.py
 
 soak: $(READY)  ## two hours with workers that are killed, for each back-end [SOAK_FLAGS=--minutes=120]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)

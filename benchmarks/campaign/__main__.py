@@ -31,6 +31,8 @@ def random_returns(plan: Plan) -> dict[str, float]:
     import gymnasium as gym
     import numpy as np
 
+    import sb3_erl.envs  # noqa: F401 registers ids
+
     found = {}
     for task, name in dict.fromkeys((run.task, run.env) for run in plan.runs):
         env = gym.make(name)

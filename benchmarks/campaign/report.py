@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rliable import library, metrics
 
 from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
 from benchmarks.campaign.plan import Plan
+from sb3_erl.core.seeding import scoped_generators
 
 # Okabe and Ito's colors, which people with any color vision tell apart; black is kept for published figures
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5C5C5C")
@@ -50,9 +50,8 @@ class Interval:
 
 
 def _intervals(samples: dict[str, Any], statistic: Any) -> dict[str, Interval]:
-    with warnings.catch_warnings():  # the newest arch calls this kind of generator deprecated; rliable knows no other
-        warnings.simplefilter("ignore", FutureWarning)
-        points, bounds = library.get_interval_estimates(samples, statistic, reps=REPS, random_state=np.random.RandomState(0))
+    with scoped_generators(np.random.SeedSequence(0)):  # rliable draws from the global generator
+        points, bounds = library.get_interval_estimates(samples, statistic, reps=REPS)
     return {
         name: Interval(*(float(np.ravel(value)[0]) for value in (points[name], bounds[name][0], bounds[name][1])))
         for name in samples
@@ -71,7 +70,7 @@ def interquartile_means(scores: pd.DataFrame, methods: Iterable[str]) -> dict[st
 
 def probability_of_improvement(scores: pd.DataFrame, one: str, other: str) -> Interval | None:
     """
-    :param scores: on one scale
+    :param scores: see :func:`~benchmarks.campaign.curves.at`; only their order within a task matters
     :param one: method
     :param other: method
     :return: how probable it is that a run of one beats a run of the other on a task, over the tasks that both have; ``None``
@@ -153,7 +152,8 @@ def draw_profiles(scores: pd.DataFrame, plan: Plan, methods: list[str], path: Pa
     if not found:
         return False
     taus = np.linspace(min(0.0, *(runs.min() for runs in found.values())), max(runs.max() for runs in found.values()), 101)
-    profiles, bounds = library.create_performance_profile(found, taus, reps=REPS // 4)
+    with scoped_generators(np.random.SeedSequence(0)):
+        profiles, bounds = library.create_performance_profile(found, taus, reps=REPS // 4)
     figure, axes = _figure()
     panel = axes[0, 0]
     for index, method in enumerate(found):
@@ -183,13 +183,14 @@ def task_table(scores: pd.DataFrame, plan: Plan) -> str:
         cells = []
         for task in tasks:
             values = rows[rows.task == task].value
-            spread = f" ± {values.std(ddof=1):.0f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.0f}{spread} ({len(values)})" if len(values) else "")
+            digits = 0 if len(values) and values.abs().max() >= 100 else 1
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread} ({len(values)})" if len(values) else "")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def pair_table(scores: pd.DataFrame, scaled: pd.DataFrame, plan: Plan) -> str:
+def pair_table(scores: pd.DataFrame) -> str:
     """:return: Markdown: for each question, on how many tasks the one is better, and how probable a better run is"""
     lines = ["| question | better on | probability of improvement | wall time | CPU time |", "|---|---|---|---|---|"]
     for one, other, question in QUESTIONS:
@@ -198,7 +199,7 @@ def pair_table(scores: pd.DataFrame, scaled: pd.DataFrame, plan: Plan) -> str:
         if means.empty:
             continue
         better = int((means[one] > means[other]).sum())
-        probability = probability_of_improvement(scaled, one, other)
+        probability = probability_of_improvement(scores, one, other)
         times = []
         for column in ("train_seconds", "cpu_seconds"):
             seconds = scores[scores.task.isin(means.index)].groupby("method")[column].mean()
@@ -211,12 +212,13 @@ def write_report(results: Path, plan: Plan) -> Path:
     """
     Write ``report.md`` and its pictures beside the curves.
 
-    :param results: folder with the curves, and ``random.json``: the return of random actions by task
+    :param results: folder with the curves, and ``random.json``: the return of random actions by task, without which scores
+        are not put on one scale
     :param plan: labels, order of tasks, steps at which runs on each task are compared, published figures
     :return: the page
     """
     curves = read_campaign(results)
-    zero = json.loads((results / "random.json").read_text())
+    zero = json.loads(path.read_text()) if (path := results / "random.json").is_file() else {}
     steps = plan.compared_at
     deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
     scaled = normalized(deployed, zero, BASELINE)
@@ -238,7 +240,7 @@ def write_report(results: Path, plan: Plan) -> Path:
         "For comparison with published figures; a maximum over several policies is biased upwards.",
         task_table(reported, plan),
         "## Does it pay?",
-        pair_table(deployed, scaled, plan),
+        pair_table(deployed),
         "Probability of improvement (Agarwal et al. 2021): that a run of the first beats a run of the second on a task of the "
         "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without evaluation.",
     ]

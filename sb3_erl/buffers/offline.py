@@ -9,6 +9,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_erl.core.extras import missing_extra
+
 
 def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
     """
@@ -87,7 +89,7 @@ def _episodes(dataset: Any) -> Iterable[Any]:
         try:
             import minari
         except ImportError as error:
-            raise ImportError("dataset ids need Minari: pip install 'sb3-erl[offline]'") from error
+            raise missing_extra("ids of datasets need Minari", "offline") from error
         dataset = minari.load_dataset(dataset)
     return dataset.iterate_episodes() if hasattr(dataset, "iterate_episodes") else dataset
 

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from sb3_erl.core.extras import missing_extra
 from sb3_erl.envs import deceptive_cup
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.envs.deceptive_cup import DeceptiveCup
@@ -68,7 +69,7 @@ def draw_positions(
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("draw_positions needs matplotlib; pip install 'sb3-erl[plots]'") from error
+        raise missing_extra("draw_positions needs matplotlib", "plots") from error
     place: Any = domain.unwrapped if isinstance(domain, gym.Env) else domain
     place = getattr(place, "maze", place)
     if not hasattr(place, "lines"):

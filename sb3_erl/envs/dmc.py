@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.envs.packages import missing_package
+from sb3_erl.core.extras import missing_extra
 
 TASKS = {
     "acrobot": "swingup swingup_sparse",
@@ -41,6 +41,8 @@ TASKS = {
     "walker": "stand walk run",
 }
 """Domains of the suite and their tasks. Shimmy's other ids, of locomotion and manipulation, show camera pictures or bricks."""
+
+DOCS = "see docs/domains.md"
 
 
 class DMControl(gym.Env[np.ndarray, np.ndarray]):
@@ -147,9 +149,8 @@ def import_dm_control(env_id: str) -> tuple[Any, Any]:
     try:
         mujoco = version("mujoco")
         if int(mujoco.split(".")[0]) >= 4:
-            raise missing_package(
-                env_id, f"needs dm_control, which works with MuJoCo below 4 only; got mujoco {mujoco}", "dmc"
-            )
+            needs = f"needs dm_control, which works with MuJoCo below 4 only; got mujoco {mujoco}"
+            raise missing_extra(f"env {env_id!r} {needs}", "dmc", DOCS)
         ours = {key: gym.registry.pop(key) for key in list(gym.registry) if key.startswith("dm_control/")}
         try:  # the import registers Shimmy's ids, with a warning for each that is known
             with warnings.catch_warnings():
@@ -159,7 +160,8 @@ def import_dm_control(env_id: str) -> tuple[Any, Any]:
         finally:
             gym.registry.update(ours)
     except ModuleNotFoundError as error:
-        raise missing_package(env_id, f"needs dm_control and Shimmy, of which {error.name!r} is missing", "dmc") from error
+        needs = f"needs dm_control and Shimmy, of which {error.name!r} is missing"
+        raise missing_extra(f"env {env_id!r} {needs}", "dmc", DOCS) from error
     return suite, DmControlCompatibilityV0
 
 

@@ -13,6 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_erl.core.extras import missing_extra
+
 GAMES = {
     "Asterix": "asterix",
     "Breakout": "breakout",
@@ -56,7 +58,7 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
         try:
             from minatar import Environment
         except ImportError as error:
-            raise ImportError("MinAtar's games need the package minatar; pip install 'sb3-erl[minatar]'") from error
+            raise missing_extra("MinAtar's games need the package minatar", "minatar") from error
         self.game = Environment(game, sticky_action_prob=sticky_action_prob, difficulty_ramping=difficulty_ramping)
         self.actions = self.game.minimal_action_set() if use_minimal_action_set else list(range(self.game.num_actions()))
         self.action_space = spaces.Discrete(len(self.actions))

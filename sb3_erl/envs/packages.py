@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-MODULES = {"dm_control": "sb3_erl.envs.dmc"}
+MODULES = {"dm_control": "sb3_erl.envs.dmc", "ALE": "sb3_erl.envs.atari"}
 """
 Namespace of ids (what stands before the slash) and the module whose ``register_envs()`` registers them with Gymnasium.
 
-Such a module imports its package only when an environment is made, and raises :func:`missing_package` where it cannot.
+Such a module registers its ids also where its package is missing; making one of them then raises
+:func:`~sb3_erl.core.extras.missing_extra`.
 """
 
 
@@ -22,16 +23,11 @@ def register_namespaces(*env_ids: Any) -> None:
     :param env_ids: ids of environments, of which each registers its whole namespace; whatever else an argument ``env`` may be
         is passed over. Without any, all namespaces are registered
     """
-    names = {env_id.partition("/")[0] for env_id in env_ids if isinstance(env_id, str)} if env_ids else set(MODULES)
+    names = {_namespace(env_id) for env_id in env_ids if isinstance(env_id, str)} if env_ids else set(MODULES)
     for name in names & set(MODULES):
         import_module(MODULES[name]).register_envs()
 
 
-def missing_package(env_id: str, reason: str, extra: str) -> ImportError:
-    """
-    :param env_id: of the environment that was wanted
-    :param reason: what it needs, and what is the matter with it
-    :param extra: of this package that installs what is needed
-    :return: the error to raise, with the line that installs it
-    """
-    return ImportError(f"env {env_id!r} {reason}; pip install 'sb3-erl[{extra}]', see docs/domains.md")
+def _namespace(env_id: str) -> str:
+    """The namespace of an id; games of the emulator's older ids have none."""
+    return "ALE" if "NoFrameskip-v" in env_id else env_id.partition("/")[0]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sb3_erl.core.checks import check_range
+from sb3_erl.core.extras import missing_extra
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.remote.evaluator import RemoteEvaluator
 from sb3_erl.remote.transport import Event, Pool, Traffic
@@ -29,8 +30,8 @@ def import_ray() -> types.ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise ImportError(
-            "evaluator='ray' needs Ray, which is not installed: pip install 'sb3-erl[ray]', or use evaluator='process'"
+        raise missing_extra(
+            "evaluator='ray' needs Ray, which is not installed", "ray", "or use evaluator='process'"
         ) from error
     return ray
 

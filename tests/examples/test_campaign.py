@@ -130,14 +130,13 @@ def test_the_report_of_known_curves(results: Path, plan_file: Path) -> None:
     plan = read_plan(plan_file)
     text = write_report(results, plan).read_text()
     assert "| TD7 | 310 ± 10 (3) | 1100 ± 100 (3) |" in text and "| TD7 | 315 ± 10 (3) | 1105 ± 100 (3) |" in text
-    rows = pair_table(
-        at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"),
-        at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"),
-        plan,
-    )
+    rows = pair_table(at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"))
     assert "| a population beside TD7 | 1 of 2 tasks | 0.50 [" in rows and "| 2.00 times | 2.00 times |" in rows
     pictures = [results / f"curves_{name}.png" for name in ("steps", "train_seconds", "cpu_seconds")]
     assert all(path.stat().st_size > 10_000 for path in [*pictures, results / "profiles.png"])
+    (results / "random.json").unlink()
+    unscaled = write_report(results, plan).read_text()
+    assert rows in unscaled and "Interquartile mean" in text and "Interquartile mean" not in unscaled
     with pytest.raises(ValueError, match=r"make campaign"):
         read_campaign(results / "nothing")
 
