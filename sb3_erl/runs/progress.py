@@ -31,6 +31,18 @@ class StepProgressBar(ProgressBarCallback):
         super()._on_training_end()
 
 
+def count_steps(callback: MaybeCallback) -> None:
+    """
+    Make SB3's bars among a user's callbacks count steps as well; the Zoo's ``-P`` adds such a one.
+
+    :param callback: what a user gives to ``learn``
+    """
+    if type(callback) is ProgressBarCallback:
+        callback.__class__ = StepProgressBar
+    for each in callback.callbacks if isinstance(callback, CallbackList) else callback if isinstance(callback, list) else ():
+        count_steps(each)
+
+
 def with_progress_bar(callback: MaybeCallback) -> BaseCallback:
     """
     :param callback: what a user gives to ``learn``

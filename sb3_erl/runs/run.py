@@ -17,7 +17,7 @@ from sb3_erl.core.interrupts import torch_modes_kept
 from sb3_erl.core.observations import zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
-from sb3_erl.runs.progress import with_progress_bar
+from sb3_erl.runs.progress import count_steps, with_progress_bar
 from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
 
 
@@ -133,6 +133,7 @@ class Run:
     ) -> tuple[int, BaseCallback]:
         """``_setup_learn`` of SB3, with a bar that counts steps, and without a reset: episodes begin where they are played."""
         model = self._model
+        count_steps(callback)
         if progress_bar:
             callback = with_progress_bar(callback)
         with _no_reset(model.env):

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    ProgressBarCallback,
+)
 
 from sb3_erl import ALGOS
 from sb3_erl.remote.process import ProcessEvaluator
@@ -55,6 +62,14 @@ def test_the_bar_ends_where_the_counted_steps_do(name: str, n_envs: int, bars: l
     assert first.total == 90 and first.n + second.n == model.num_timesteps
     assert first.n in (90, 91) and second.total == 20 and second.n in (20, 21)
     assert first.is_closed and second.is_closed
+
+
+def test_a_bar_among_the_callbacks_counts_steps(bars: list[Bar]) -> None:
+    """The Zoo's ``-P`` gives SB3's bar as a callback."""
+    for callback in (ProgressBarCallback(), [ProgressBarCallback()], CallbackList([CallbackList([ProgressBarCallback()])])):
+        model = make("erl", toy_vec_env(2, vary=3)).learn(90, callback)
+        assert bars[-1].n == model.num_timesteps in (90, 91)
+    assert len(bars) == 3
 
 
 def test_the_bar_of_workers_counts_single_steps(bars: list[Bar]) -> None:
