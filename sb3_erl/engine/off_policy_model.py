@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_erl.buffers.append import store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -150,6 +151,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
+        store_for_networks(self.replay_buffer, self.observation_space, self._vec_normalize_env is not None)
         self.run.choose_seed()
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -228,11 +230,12 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save the replay buffer; a crash while saving leaves the previous file whole.
+        Save the replay buffer as far as it is filled, in a file that SB3 reads; a crash leaves the previous file whole.
 
         :param path: file name (``.pkl`` is added) or open file
+        :raises ValueError: if there is none
         """
-        save_buffer(super().save_replay_buffer, path)
+        save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

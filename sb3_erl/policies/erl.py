@@ -15,13 +15,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
-class ActsWithDeployed:
+class ActsWithDeployed(ActsInSpace):
     """
     Lets ``predict`` act with the network ``deployed`` of a policy.
 
