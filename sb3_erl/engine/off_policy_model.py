@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_erl.buffers.append import store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
@@ -23,6 +24,7 @@ from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
 
 
@@ -127,6 +129,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
         check_common(self)
+        if self.env is not None:
+            check_order(self.env)
         self._learner_host.check()
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         if self.batch_size is not None:
@@ -149,6 +153,18 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
             self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
         store_for_networks(self.replay_buffer, self.observation_space, self._vec_normalize_env is not None)
         self.run.choose_seed()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Go on in other environments, see ``BaseAlgorithm.set_env``.
+
+        :param env: environment, vectorized or not
+        :param force_reset: of no effect: ``learn`` begins with new episodes
+        :raises ValueError: if its spaces or its number differ, or a wrapper changes observations after VecNormalize
+        """
+        if isinstance(env, VecEnv):
+            check_order(env)
+        super().set_env(env, force_reset)
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""

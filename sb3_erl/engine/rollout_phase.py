@@ -195,7 +195,11 @@ class Rollouts:
     @property
     def has_budget(self) -> bool:
         """Whether the current ``learn`` may take further steps."""
-        return self._model.num_timesteps < self._model._total_timesteps
+        return self.has_budget_after(0)
+
+    def has_budget_after(self, n_steps: int) -> bool:
+        """See :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+        return self._model.num_timesteps + n_steps < self._model._total_timesteps
 
     @property
     def n_unobserved_steps_allowed(self) -> int:
@@ -242,7 +246,7 @@ def time_limit(env: VecEnv) -> int | None:
     """
     try:
         (spec,) = env.get_attr("spec", 0)
-    except AttributeError:  # a VecEnv of its own kind
+    except (AttributeError, NotImplementedError):  # a VecEnv of its own kind
         return None
     return getattr(spec, "max_episode_steps", None)
 
