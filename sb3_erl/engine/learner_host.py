@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sb3_erl.core.checks import check_choice
 from sb3_erl.core.seeding import scoped_generators
-from sb3_erl.learners.base import Precision, Rates, products_in
+from sb3_erl.learners.base import AUTO_AFTER, Precision, Rates, products_in
 from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.policies.erl import fused_adam
 
@@ -33,8 +33,8 @@ class LearnerHost:
     def check(self) -> None:
         """:raises ValueError, TypeError: if the model's ``precision`` or ``compile`` is something else"""
         check_choice("precision", self._model.precision, get_args(Precision))
-        if not isinstance(self._model.compile, bool):
-            raise TypeError(f"compile must be True or False; got {self._model.compile!r}")
+        if self._model.compile not in (True, False, "auto"):
+            raise TypeError(f"compile must be True, False or 'auto'; got {self._model.compile!r}")
 
     def train(self, n_updates: int, batch_size: int | None = None) -> None:
         """
@@ -93,7 +93,11 @@ class LearnerHost:
         model.learner.begin(rates, model.replay_buffer)
         if rates.learning_rate is not None:
             model.logger.record("train/learning_rate", rates.learning_rate)
-        if model.compile:
+        if model.compile == "auto":
+            # counted over the learner's life, so that a resumed run compiles where an uninterrupted one does
+            if rates.n_updates >= AUTO_AFTER and model.learner.compile(only_whole=True):
+                model.logger.info(f"compiling updates after {rates.n_updates} of them, which takes a while; see compile")
+        elif model.compile:
             model.learner.compile()
         with scoped_generators(model._learning_sequence()), products_in(model.precision, model.device):
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch as th
@@ -49,7 +49,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     :param optimize_memory_usage: SB3's memory-efficient replay buffer
     :param n_steps: length of n-step returns, 1 for one-step targets
     :param precision: ``"fp32"``, or ``"bf16"`` for products in bfloat16, which pays on hardware with instructions for it
-    :param compile: translate the losses with ``torch.compile``; pays after some ten thousand updates
+    :param compile: translate updates into compiled programs, which takes a minute or two; ``"auto"``: where an update can be
+        one program, after the first 50,000 updates
     :param policy_kwargs: arguments of the policy
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for none
@@ -80,7 +81,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         precision: Precision = "fp32",
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -19,11 +18,15 @@ from torch import nn
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.interrupts import uninterrupted
+from sb3_erl.core.gradients import can_trace
+from sb3_erl.core.programs import UpdatePrograms
 from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]
 """What the matrix products of updates are computed in; parameters and optimizers are fp32 in either case."""
+
+AUTO_AFTER = 50_000
+"""Updates of a learner after which ``compile="auto"`` compiles: as long as compiling takes at most."""
 
 Sampler = Callable[[], ReplayBufferSamples]
 """Draws one batch from the replay buffer."""
@@ -128,7 +131,7 @@ class Learner:
     pure_methods: ClassVar[tuple[str, ...]] = ()
     """Methods from tensors to tensors, which hold nearly all arithmetic of an update; see :meth:`compile`."""
     use_graphs = False
-    """Whether updates on a GPU become CUDA graphs; may be switched off for a learner."""
+    """Whether whole updates become CUDA graphs on a GPU, compiled programs on a CPU; may be switched off for a learner."""
     priority_set: int | None = None
     """Number of the priorities in a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` that it draws by and writes, if any."""
 
@@ -141,12 +144,14 @@ class Learner:
         """Where it writes priorities; ``None`` where it has no :attr:`priority_set` or the replay buffer no priorities."""
         self.graphs: UpdateGraphs | None = None
         """Replays what an update launches on a GPU; ``None`` where updates run as they are."""
+        self.programs: UpdatePrograms | None = None
+        """Runs updates as compiled programs; ``None`` where they run as they are, see :meth:`compile`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what :meth:`compile` translated and what was recorded on a GPU, which copies make anew."""
         compiled = self.pure_methods if self._is_compiled else ()
         state = {name: value for name, value in vars(self).items() if name not in compiled}
-        return {**state, "graphs": None, "_is_compiled": False}
+        return {**state, "graphs": None, "programs": None, "_is_compiled": False}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -171,8 +176,9 @@ class Learner:
             self.graphs = None
         elif self.graphs is None and self.policy.device.type == "cuda":
             self.graphs = UpdateGraphs(self._state, lambda: list(self.optimizers.values()))
-        if self.graphs is not None:
-            self.graphs.refresh()
+        for runner in (self.graphs, self.programs):
+            if runner is not None:
+                runner.refresh()
         self.settings.gamma, self.settings.tau = rates.gamma, rates.tau
         self.n_updates = rates.n_updates
         for name, optimizer in self.optimizers.items():
@@ -180,37 +186,61 @@ class Learner:
             published = self.learning_rates[0 if name.startswith("actor") else 1]
             update_learning_rate(optimizer, published if rate is None else rate)
 
-    def compile(self) -> None:
-        """
-        Let ``torch.compile`` translate the losses; the first updates then take a minute or two.
+    @property
+    def is_one_program(self) -> bool:
+        """Whether :meth:`compile` translates whole updates, and not only their losses."""
+        return self.use_graphs and self.policy.device.type == "cpu" and all(map(can_trace, self.optimizers.values()))
 
-        The numbers differ in their last digits from those without. Calling it again changes nothing.
+    def compile(self, only_whole: bool = False) -> bool:
         """
-        if not self._is_compiled:
-            self._is_compiled = True
-            for name in self.pure_methods:
-                setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+        Let torch's compiler translate updates; the first ones then take a minute or two, in a later process some seconds.
+
+        Where it can an update is one program: losses, gradients, optimizer steps and soft updates. Otherwise, as on a GPU and
+        with optimizers that are not Adam, ``torch.compile`` translates the losses. The numbers differ in their last digits
+        from those without. Calling it again changes nothing.
+
+        :param only_whole: do nothing where an update cannot be one program
+        :return: whether it changed anything
+        """
+        if self._is_compiled or (only_whole and not self.is_one_program):
+            return False
+        self._is_compiled = True
+        if self.is_one_program:
+            self.programs = UpdatePrograms(self._state, lambda: list(self.optimizers.values()))
+            self.programs.refresh()
+            return True
+        for name in self.pure_methods:
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+        return True
 
     def _state(self) -> list[torch.Tensor]:
-        """What updates change."""
-        states = [state for optimizer in self.optimizers.values() for state in optimizer.state.values()]
-        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        """What updates change, in an order that does not depend on how the optimizers came by it."""
+        optimizers = self.optimizers.values()
+        states = [o.state.get(p, {}) for o in optimizers for group in o.param_groups for p in group["params"]]
+        tensors = [state[name] for state in states for name in sorted(state) if isinstance(state[name], torch.Tensor)]
         return [*self.policy.parameters(), *self.policy.buffers(), *tensors]
 
     def _run(self, function: Callable[..., Any], *inputs: Any, **choices: Hashable) -> Any:
         """
-        Call ``function(*inputs, **choices)``, on a GPU by way of :attr:`graphs`.
+        Call ``function(*inputs, **choices)``, by way of :attr:`graphs` or :attr:`programs` where there are any.
 
         :param function: a method that looks at no tensor's value
         :param inputs: tensors, ``None``, and tuples of them
         :param choices: what else it depends on, beside settings and learning rates
         """
-        if self.graphs is None:
+        runner = self.programs or self.graphs
+        if runner is None:
             return function(*inputs, **choices)
-        rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         is_coarse = torch.is_autocast_enabled(self.policy.device.type)
-        key = (function.__name__, *choices.items(), *astuple(self.settings), *rates, is_coarse)
-        return self.graphs.run(key, partial(function, **choices), inputs)
+        key = (function.__name__, *choices.items(), *vars(self.settings).values(), self.policy.training, is_coarse)
+        if runner is self.graphs:
+            key += tuple(group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups)
+        return runner.run(key, partial(function, **choices), inputs)
+
+    def _run_program(self, function: Callable[..., Any], *inputs: Any, **choices: Hashable) -> Any:
+        """As :meth:`_run`, but for what never becomes a CUDA graph."""
+        run = function if self.programs is None else partial(self._run, function)
+        return run(*inputs, **choices)
 
     def update(self, sample: Sampler, n_updates: int) -> dict[str, float]:
         """
@@ -277,59 +307,3 @@ class SquashedMean(nn.Module):
 
     def forward(self, observations: Any) -> torch.Tensor:
         return torch.tanh(self.actor.get_action_dist_params(observations)[0])
-
-
-@contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """
-    Inside, networks with these parameters pass gradients on to their inputs without computing their own.
-
-    Autograd skips what its caller did not ask for, but not inside a node with a hand-written backward.
-
-    :param parameters: of networks that are evaluated but not trained
-    """
-    with uninterrupted():  # a network that stays frozen would never learn again
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-
-
-def step_optimizer(
-    optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
-    parameters: Iterable[nn.Parameter],
-    max_grad_norm: float | None = None,
-) -> torch.Tensor | None:
-    """
-    One optimizer step on the gradient of ``loss`` with respect to ``parameters`` only.
-
-    :param optimizer: drives ``parameters``
-    :param loss: scalar
-    :param parameters: no other gradient is computed
-    :param max_grad_norm: clip the joint gradient at this norm
-    :return: gradient norm before clipping, ``None`` without clipping
-    """
-    parameters = list(parameters)
-    return apply_gradients(optimizer, parameters, torch.autograd.grad(loss, parameters), max_grad_norm) if parameters else None
-
-
-def apply_gradients(
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-    grads: Sequence[torch.Tensor],
-    max_grad_norm: float | None = None,
-) -> torch.Tensor | None:
-    """
-    One optimizer step on given gradients; otherwise as :func:`step_optimizer`.
-
-    :param grads: one for each parameter
-    """
-    for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = grad.contiguous()  # fused optimizers read gradients in memory order
-    norm = None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    return norm

@@ -11,8 +11,9 @@ import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
+from sb3_erl.core.gradients import apply_gradients, frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, apply_gradients, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.learners.td_rule import TD3Rule, TDRule
 from sb3_erl.policies.erl_re2 import ERLRe2Policy

@@ -74,10 +74,9 @@ class Portfolio(Learner):
                 all_names += [_saved_name(number, name) for name in own]
         return names
 
-    def compile(self) -> None:
+    def compile(self, only_whole: bool = False) -> bool:
         """See :meth:`Learner.compile`."""
-        for member in self.members:
-            member.compile()
+        return any([member.compile(only_whole) for member in self.members])
 
     def begin(self, rates: Rates, buffer: ReplayBuffer | None = None) -> None:
         """See :meth:`Learner.begin`; discount factors are the portfolio's."""

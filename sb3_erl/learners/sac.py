@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sb3_erl.core.checks import check_range
+from sb3_erl.core.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, SquashedMean, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, SquashedMean
 from sb3_erl.learners.td3 import td_targets, towers
 from sb3_erl.policies.erl import fused_adam
 from sb3_erl.policies.sequential import fuse_sequentials
@@ -245,13 +246,16 @@ class SACLearner(Learner):
         """
         self.n_updates += 1
         noise, next_noise = torch.randn_like(batch.actions), torch.randn_like(batch.actions)
-        with torch.no_grad():
-            _, log_prob = self._sampled(actor, batch.observations, noise)
-        ent_coef = self._ent_coef_step(log_prob)["ent_coef"]
-        loss = self.critic_step(batch, next_noise, actor, ent_coef)
+        loss = self._run_program(self._critic_steps, batch, noise, next_noise, actor=actor)
         if self.n_updates % self.settings.target_update_interval == 0:
             self.target_step()
         return loss
+
+    def _critic_steps(self, batch: ReplayBufferSamples, noise: Tensor, next_noise: Tensor, actor: Actor) -> Tensor:
+        with torch.no_grad():
+            _, log_prob = self._sampled(actor, batch.observations, noise)
+        ent_coef = self._ent_coef_step(log_prob)["ent_coef"]
+        return self.critic_step(batch, next_noise, actor, ent_coef)
 
     def critic_snapshot(self) -> dict[str, Tensor]:
         """Copies of the critics' tensors and of the entropy coefficient's logarithm, for :meth:`individual_loss`."""

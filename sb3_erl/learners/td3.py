@@ -10,8 +10,9 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sb3_erl.core.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD3Rule, TDRule
 from sb3_erl.policies.sequential import fuse_sequentials
 
@@ -138,7 +139,10 @@ class TD3Learner(Learner):
         :return: loss
         """
         self.n_updates += 1
-        loss = self.critic_step(batch, self._smoothing_noise(batch.actions), actor)
+        return self._run_program(self._critic_steps, batch, self._smoothing_noise(batch.actions), actor=actor)
+
+    def _critic_steps(self, batch: ReplayBufferSamples, noise: Tensor, actor: nn.Module) -> Tensor:
+        loss = self.critic_step(batch, noise, actor)
         soft_update(self._critic, self._pairs[1][1], self.settings.tau)
         for value, place in self._critic_buffers:
             place.copy_(value)

@@ -13,8 +13,9 @@ from torch.func import functional_call
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_range
+from sb3_erl.core.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, frozen, step_optimizer
+from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
@@ -307,11 +308,16 @@ class TD7Learner(Learner):
         :return: the critic's loss
         """
         self.n_updates += 1
+        noise = torch.randn_like(samples.actions)
+        loss, priorities = self._run_program(self._critic_steps, samples, noise, actor=actor)
+        self._after_critic_step(priorities)
+        return loss
+
+    def _critic_steps(self, samples: ReplayBufferSamples, noise: Tensor, actor: SALEActor) -> tuple[Tensor, Tensor]:
         batch = self._prepare(samples)
         self._encoder_step(batch)
-        loss, values, _, targets = self._critic_step(batch, torch.randn_like(batch.actions), actor)
-        self._after_critic_step(self._priorities(values, targets))
-        return loss
+        loss, values, _, targets = self._critic_step(batch, noise, actor)
+        return loss, self._priorities(values, targets)
 
     def critic_snapshot(self) -> dict[str, Tensor]:
         """Nothing: all individuals are improved on the critic as it is, which pairs with the encoder they act with."""

@@ -93,8 +93,12 @@ def test_a_compiled_learner_is_copied_uncompiled():
     learner = make("erl", learner="td3").learner
     learner.compile()
     twin = pickled(learner)
-    assert "_targets" in vars(learner) and "_targets" not in vars(twin)
-    assert twin._targets.__func__ is type(learner)._targets
+    assert learner.programs is not None and twin.programs is None
+    learner = make("erl_re2", learner="td7").learner
+    learner.compile()
+    twin = pickled(learner)
+    assert "_embed" in vars(learner) and "_embed" not in vars(twin)
+    assert twin._embed.__func__ is type(learner)._embed
 
 
 def test_a_pickled_model_is_read_by_another_process(tmp_path):
