@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import pathlib
 import warnings
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
-from stable_baselines3.common.save_util import data_to_json, recursive_getattr, save_to_zip_file
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.save_util import data_to_json, open_path, recursive_getattr
+from stable_baselines3.common.utils import get_system_info
 
 from sb3_erl.core.atomic_files import replacing
+from sb3_erl.runs.safe_files import write_safe
 
 
 def family(cls: type) -> str:
@@ -29,6 +34,8 @@ def save_model(
     """
     ``BaseAlgorithm.save``, but a crash leaves the previous file whole, and no attribute of the user's prevents the rest.
 
+    The file is SB3's, with two more members that hold the same without pickles, see :mod:`sb3_erl.runs.safe_files`.
+
     :param model: of this package
     :param path: file name (``.zip`` is added) or open file
     :param exclude: attributes to leave out
@@ -39,16 +46,26 @@ def save_model(
     left_out = {*(exclude or ()), *model._excluded_save_params()} - set(include or ())
     left_out |= {name.split(".")[0] for name in (*state_dicts, *variables)}
     attributes = {name: value for name, value in vars(model).items() if name not in left_out}
-    contents = {
-        "data": _savable({**attributes, **plain_state}),
-        "params": model.get_parameters(),
-        "pytorch_variables": {name: recursive_getattr(model, name) for name in variables},
-    }
+    attributes.update(plain_state)
+    parameters = model.get_parameters()
+    single = {name: recursive_getattr(model, name) for name in variables}
+    data = data_to_json(_savable(attributes))
+
+    def write(target: pathlib.Path | io.BufferedIOBase) -> None:
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr("data", data)
+            for name, tensors in {"pytorch_variables": single, **parameters}.items():
+                with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                    th.save(tensors, member)
+            archive.writestr("_stable_baselines3_version", stable_baselines3.__version__)
+            archive.writestr("system_info.txt", get_system_info(print_info=False)[1])
+            write_safe(archive, family(type(model)), attributes, parameters, single)
+
     if isinstance(path, str | pathlib.Path):
         with replacing(path, ".zip") as temporary:
-            save_to_zip_file(temporary, **contents)
+            write(temporary)
     else:
-        save_to_zip_file(path, **contents)
+        write(open_path(path, "w", verbose=0, suffix="zip"))
 
 
 class _Pickled:

@@ -1,0 +1,276 @@
+"""The part of a model's zip file that holds no pickles: JSON beside tensors, written by ``save``, read by ``load_safe``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import safetensors
+import safetensors.torch
+import torch as th
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_erl.runs.safe_values import NAME, NotPlain, Reader, Writer
+
+SETTINGS, TENSORS = "safe.json", "safe.safetensors"
+"""Members of the zip file."""
+FORMAT = 1
+"""Number that a file of another form will have."""
+MAX_SETTINGS = 16 << 20
+"""Bytes of JSON that are written and read; long texts and arrays stand among the tensors."""
+MAX_MEMBERS = 10_000
+SPARE, FACTOR = 256 << 20, 64
+"""A model may be built of so many bytes and so many times the size of its tensors, see :func:`memory_limited`."""
+RUN_TIME = frozenset(
+    {"env", "policy", "device", "replay_buffer", "rollout_buffer", "run", "_vec_normalize_env", "_logger", "_custom_logger"}
+)
+"""Attributes that no file gives a model."""
+
+
+class ModelFileError(ValueError):
+    """A file of a model is damaged, was made to do harm, or holds what cannot be read without running its code."""
+
+
+@dataclass
+class SafeContents:
+    """
+    What a file holds without pickles.
+
+    :param algorithm: class of this package
+    :param attributes: values by name
+    :param parameters: state dicts by name
+    :param variables: single tensors by name
+    :param refused: why an attribute is not among them, by name
+    :param size: bytes of tensors
+    """
+
+    algorithm: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+
+# -------------------------------------------------------------------- writing
+
+
+def write_safe(
+    archive: zipfile.ZipFile, algorithm: str, attributes: dict[str, Any], parameters: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    """
+    Add the two members to a zip file. Attributes that only a pickle can hold are named in them with the reason.
+
+    :param archive: open for writing
+    :param algorithm: class of this package
+    :param attributes: values by name
+    :param parameters: state dicts by name
+    :param variables: single tensors by name
+    """
+    writer, written, refused = Writer(), {}, {}
+    for name, value in attributes.items():
+        n_tensors = len(writer.tensors)
+        try:
+            if name in RUN_TIME or NAME.fullmatch(name) is None:
+                raise NotPlain(f"{name}: not part of a model without code")
+            written[name] = writer.write(value, name)
+        except NotPlain as reason:
+            refused[name] = str(reason)
+            for key in list(writer.tensors)[n_tensors:]:
+                del writer.tensors[key]
+    settings: dict[str, Any] = {"format": FORMAT, "algorithm": algorithm, "attributes": written, "refused": refused}
+    try:
+        settings["parameters"] = {name: writer.write(value, name) for name, value in parameters.items()}
+        settings["variables"] = {name: writer.write(value, name) for name, value in variables.items()}
+    except NotPlain as reason:  # a network of the user's with state that is no tensor
+        settings |= {"parameters": None, "variables": None, "refused": {**refused, "parameters": str(reason)}}
+        settings["attributes"], writer.tensors = {}, {}
+    tensors = safetensors.torch.save(writer.tensors)
+    settings["sha256"] = hashlib.sha256(tensors).hexdigest()
+    text = json.dumps(settings, allow_nan=False).encode()
+    if len(text) <= MAX_SETTINGS:
+        archive.writestr(SETTINGS, text)
+        archive.writestr(TENSORS, tensors)
+
+
+# -------------------------------------------------------------------- reading
+
+
+@contextmanager
+def one_error(name: str) -> Iterator[None]:
+    """
+    Turn whatever a damaged or hostile file leads to into one error.
+
+    :param name: of the file, for the message
+    :raises ModelFileError: in place of any other error
+    """
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except Exception as error:  # every kind of nonsense has another type
+        text = " ".join(str(error).split())[:300]
+        raise ModelFileError(
+            f"{name} must be a zip file that save() wrote; it is damaged, does not fit this version, or was made to do harm: "
+            f"{type(error).__name__}: {text}. Nothing in it was run. Use another copy"
+        ) from error
+
+
+def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """
+    :param archive: of a model
+    :return: its members by name
+    :raises ValueError: if there are too many or two of a name, or one is a folder or has a name that leads out of a folder
+    """
+    found = archive.infolist()
+    if len(found) > MAX_MEMBERS:
+        raise ValueError(f"it has {len(found)} members")
+    by_name = {info.filename: info for info in found}
+    if len(by_name) < len(found):
+        raise ValueError("it has two members of the same name")
+    for name in by_name:
+        if name.startswith("/") or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(f"it has a member with the name {name[:80]!r}")
+    return by_name
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None = None) -> bytes:
+    """
+    :param archive: open for reading
+    :param info: member that is stored as it is, so that it cannot be larger than the file
+    :param limit: largest size, ``None`` for the file's
+    :return: the contents, whose checksum is right
+    :raises ValueError: if it is compressed, encrypted or too large
+    """
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+        raise ValueError(f"{info.filename} is compressed, which save() does not do")
+    if limit is not None and info.file_size > limit:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes of at most {limit}")
+    contents = archive.read(info)
+    if len(contents) != info.file_size:
+        raise ValueError(f"{info.filename} ends too early")
+    return contents
+
+
+def read_settings(archive: zipfile.ZipFile) -> dict[str, Any] | None:
+    """
+    :param archive: of a model
+    :return: the JSON of the part without pickles as it is, ``None`` if there is none
+    :raises ValueError: if it is damaged; errors of other types, too
+    """
+    info = members(archive).get(SETTINGS)
+    if info is None:
+        return None
+    settings = json.loads(read_member(archive, info, MAX_SETTINGS), object_pairs_hook=_unique, parse_constant=_no_constant)
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise ValueError(f"{SETTINGS} has another format than {FORMAT}")
+    return settings
+
+
+def read_safe(file: IO[bytes]) -> SafeContents | None:
+    """
+    Read everything that stands in a file without pickles, and nothing else of it.
+
+    :param file: open zip file
+    :return: the contents; ``None`` if it has no such part
+    :raises ValueError: if it is damaged or made to do harm; errors of other types, too, see :func:`one_error`
+    """
+    with zipfile.ZipFile(file) as archive:
+        settings = read_settings(archive)
+        if settings is None:
+            return None
+        data = read_member(archive, members(archive)[TENSORS])
+    if hashlib.sha256(data).hexdigest() != settings["sha256"]:
+        raise ValueError(f"{TENSORS} is not the one that {SETTINGS} was written for")
+    refused = settings["refused"]
+    if not all(isinstance(text, str) for text in (settings["algorithm"], *refused, *refused.values())):
+        raise ValueError(f"{SETTINGS} has no names where names are expected")
+    contents = SafeContents(settings["algorithm"], refused=refused, size=len(data))
+    if settings["parameters"] is None:
+        return contents
+    reader = Reader(safetensors.torch.load(data))
+    for name, value in settings["attributes"].items():
+        if name in RUN_TIME or name.startswith("__") or NAME.fullmatch(name) is None:
+            raise ValueError(f"{name[:80]!r} is no attribute that a file gives a model")
+        contents.attributes[name] = reader.read(value)
+    contents.parameters = {name: reader.read(value) for name, value in settings["parameters"].items()}
+    contents.variables = {name: reader.read(value) for name, value in settings["variables"].items()}
+    if reader.tensors:
+        raise ValueError(f"{TENSORS} has tensors that {SETTINGS} does not name")
+    return contents
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{SETTINGS} has a key twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{SETTINGS} has the number {text}")
+
+
+# -------------------------------------------------------------------- building
+
+
+def as_sb3_file(contents: SafeContents, pickled: dict[str, Any], extra: dict[str, bytes]) -> io.BytesIO:
+    """
+    A file for SB3's ``load``, which is given the attributes themselves as ``custom_objects``.
+
+    :param contents: of a file
+    :param pickled: attributes as they stand in the file, which SB3 unpickles where they are pickled
+    :param extra: further members by name
+    :return: a zip file in memory, of which only ``pickled`` holds anything of the file that could run code
+    """
+    stream = io.BytesIO()
+    data = {**pickled, **dict.fromkeys(contents.attributes)}
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("data", json.dumps(data))
+        for name, value in {**contents.parameters, "pytorch_variables": contents.variables}.items():
+            with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                th.save(value, member)
+        for name, text in extra.items():
+            archive.writestr(name, text)
+    stream.seek(0)
+    return stream
+
+
+class _Allocations(TorchDispatchMode):
+    """Refuses to make tensors once their sizes are above a limit; asked before the memory is taken."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit, self.left = limit, limit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shape = args[0] if args and isinstance(args[0], list | tuple) else ()
+        if shape and all(isinstance(size, int) for size in shape):
+            number = 8
+            for size in shape:
+                number *= size
+            self.left -= number
+            if self.left < 0:
+                raise ModelFileError(
+                    f"the file describes networks that take more than {self.limit >> 20} MiB, which do not fit its tensors"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def memory_limited(contents: SafeContents) -> Any:
+    """
+    :param contents: of a file
+    :return: a context in which networks far larger than the tensors of the file are an error
+    """
+    return _Allocations(SPARE + FACTOR * contents.size)
+
+
+def unknown_names(names: Iterable[str], cls: type) -> list[str]:
+    """:return: names of attributes that would hide a method or property of a class"""
+    return sorted(name for name in names if callable(getattr(cls, name, None)) or isinstance(getattr(cls, name, None), property))
