@@ -273,4 +273,6 @@ def memory_limited(contents: SafeContents) -> Any:
 
 def unknown_names(names: Iterable[str], cls: type) -> list[str]:
     """:return: names of attributes that would hide a method or property of a class"""
-    return sorted(name for name in names if callable(getattr(cls, name, None)) or isinstance(getattr(cls, name, None), property))
+    return sorted(
+        name for name in names if callable(getattr(cls, name, None)) or isinstance(getattr(cls, name, None), property)
+    )

@@ -16,9 +16,11 @@ from gymnasium import spaces
 from stable_baselines3.common import noise, utils
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_erl.core.registry import PARTS
+from sb3_erl.policies.erl import DeployedMixin, deploying
 from sb3_erl.runs.moved_modules import MOVED
 
 MAX_DEPTH = 64
@@ -152,6 +154,8 @@ class Writer:
         if kind is TrainFreq:
             return {"train_freq": [value.frequency, value.unit.value]}
         if isinstance(value, type):
+            if value.__bases__[0] is DeployedMixin and allowed_class(name_of(value)) is None:  # made by deploying()
+                return {"deploying": self.write(value.__bases__[1], where, depth + 1)["class"]}
             if allowed_class(name_of(value)) is not value:
                 raise NotPlain(f"{where}: the class {name_of(value)}")
             return {"class": name_of(value)}
@@ -248,6 +252,7 @@ class Reader:
             "space": self._space,
             "train_freq": lambda value, _: TrainFreq(_integer(value[0]), TrainFrequencyUnit(value[1])),
             "class": lambda value, _: _known(allowed_class(value), value),
+            "deploying": lambda value, _: _deploying(_known(allowed_class(value), value)),
             "object": self._object,
         }
 
@@ -312,7 +317,9 @@ class Reader:
             parts = [(name, self.read(part, depth + 1)) for name, part in _list(value["spaces"])]
             space: Any = spaces.Dict(OrderedDict(parts)) if kind is spaces.Dict else spaces.Tuple([part for _, part in parts])
         else:
-            known = {name: self.read(value[name], depth + 1) for name in ("low", "high", "n", "nvec", "start") if name in value}
+            known = {
+                name: self.read(value[name], depth + 1) for name in ("low", "high", "n", "nvec", "start") if name in value
+            }
             space = _SPACES[kind](known, np.dtype(_DTYPE_NAMES[value["dtype"]]))
         if "generator" in value:
             state = self.read(value["generator"], depth + 1)
@@ -344,6 +351,12 @@ def _known(cls: type | None, name: Any) -> type:
     if cls is None:
         raise ValueError(f"{str(name)[:80]!r} is no class of which models are made")
     return cls
+
+
+def _deploying(cls: type) -> type:
+    if not issubclass(cls, BasePolicy):
+        raise ValueError(f"{name_of(cls)} is no policy")
+    return deploying(cls)
 
 
 def _list(value: Any) -> list[Any]:
