@@ -253,7 +253,7 @@ class EvolvingModel(BaseAlgorithm):
         return describe(self)
 
 
-def load_safe(path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any) -> "EvolvingModel":
+def load_safe(path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any) -> EvolvingModel:
     """
     Load a model of any class of this package from a file that need not be trusted: no code in it is run.
 

@@ -132,7 +132,7 @@ def load_model(
     if not trusted:
         assert contents is not None
         with one_error(named(path)), memory_limited(contents):
-            source = as_sb3_file(contents, {}, {})
+            source = as_sb3_file(contents, dict.fromkeys(custom_objects or ()), {})
             objects = {**contents.attributes, "tensorboard_log": None, **replaced}
             return sb3_load(source, env, custom_objects=objects, **arguments, **kwargs)
     with misfits_explained(path, cls.__name__), old_modules_found():
@@ -172,8 +172,8 @@ def safe_contents(path: File, cls: Any, replaced: Collection[str]) -> SafeConten
         contents = read_safe(file)
     if contents is None:
         raise ModelFileError(
-            f"{named(path)} must have the members {SETTINGS} and {TENSORS}, which this version writes; it has none, as files of "
-            "earlier versions and of SB3. If you trust its author, load() it and save() it again; else take its networks with "
+            f"{named(path)} must have the members {SETTINGS} and {TENSORS}, which this version writes; it has none, as files "
+            "of earlier versions and of SB3. If you trust its author, load() it and save() it again; else take its networks with "
             "load_parameters()"
         )
     if contents.algorithm != family(cls):

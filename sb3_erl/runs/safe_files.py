@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ MAX_SETTINGS = 16 << 20
 MAX_MEMBERS = 10_000
 SPARE, FACTOR = 256 << 20, 64
 """A model may be built of so many bytes and so many times the size of its tensors, see :func:`memory_limited`."""
+PER_OPERATION = 4 << 10
+"""Bytes as which each operation of PyTorch counts, so that there is an end to networks without number."""
 RUN_TIME = frozenset(
     {"env", "policy", "device", "replay_buffer", "rollout_buffer", "run", "_vec_normalize_env", "_logger", "_custom_logger"}
 )
@@ -251,15 +254,11 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         shape = args[0] if args and isinstance(args[0], list | tuple) else ()
-        if shape and all(isinstance(size, int) for size in shape):
-            number = 8
-            for size in shape:
-                number *= size
-            self.left -= number
-            if self.left < 0:
-                raise ModelFileError(
-                    f"the file describes networks that take more than {self.limit >> 20} MiB, which do not fit its tensors"
-                )
+        self.left -= PER_OPERATION + (8 * math.prod(shape) if all(isinstance(size, int) for size in shape) else 0)
+        if self.left < 0:
+            raise ModelFileError(
+                f"the file describes networks that take more than {self.limit >> 20} MiB, which do not fit its tensors"
+            )
         return func(*args, **(kwargs or {}))
 
 

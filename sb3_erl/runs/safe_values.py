@@ -30,7 +30,7 @@ LONG_TEXT = 2048
 LIBRARIES = ("torch.nn", "torch.optim", "stable_baselines3", "sb3_contrib")
 """Packages of others of which classes are found; only those that a model is made of, see :func:`allowed_class`."""
 PART_FOLDERS = ("policies", "learners", "evolution", "buffers", "engine.replace", "engine.steps")
-"""Where the classes of this package are of which a model is made. Not ``remote``, ``runs`` or ``envs``: files name no such part."""
+"""Where the classes of this package are of which a model is made. Not in ``remote``, ``runs``, ``envs``."""
 MODEL_CLASSES = (th.nn.Module, th.optim.Optimizer, ReplayBuffer, BaseAlgorithm)
 PLAIN_OBJECTS = (
     utils.ConstantSchedule,
@@ -126,11 +126,11 @@ class Writer:
         :param value: any value
         :param where: what it is, for messages
         :param depth: values that it is in
-        :return: ``None``, a bool, a number, a string or a list of such as it is; anything else as a dict with one key, its kind
+        :return: ``None``, a bool, a number, a string or a list of such as it is; anything else as a dict with its kind as key
         :raises NotPlain: if there is a value in it that only a pickle can hold
         """
         if depth > MAX_DEPTH:
-            raise NotPlain(f"{where}: values that are nested more than {MAX_DEPTH} deep")
+            raise NotPlain(f"{where}: values nested more than {MAX_DEPTH} deep")
         kind = type(value)
         if value is None or kind in (bool, int):
             return value
@@ -153,6 +153,9 @@ class Writer:
             return {"space": self._space(value, where, depth)}
         if kind is TrainFreq:
             return {"train_freq": [value.frequency, value.unit.value]}
+        if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+            if (name := np.dtype(value).name) in _DTYPE_NAMES:
+                return {"numpy": ["dtype" if isinstance(value, np.dtype) else "type", name]}
         if isinstance(value, type):
             if value.__bases__[0] is DeployedMixin and allowed_class(name_of(value)) is None:  # made by deploying()
                 return {"deploying": self.write(value.__bases__[1], where, depth + 1)["class"]}
@@ -253,6 +256,7 @@ class Reader:
             "train_freq": lambda value, _: TrainFreq(_integer(value[0]), TrainFrequencyUnit(value[1])),
             "class": lambda value, _: _known(allowed_class(value), value),
             "deploying": lambda value, _: _deploying(_known(allowed_class(value), value)),
+            "numpy": lambda value, _: _numpy_type(*value),
             "object": self._object,
         }
 
@@ -357,6 +361,11 @@ def _deploying(cls: type) -> type:
     if not issubclass(cls, BasePolicy):
         raise ValueError(f"{name_of(cls)} is no policy")
     return deploying(cls)
+
+
+def _numpy_type(what: str, name: str) -> Any:
+    dtype = np.dtype(_DTYPE_NAMES[name])
+    return dtype if what == "dtype" else dtype.type
 
 
 def _list(value: Any) -> list[Any]:
