@@ -191,7 +191,7 @@ class EvolvingModel(BaseAlgorithm):
         :param kwargs: attributes to change
         :return: the model
         :raises FileNotFoundError: if there is no such file
-        :raises ModelFileError: a ValueError, if a file that is not trusted is damaged, or holds anything that only a pickle can
+        :raises ModelFileError: a ValueError, if a file that is not trusted is damaged, or holds what only a pickle can
         :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
         :raises TypeError: if there is no such attribute to change
         """

@@ -173,8 +173,8 @@ def safe_contents(path: File, cls: Any, replaced: Collection[str]) -> SafeConten
     if contents is None:
         raise ModelFileError(
             f"{named(path)} must have the members {SETTINGS} and {TENSORS}, which this version writes; it has none, as files "
-            "of earlier versions and of SB3. If you trust its author, load() it and save() it again; else take its networks with "
-            "load_parameters()"
+            "of earlier versions and of SB3. If you trust its author, load() it and save() it again; else take its networks "
+            "with load_parameters()"
         )
     if contents.algorithm != family(cls):
         raise ModelFileError(
