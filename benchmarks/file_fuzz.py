@@ -3,10 +3,11 @@ Damages files of models in every way that comes to mind and loads them with ``lo
 
     python -m benchmarks.file_fuzz [--files 100000] [--minutes 10] [--seed 0] [--out docs/results/file_fuzz.json]
 
-A file must load as it was before, or be refused with ``ModelFileError``; one whose author made all checksums right may load as another
-model, too. An audit hook notes what must not happen meanwhile: code that is compiled or run, modules that are imported, files that are
-written, sockets, processes. The memory of the process is limited. A corpus of malicious pickles stands in files as well; each of them
-is unpickled in a process of its own to show that it would have done harm. The exit status is the number of files that ended otherwise.
+A file must load as it was before, or be refused with ``ModelFileError``; one whose author made all checksums right may load as
+another model, too. An audit hook notes what must not happen meanwhile: code that is compiled or run, modules that are imported,
+files that are written, sockets, processes. The memory of the process is limited. A corpus of malicious pickles stands in files as
+well; each of them is unpickled in a process of its own to show that it would have done harm. The exit status is the number of
+files that ended otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -38,6 +40,7 @@ from typing import Any
 import torch as th
 
 from sb3_erl import ALGOS, load_safe
+from sb3_erl.core.registry import PARTS
 from sb3_erl.runs.safe_files import SETTINGS, TENSORS, ModelFileError, read_safe
 
 NETWORK: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}}
@@ -55,6 +58,10 @@ SLOWEST = 60
 """Seconds for a file."""
 CHECKED = 25
 """Of files whose settings and tensors are those of the original, one in so many is also made into a model."""
+OWN_MODULES = ("sb3_erl.remote.process", "sb3_erl.remote.choice", "sb3_erl.engine.replace", "sb3_erl.evolution.fitness.parts")
+OWN_MODULES += tuple(
+    part.partition(":")[0] for parts in PARTS.values() for part in parts.values() if isinstance(part, str) and ":" in part
+)
 FORBIDDEN = (
     "exec",
     "compile",
@@ -182,7 +189,6 @@ def renamed(members: Members, chance: random.Random) -> bytes:
         "/etc/passwd",
         "C:\\x",
         "a/../../b",
-        "",
         ".",
         "x" * 60000,
         "a\0b",
@@ -237,14 +243,54 @@ DAMAGE: dict[str, Callable[[bytes, Members, random.Random, Members], bytes]] = {
 # -------------------------------------------------------------------- malice: all checksums are right
 
 NONSENSE: tuple[Any, ...] = (
-    None, True, -1, 0, 2**31, 2**63, 10**12, 10**400, -0.5, 1e308, "", "x", "os:system", "antigravity:fly", "builtins:exec",
-    "torch:load", "antigravity:Env-v0", "CartPole-v1", "/etc/passwd", [], {}, [[]], [10**9], [0] * 1000, {"dict": {}}, {"class": "os:_Environ"},
-    {"class": "subprocess:Popen"}, {"class": "sb3_erl.remote.process:ProcessEvaluator"}, {"class": "torch.nn.modules.linear:Linear"},
-    {"deploying": "stable_baselines3.sac.sac:SAC"}, {"object": ["subprocess:Popen", {}]}, {"tensor": "0"}, {"array": "0"}, {"float": "1"},
-    {"object": ["stable_baselines3.common.utils:LinearSchedule", {"__class__": 1}]}, {"deque": [-1, []]}, {"unknown": 1}, {"a": 1, "b": 2},
-    {"space": {"kind": "Box"}}, {"space": {"kind": "MultiBinary", "n": 10**12, "dtype": "int8"}}, {"pairs": [[[], 1]]}, {"tuple": 3},
-    {"dict": {"net_arch": [10**6, 10**6]}}, {"dict": {"net_arch": [10**9]}}, {"numpy": ["type", "object"]},
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**63,
+    10**12,
+    10**400,
+    -0.5,
+    1e308,
+    "",
+    "x",
+    "os:system",
+    "antigravity:fly",
+    "builtins:exec",
+    "torch:load",
+    "antigravity:Env-v0",
+    "process",
+    "ray",
+    "CartPole-v1",
+    "/etc/passwd",
+    [],
+    {},
+    [[]],
+    [10**9],
+    [0] * 1000,
+    {"dict": {}},
+    {"class": "os:_Environ"},
+    {"class": "subprocess:Popen"},
+    {"class": "sb3_erl.remote.process:ProcessEvaluator"},
+    {"class": "torch.nn.modules.linear:Linear"},
+    {"deploying": "stable_baselines3.sac.sac:SAC"},
+    {"object": ["subprocess:Popen", {}]},
+    {"tensor": "0"},
+    {"array": "0"},
+    {"float": "1"},
+    {"object": ["stable_baselines3.common.utils:LinearSchedule", {"__class__": 1}]},
+    {"deque": [-1, []]},
+    {"unknown": 1},
+    {"a": 1, "b": 2},
+    {"space": {"kind": "Box"}},
+    {"space": {"kind": "MultiBinary", "n": 10**12, "dtype": "int8"}},
+    {"pairs": [[[], 1]]},
+    {"tuple": 3},
+    {"dict": {"net_arch": [10**6, 10**6]}},
+    {"dict": {"net_arch": [10**9]}},
+    {"numpy": ["type", "object"]},
+)
 
 
 def places(value: Any, found: list[tuple[Any, Any]], depth: int = 0) -> list[tuple[Any, Any]]:
@@ -398,8 +444,10 @@ class Fuzz:
         self.slowest, self.n_files = 0.0, 0
         self.files = {name: self._saved(name) for name in SYSTEMS}
         self.members = {name: unpacked(data) for name, data in self.files.items()}
-        for data in self.files.values():  # whatever is imported on the first call is imported now
-            load_safe(io.BytesIO(data)).learn
+        for name in OWN_MODULES:  # whatever of the package is imported when it is wanted is imported now
+            importlib.import_module(name)
+        for data in self.files.values():
+            load_safe(io.BytesIO(data))
         signal.signal(signal.SIGALRM, stop)
 
     def _saved(self, name: str) -> bytes:
