@@ -40,6 +40,7 @@ from sb3_erl.runs.safe_files import (
     one_error,
     read_safe,
     read_settings,
+    system_info,
     unknown_names,
 )
 from sb3_erl.runs.saving import family
@@ -116,7 +117,7 @@ def load_model(
     if trusted:
         data = check_model_file(path, family(cls))
         with opened(path, "zip") as file, one_error(named(path)):
-            contents = read_safe(file)
+            contents, about = read_safe(file), system_info(file)
     else:
         contents = safe_contents(path, cls, replaced)
         data = dict(contents.attributes)
@@ -143,7 +144,7 @@ def load_model(
         _say_unpickled(path, data, contents.attributes, replaced)
         objects = {**{name: value for name, value in contents.attributes.items() if name in data}, **(custom_objects or {})}
         rest = {name: value for name, value in data.items() if name not in objects}
-        source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, other_members(path))
+        source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
         return sb3_load(source, env, custom_objects=objects, **arguments, **renamed_attributes(kwargs, data))
 
 
@@ -159,11 +160,11 @@ def is_pickled(value: Any) -> bool:
     return isinstance(value, dict) and ":serialized:" in value
 
 
-def safe_contents(path: File, cls: Any, replaced: Collection[str]) -> SafeContents:
+def safe_contents(path: File, cls: Any, replaced: dict[str, Any]) -> SafeContents:
     """
     :param path: of a file that is not trusted
     :param cls: class that is to be loaded
-    :param replaced: names of attributes that the caller has values for
+    :param replaced: attributes that the caller has values for
     :return: what it holds without pickles
     :raises FileNotFoundError: if there is no such file
     :raises ModelFileError: if that is not a whole model of the class
@@ -214,13 +215,6 @@ def saved_class(path: File, base: Any) -> Any:
     if name not in found or (settings is not None and name == base.__name__):
         raise ModelFileError(f"{named(path)} must hold a model of this package; it says {str(name)[:80]!r}")
     return found[name]
-
-
-def other_members(path: File) -> dict[str, bytes]:
-    """:return: members of a model's file that are neither settings nor tensors"""
-    with opened(path, "zip") as file, zipfile.ZipFile(file) as archive:
-        names = [name for name in ("_stable_baselines3_version", "system_info.txt") if name in archive.namelist()]
-        return {name: archive.read(name) for name in names}
 
 
 def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -> tuple[File, dict[str, Any]]:

@@ -220,6 +220,13 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{SETTINGS} has the number {text}")
 
 
+def system_info(file: IO[bytes]) -> dict[str, bytes]:
+    """:return: members of a file of a model that are neither settings nor tensors, by name"""
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in ("_stable_baselines3_version", "system_info.txt") if name in archive.namelist()]
+        return {name: archive.read(name) for name in names}
+
+
 # -------------------------------------------------------------------- building
 
 

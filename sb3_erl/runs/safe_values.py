@@ -311,7 +311,7 @@ class Reader:
         cls = _known(allowed_class_or_plain(name), name)
         if not _is_plain_class(cls) or not all(NAME.fullmatch(field) and field[:2] != "__" for field in fields):
             raise ValueError(f"{name!r} is no class whose objects are read")
-        made = object.__new__(cls)
+        made: Any = object.__new__(cls)
         vars(made).update({field: self.read(part, depth + 1) for field, part in fields.items()})
         return made
 

@@ -26,8 +26,8 @@ def describe_file(path: str | Path) -> list[str]:
     :raises FileNotFoundError: if there is no such file
     :raises ModelFileError: if it is damaged or none of SB3's
     """
-    path = file_beside_folder(path)
-    with opened(path, "zip") as file, one_error(f"path={str(path)!r}"), zipfile.ZipFile(file) as archive:
+    found = file_beside_folder(path)
+    with opened(found, "zip") as file, one_error(f"path={str(path)!r}"), zipfile.ZipFile(file) as archive:
         known = members(archive)
         settings = read_settings(archive)
         if settings is None:
