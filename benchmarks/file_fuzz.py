@@ -3,11 +3,11 @@ Damages files of models in every way that comes to mind and loads them with ``lo
 
     python -m benchmarks.file_fuzz [--files 100000] [--minutes 10] [--seed 0] [--out docs/results/file_fuzz.json]
 
-A file must load as it was before, or be refused with ``ModelFileError``; one whose author made all checksums right may load
-as another model, too. An audit hook notes what must not happen meanwhile: code that is compiled or run, modules that are
-imported, files that are written, sockets, processes. The memory of the process is limited. A corpus of malicious pickles stands
-in files as well; each of them is unpickled in a process of its own to show that it would have done harm. The exit status is
-the number of files that ended otherwise.
+A file must load as it was before, or be refused with ``ModelFileError``; one whose author made all checksums right
+may load as another model, too. An audit hook notes what must not happen meanwhile: code that is compiled or run,
+modules that are imported, files that are written, sockets, processes. The memory of the process is limited. A corpus
+of malicious pickles stands in files as well; each of them is unpickled in a process of its own to show that it would
+have done harm. The exit status is the number of files that ended otherwise.
 """
 
 from __future__ import annotations
