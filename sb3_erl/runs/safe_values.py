@@ -321,9 +321,8 @@ class Reader:
             parts = [(name, self.read(part, depth + 1)) for name, part in _list(value["spaces"])]
             space: Any = spaces.Dict(OrderedDict(parts)) if kind is spaces.Dict else spaces.Tuple([part for _, part in parts])
         else:
-            known = {
-                name: self.read(value[name], depth + 1) for name in ("low", "high", "n", "nvec", "start") if name in value
-            }
+            names: tuple[str, ...] = ("low", "high", "n", "nvec", "start")
+            known = {name: self.read(value[name], depth + 1) for name in names if name in value}
             space = _SPACES[kind](known, np.dtype(_DTYPE_NAMES[value["dtype"]]))
         if "generator" in value:
             state = self.read(value["generator"], depth + 1)
