@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import hashlib
 import importlib
 import io
@@ -315,7 +316,7 @@ def other_settings(members: Members, chance: random.Random) -> bytes:
                 NONSENSE
             )
         else:
-            container[key] = chance.choice(NONSENSE)
+            container[key] = copy.deepcopy(chance.choice(NONSENSE))
         if not isinstance(settings.get("attributes"), dict) or not settings["attributes"]:
             break
     return with_settings(members, settings)

@@ -17,7 +17,13 @@ import safetensors.torch
 import torch as th
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_erl.runs.safe_values import NAME, NotPlain, Reader, Writer
+from sb3_erl.core.safe_names import NAME, OLD_MODULES
+from sb3_erl.core.safe_values import DERIVED, NotPlain, Reader, Writer
+from sb3_erl.policies.erl import DeployedMixin, deploying
+from sb3_erl.runs.moved_modules import MOVED
+
+OLD_MODULES.update(MOVED)
+DERIVED["deploying"] = (DeployedMixin, deploying)
 
 SETTINGS, TENSORS = "safe.json", "safe.safetensors"
 """Members of the zip file."""

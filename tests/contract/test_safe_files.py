@@ -23,9 +23,10 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_erl import ALGOS, ERL, OpenAIES, Reseed, every, load_safe
-from sb3_erl.runs import safe_values
+from sb3_erl.core import safe_values
+from sb3_erl.core.safe_names import allowed_class, is_allowed_text
+from sb3_erl.core.safe_values import NotPlain, Reader, Writer
 from sb3_erl.runs.safe_files import SETTINGS, TENSORS, ModelFileError
-from sb3_erl.runs.safe_values import NotPlain, Reader, Writer, allowed_class, is_allowed_text
 from sb3_erl.zoo import info
 from tests.contract.helpers import differences, snapshot, tensors
 from tests.contract.settings import NAMES, make, toy_actions, variants

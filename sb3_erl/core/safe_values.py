@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -13,103 +10,31 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common import noise, utils
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from sb3_erl.core.registry import PARTS
-from sb3_erl.policies.erl import DeployedMixin, deploying
-from sb3_erl.runs.moved_modules import MOVED
+from sb3_erl.core.safe_names import NAME, allowed_class, allowed_class_or_plain, is_allowed_text, is_plain_class, name_of
 
 MAX_DEPTH = 64
 """Values inside values that are written and read."""
 LONG_TEXT = 2048
 """Characters above which a string stands among the tensors, so that the JSON stays small."""
-LIBRARIES = ("torch.nn", "torch.optim", "stable_baselines3", "sb3_contrib")
-"""Packages of others of which classes are found; only those that a model is made of, see :func:`allowed_class`."""
-PART_FOLDERS = ("policies", "learners", "evolution", "buffers", "engine.replace", "engine.steps")
-"""Where the classes of this package are of which a model is made. Not in ``remote``, ``runs``, ``envs``."""
-MODEL_CLASSES = (th.nn.Module, th.optim.Optimizer, ReplayBuffer, BaseAlgorithm)
-PLAIN_OBJECTS = (
-    utils.ConstantSchedule,
-    utils.FloatSchedule,
-    utils.LinearSchedule,
-    noise.NormalActionNoise,
-    noise.OrnsteinUhlenbeckActionNoise,
-    noise.VectorizedActionNoise,
-)
-"""Classes of others whose objects are written by their attributes; of this package those of dataclasses are."""
 SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict, spaces.Tuple)
-CODE_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\S*", re.ASCII)
-"""Strings by which a part, or an environment of a module, is found. Importing that module would run its code."""
-NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 DTYPES = frozenset(
     getattr(th, name)
     for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 ) | {th.uint16, th.uint32, th.uint64}
 
 
+DERIVED: dict[str, tuple[type, Callable[[Any], type]]] = {}
+"""
+Classes that are made while a program runs, by kind: their first base, and the function that makes one of their second. Filled in
+where these functions are, see :mod:`sb3_erl.runs.safe_files`.
+"""
+
+
 class NotPlain(TypeError):
     """A value that cannot be written without a pickle; the message names it."""
-
-
-def name_of(cls: Any) -> str:
-    """:return: module and qualified name of a class, as :func:`allowed_class` reads them"""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def allowed_class(name: str) -> type | None:
-    """
-    Find a class of which models are made. Nothing is imported: a module that is not there yet has no classes.
-
-    :param name: ``"module:Class"``, modules of earlier versions of this package included
-    :return: a network, optimizer, replay buffer, or algorithm of PyTorch, SB3 or SB3-Contrib, or a part of this package;
-        ``None`` for anything else
-
-    >>> allowed_class("torch.nn.modules.activation:ReLU").__name__, allowed_class("os:system"), allowed_class("builtins:eval")
-    ('ReLU', None, None)
-    """
-    module, _, qualified = name.partition(":")
-    if not all(NAME.fullmatch(part) for part in (*module.split("."), *qualified.split("."))):
-        return None
-    short = module.removeprefix("sb3_erl.")
-    own = short != module
-    modules = [f"sb3_erl.{new}" for new in MOVED[short]] if own and short in MOVED else [module]
-    for found in modules:
-        if not any(found == root or found.startswith(f"{root}.") for root in (*LIBRARIES, "sb3_erl")):
-            continue
-        value: Any = sys.modules.get(found)
-        for part in qualified.split("."):
-            value = None if value is None else vars(value).get(part) if hasattr(value, "__dict__") else None
-        if isinstance(value, type) and _is_model_class(value):
-            return value
-    return None
-
-
-def _is_model_class(cls: type) -> bool:
-    module = str(cls.__module__)
-    if module.startswith("sb3_erl."):
-        short = module.removeprefix("sb3_erl.")
-        is_part = any(short == folder or short.startswith(f"{folder}.") for folder in PART_FOLDERS)
-        return is_part or (issubclass(cls, BaseAlgorithm) and short.startswith("algorithms."))
-    return any(module.startswith(f"{root}.") for root in LIBRARIES) and issubclass(cls, MODEL_CLASSES)
-
-
-def is_allowed_text(text: str) -> bool:
-    """:return: whether a string names no code, or some that is among the parts of this package or the allowed classes"""
-    if CODE_NAME.fullmatch(text) is None:
-        return True
-    if any(text == part for parts in PARTS.values() for part in parts.values() if isinstance(part, str)):
-        return True
-    return allowed_class(text) is not None
-
-
-def _is_plain_class(cls: type) -> bool:
-    return cls in PLAIN_OBJECTS or (
-        dataclasses.is_dataclass(cls) and str(cls.__module__).startswith("sb3_erl.") and _is_model_class(cls)
-    )
 
 
 # -------------------------------------------------------------------- to JSON
@@ -157,12 +82,13 @@ class Writer:
             if (name := np.dtype(value).name) in _DTYPE_NAMES:
                 return {"numpy": ["dtype" if isinstance(value, np.dtype) else "type", name]}
         if isinstance(value, type):
-            if value.__bases__[0] is DeployedMixin and allowed_class(name_of(value)) is None:  # made by deploying()
-                return {"deploying": self.write(value.__bases__[1], where, depth + 1)["class"]}
+            made = next((key for key, (base, _) in DERIVED.items() if value.__bases__[0] is base), None)
+            if made is not None and allowed_class(name_of(value)) is None:
+                return {made: self.write(value.__bases__[1], where, depth + 1)["class"]}
             if allowed_class(name_of(value)) is not value:
                 raise NotPlain(f"{where}: the class {name_of(value)}")
             return {"class": name_of(value)}
-        if _is_plain_class(kind) and allowed_class_or_plain(name_of(kind)) is kind:
+        if is_plain_class(kind) and allowed_class_or_plain(name_of(kind)) is kind:
             fields = {name: self.write(part, f"{where}.{name}", depth + 1) for name, part in vars(value).items()}
             return {"object": [name_of(kind), fields]}
         what = f"the function {name_of(value)}" if hasattr(value, "__qualname__") else f"an object of {name_of(kind)}"
@@ -255,9 +181,9 @@ class Reader:
             "space": self._space,
             "train_freq": lambda value, _: TrainFreq(_integer(value[0]), TrainFrequencyUnit(value[1])),
             "class": lambda value, _: _known(allowed_class(value), value),
-            "deploying": lambda value, _: _deploying(_known(allowed_class(value), value)),
             "numpy": lambda value, _: _numpy_type(*value),
             "object": self._object,
+            **{kind: lambda value, _, kind=kind: _derived(kind, value) for kind in DERIVED},
         }
 
     def read(self, value: Any, depth: int = 0) -> Any:
@@ -309,7 +235,7 @@ class Reader:
     def _object(self, value: Any, depth: int) -> Any:
         name, fields = value
         cls = _known(allowed_class_or_plain(name), name)
-        if not _is_plain_class(cls) or not all(NAME.fullmatch(field) and field[:2] != "__" for field in fields):
+        if not is_plain_class(cls) or not all(NAME.fullmatch(field) and field[:2] != "__" for field in fields):
             raise ValueError(f"{name!r} is no class whose objects are read")
         made: Any = object.__new__(cls)
         vars(made).update({field: self.read(part, depth + 1) for field, part in fields.items()})
@@ -345,21 +271,17 @@ _SPACES: dict[Any, Callable[[dict[str, Any], Any], Any]] = {
 """How each space is made of its arrays."""
 
 
-def allowed_class_or_plain(name: str) -> type | None:
-    """:return: as :func:`allowed_class`, or one of the plain classes of others"""
-    return next((cls for cls in PLAIN_OBJECTS if name_of(cls) == name), None) or allowed_class(name)
-
-
 def _known(cls: type | None, name: Any) -> type:
     if cls is None:
         raise ValueError(f"{str(name)[:80]!r} is no class of which models are made")
     return cls
 
 
-def _deploying(cls: type) -> type:
-    if not issubclass(cls, BasePolicy):
-        raise ValueError(f"{name_of(cls)} is no policy")
-    return deploying(cls)
+def _derived(kind: str, name: Any) -> type:
+    base = _known(allowed_class(name), name)
+    if not issubclass(base, BasePolicy):
+        raise ValueError(f"{name_of(base)} is no policy")
+    return DERIVED[kind][1](base)
 
 
 def _numpy_type(what: str, name: str) -> Any:
