@@ -312,9 +312,8 @@ def other_settings(members: Members, chance: random.Random) -> bytes:
         if isinstance(container, dict) and chance.random() < 0.2:
             container.pop(key, None)
         elif isinstance(container, dict) and chance.random() < 0.1:
-            container[chance.choice(("env", "__class__", "predict", "run", "a b", "policy", "_setup_model"))] = chance.choice(
-                NONSENSE
-            )
+            key = chance.choice(("env", "__class__", "predict", "run", "a b", "policy", "_setup_model"))
+            container[key] = copy.deepcopy(chance.choice(NONSENSE))
         else:
             container[key] = copy.deepcopy(chance.choice(NONSENSE))
         if not isinstance(settings.get("attributes"), dict) or not settings["attributes"]:

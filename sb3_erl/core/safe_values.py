@@ -28,8 +28,8 @@ DTYPES = frozenset(
 
 DERIVED: dict[str, tuple[type, Callable[[Any], type]]] = {}
 """
-Classes that are made while a program runs, by kind: their first base, and the function that makes one of their second. Filled in
-where these functions are, see :mod:`sb3_erl.runs.safe_files`.
+Classes that are made while a program runs, by kind: their first base, and the function that makes one of their second base.
+Filled in where these functions are, see :mod:`sb3_erl.runs.safe_files`.
 """
 
 
