@@ -212,7 +212,7 @@ def saved_class(path: File, base: Any) -> Any:
         if cls.__module__.startswith("sb3_erl."):
             found[cls.__name__] = cls
     name = base.__name__ if settings is None else settings.get("algorithm")
-    if name not in found or (settings is not None and name == base.__name__):
+    if not isinstance(name, str) or name not in found or (settings is not None and name == base.__name__):
         raise ModelFileError(f"{named(path)} must hold a model of this package; it says {str(name)[:80]!r}")
     return found[name]
 

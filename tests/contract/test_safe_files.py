@@ -186,6 +186,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no parameters": lambda s: s["parameters"].clear(),
     "a tensor twice": lambda s: s["attributes"].update(a={"tensor": "0"}, b={"tensor": "0"}),
     "an unknown class": lambda s: s.update(algorithm="Popen"),
+    "a class that is a dict": lambda s: s.update(algorithm={}),
     "no class": lambda s: s.update(algorithm="EvolvingModel"),
 }
 
