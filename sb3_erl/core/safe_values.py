@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ class Reader:
             "class": lambda value, _: _known(allowed_class(value), value),
             "numpy": lambda value, _: _numpy_type(*value),
             "object": self._object,
-            **{kind: lambda value, _, kind=kind: _derived(kind, value) for kind in DERIVED},
+            **{kind: partial(_derived, kind) for kind in DERIVED},
         }
 
     def read(self, value: Any, depth: int = 0) -> Any:
@@ -277,7 +278,7 @@ def _known(cls: type | None, name: Any) -> type:
     return cls
 
 
-def _derived(kind: str, name: Any) -> type:
+def _derived(kind: str, name: Any, _depth: int) -> type:
     base = _known(allowed_class(name), name)
     if not issubclass(base, BasePolicy):
         raise ValueError(f"{name_of(base)} is no policy")

@@ -195,7 +195,6 @@ class EvolvingModel(BaseAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
-        trusted: bool = True,
         **kwargs: Any,
     ) -> SelfModel:
         """
@@ -208,9 +207,8 @@ class EvolvingModel(BaseAlgorithm):
         :param custom_objects: replace what cannot be unpickled, by name
         :param print_system_info: also of the system that saved the model
         :param force_reset: whether ``env`` is reset before the next ``learn``
-        :param trusted: whether pickles in the file may be read; without, ``tensorboard_log`` is ``None``, since it is a folder
-            that a file would choose
-        :param kwargs: attributes to change
+        :param kwargs: attributes to change; and ``trusted``, whether pickles in the file may be read. Without,
+            ``tensorboard_log`` is ``None``, since it is a folder that a file would choose
         :return: the model
         :raises FileNotFoundError: if there is no such file
         :raises ModelFileError: a ValueError, if a file that is not trusted is damaged, or holds what only a pickle can
@@ -218,6 +216,7 @@ class EvolvingModel(BaseAlgorithm):
         :raises TypeError: if there is no such attribute to change
         """
         arguments = {"device": device, "print_system_info": print_system_info, "force_reset": force_reset}
+        trusted = kwargs.pop("trusted", True)  # no argument of its own, as this method takes what SB3's takes
         return load_model(cls, super().load, path, env, custom_objects, trusted, arguments, **kwargs)
 
     def set_parameters(
