@@ -14,7 +14,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from sb3_erl.core.safe_names import NAME, allowed_class, allowed_class_or_plain, is_allowed_text, is_plain_class, name_of
+from sb3_erl.core.safe_names import (
+    allowed_class,
+    allowed_class_or_plain,
+    is_allowed_text,
+    is_plain_class,
+    name_of,
+    unfit_fields,
+)
 
 MAX_DEPTH = 64
 """Values inside values that are written and read."""
@@ -91,6 +98,8 @@ class Writer:
             return {"class": name_of(value)}
         if is_plain_class(kind) and allowed_class_or_plain(name_of(kind)) is kind:
             fields = {name: self.write(part, f"{where}.{name}", depth + 1) for name, part in vars(value).items()}
+            if wrong := unfit_fields(kind, vars(value)):
+                raise NotPlain(f"{where}: an object of {name_of(kind)} with other attributes than its class has, {wrong}")
             return {"object": [name_of(kind), fields]}
         what = f"the function {name_of(value)}" if hasattr(value, "__qualname__") else f"an object of {name_of(kind)}"
         raise NotPlain(f"{where}: {what}")
@@ -236,10 +245,13 @@ class Reader:
     def _object(self, value: Any, depth: int) -> Any:
         name, fields = value
         cls = _known(allowed_class_or_plain(name), name)
-        if not is_plain_class(cls) or not all(NAME.fullmatch(field) and field[:2] != "__" for field in fields):
+        if not is_plain_class(cls):
             raise ValueError(f"{name!r} is no class whose objects are read")
+        found = {field: self.read(part, depth + 1) for field, part in fields.items()}
+        if wrong := unfit_fields(cls, found):
+            raise ValueError(f"an object of {name_of(cls)} has other attributes, or ones of other types: {str(wrong)[:200]}")
         made: Any = object.__new__(cls)
-        vars(made).update({field: self.read(part, depth + 1) for field, part in fields.items()})
+        vars(made).update(found)
         return made
 
     def _space(self, value: dict[str, Any], depth: int) -> Any:
@@ -274,7 +286,9 @@ _SPACES: dict[Any, Callable[[dict[str, Any], Any], Any]] = {
 
 def _known(cls: type | None, name: Any) -> type:
     if cls is None:
-        raise ValueError(f"{str(name)[:80]!r} is no class of which models are made")
+        raise ValueError(
+            f"{str(name)[:80]!r} is no class of which models are made, or its module has not been imported by your program"
+        )
     return cls
 
 

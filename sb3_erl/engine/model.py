@@ -24,7 +24,8 @@ from sb3_erl.runs.loading import load_model, saved_class
 from sb3_erl.runs.moved_modules import renamed_tensors
 from sb3_erl.runs.resuming import resume
 from sb3_erl.runs.run import Run
-from sb3_erl.runs.saving import family, save_model
+from sb3_erl.runs.safe_files import family
+from sb3_erl.runs.saving import save_model
 
 SelfModel = TypeVar("SelfModel", bound="EvolvingModel")
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, Any
 
 import torch as th
@@ -22,6 +23,7 @@ from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.core.registry import nothing_imported
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.runs.moved_modules import (
     RENAMED_ATTRIBUTES,
@@ -31,19 +33,23 @@ from sb3_erl.runs.moved_modules import (
     variables_of_own_learners,
 )
 from sb3_erl.runs.safe_files import (
+    OF_THE_MACHINE,
     SETTINGS,
     TENSORS,
     ModelFileError,
     SafeContents,
     as_sb3_file,
+    family,
     memory_limited,
     one_error,
+    printable,
     read_safe,
     read_settings,
     system_info,
-    unknown_names,
+    unfit_attributes,
+    with_variables,
 )
-from sb3_erl.runs.saving import family
+from sb3_erl.runs.saving import is_pickled
 
 VARIABLES = ("pytorch_variables", "tensors")
 """Members of an SB3 zip that hold single tensors, which ``set_parameters`` does not take."""
@@ -132,10 +138,10 @@ def load_model(
         env = None if env is None else maybe_make_env(env, verbose=0)
     if not trusted:
         assert contents is not None
-        with one_error(named(path)), memory_limited(contents):
-            source = as_sb3_file(contents, dict.fromkeys(custom_objects or ()), {})
-            objects = {**contents.attributes, "tensorboard_log": None, **replaced}
-            return sb3_load(source, env, custom_objects=objects, **arguments, **kwargs)
+        with one_error(named(path)), memory_limited(contents), nothing_imported():
+            source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(custom_objects or ()), {})
+            objects = {**contents.attributes, **OF_THE_MACHINE, **replaced}
+            return with_variables(sb3_load(source, env, custom_objects=objects, **arguments, **kwargs), contents)
     with misfits_explained(path, cls.__name__), old_modules_found():
         if contents is None or not contents.attributes:
             _say_unpickled(path, data, {}, replaced)
@@ -152,12 +158,8 @@ def _say_unpickled(path: File, data: dict[str, Any], known: Collection[str], rep
     """Print, where the model is not silent, which attributes are read by running what stands in a file."""
     pickled = [name for name, value in data.items() if is_pickled(value) and name not in known and name not in replaced]
     if pickled and isinstance(data.get("verbose"), int) and data["verbose"] >= 1:
-        print(f"{named(path)}: unpickled {', '.join(sorted(pickled))}, which runs what stands in them; load_safe() does not")
-
-
-def is_pickled(value: Any) -> bool:
-    """:return: whether SB3 unpickles an attribute that stands so in the file"""
-    return isinstance(value, dict) and ":serialized:" in value
+        names = printable(", ".join(sorted(pickled)))
+        print(f"{named(path)}: unpickled {names}, which runs what stands in them; load_safe() does not")
 
 
 def safe_contents(path: File, cls: Any, replaced: dict[str, Any]) -> SafeContents:
@@ -181,16 +183,16 @@ def safe_contents(path: File, cls: Any, replaced: dict[str, Any]) -> SafeContent
         raise ModelFileError(
             f"{named(path)} must hold a saved {family(cls)}; it is a saved {contents.algorithm}. Use {contents.algorithm}.load"
         )
-    refused = {name: reason for name, reason in contents.refused.items() if name not in replaced}
+    refused = {name: reason for name, reason in contents.refused.items() if name not in {*replaced, *OF_THE_MACHINE}}
     if refused:
         raise ModelFileError(
             f"{named(path)} holds what only a pickle can: {'; '.join(refused.values())}. Give your own by name, as in "
             f"load_safe(path, custom_objects={{{next(iter(refused))!r}: ...}}), or load() the file if you trust its author"
         )
     policy = replaced["policy_class"] if "policy_class" in replaced else contents.attributes.get("policy_class")
-    hidden = unknown_names(contents.attributes, cls)
+    hidden = unfit_attributes(contents, cls)
     if hidden or not isinstance(policy, type) or not issubclass(policy, BasePolicy):
-        raise ModelFileError(f"{named(path)} must hold a {family(cls)}; it has {hidden or policy!r} among its attributes")
+        raise ModelFileError(f"{named(path)} must hold a {family(cls)}; it has {hidden or policy} among its attributes")
     return contents
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch as th
+from stable_baselines3.common.save_util import recursive_getattr
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_erl.core.safe_names import NAME, OLD_MODULES
-from sb3_erl.core.safe_values import DERIVED, NotPlain, Reader, Writer
+from sb3_erl.core.safe_names import NAME, OLD_MODULES, misplaced
+from sb3_erl.core.safe_values import DERIVED, Reader
 from sb3_erl.policies.erl import DeployedMixin, deploying
 from sb3_erl.runs.moved_modules import MOVED
 
@@ -40,10 +43,29 @@ RUN_TIME = frozenset(
     {"env", "policy", "device", "replay_buffer", "rollout_buffer", "run", "_vec_normalize_env", "_logger", "_custom_logger"}
 )
 """Attributes that no file gives a model."""
+OF_THE_MACHINE = {"tensorboard_log": None, "evaluator": "vec", "compile": False}
+"""What a model has that was not trusted: no file chooses where something is written, starts processes, or opens ports."""
+COUNTERS = frozenset(
+    {"num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num", "n_envs", "phase"}
+    | {"n_generations", "run_seed", "start_time", "_stats_window_size", "_current_progress_remaining", "verbose", "seed"}
+)
+"""Attributes that are numbers, or ``None``, of every model."""
 
 
 class ModelFileError(ValueError):
-    """A file of a model is damaged, was made to do harm, or holds what cannot be read without running its code."""
+    """
+    A file of a model is damaged, was made to do harm, or holds what cannot be read without running its code.
+
+    :param text: message, in which letters that would move a terminal's cursor are replaced
+    """
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """:return: a text of a file without control characters, marks that turn the direction of writing, and the like"""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass
@@ -65,47 +87,6 @@ class SafeContents:
     variables: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     size: int = 0
-
-
-# -------------------------------------------------------------------- writing
-
-
-def write_safe(
-    archive: zipfile.ZipFile, algorithm: str, attributes: dict[str, Any], parameters: dict[str, Any], variables: dict[str, Any]
-) -> None:
-    """
-    Add the two members to a zip file. Attributes that only a pickle can hold are named in them with the reason.
-
-    :param archive: open for writing
-    :param algorithm: class of this package
-    :param attributes: values by name
-    :param parameters: state dicts by name
-    :param variables: single tensors by name
-    """
-    writer, written, refused = Writer(), {}, {}
-    for name, value in attributes.items():
-        n_tensors = len(writer.tensors)
-        try:
-            if name in RUN_TIME or NAME.fullmatch(name) is None:
-                raise NotPlain(f"{name}: not part of a model without code")
-            written[name] = writer.write(value, name)
-        except NotPlain as reason:
-            refused[name] = str(reason)
-            for key in list(writer.tensors)[n_tensors:]:
-                del writer.tensors[key]
-    settings: dict[str, Any] = {"format": FORMAT, "algorithm": algorithm, "attributes": written, "refused": refused}
-    try:
-        settings["parameters"] = {name: writer.write(value, name) for name, value in parameters.items()}
-        settings["variables"] = {name: writer.write(value, name) for name, value in variables.items()}
-    except NotPlain as reason:  # a network of the user's with state that is no tensor
-        settings |= {"parameters": None, "variables": None, "refused": {**refused, "parameters": str(reason)}}
-        settings["attributes"], writer.tensors = {}, {}
-    tensors = safetensors.torch.save(writer.tensors)
-    settings["sha256"] = hashlib.sha256(tensors).hexdigest()
-    text = json.dumps(settings, allow_nan=False).encode()
-    if len(text) <= MAX_SETTINGS:
-        archive.writestr(SETTINGS, text)
-        archive.writestr(TENSORS, tensors)
 
 
 # -------------------------------------------------------------------- reading
@@ -210,6 +191,14 @@ def read_safe(file: IO[bytes]) -> SafeContents | None:
         contents.attributes[name] = reader.read(value)
     contents.parameters = {name: reader.read(value) for name, value in settings["parameters"].items()}
     contents.variables = {name: reader.read(value) for name, value in settings["variables"].items()}
+    paths = [part for name in (*contents.parameters, *contents.variables) for part in name.split(".")]
+    if any(part.startswith("__") or NAME.fullmatch(f"_{part}") is None for part in paths):
+        raise ValueError(f"{SETTINGS} has parameters with names that no model's have")
+    for kind in (contents.parameters, contents.variables):
+        if (found := misplaced("", kind, False)) is not None:
+            raise ValueError(f"there is {found} among the parameters")
+    if not all(value is None or isinstance(value, th.Tensor) for value in contents.variables.values()):
+        raise ValueError("there is something else than tensors among the variables")
     if reader.tensors:
         raise ValueError(f"{TENSORS} has tensors that {SETTINGS} does not name")
     return contents
@@ -258,6 +247,28 @@ def as_sb3_file(contents: SafeContents, pickled: dict[str, Any], extra: dict[str
     return stream
 
 
+def with_variables(model: Any, contents: SafeContents) -> Any:
+    """
+    Give a loaded model its single tensors; SB3's ``load`` would set any attribute of any object that a file names.
+
+    :param model: as SB3's ``load`` made it without them
+    :param contents: of the file
+    :return: the model
+    :raises ValueError: if they are not those of the model, or an attribute is one that no file gives a model
+    """
+    kept_out = {*model._excluded_save_params()} & {*contents.attributes}
+    names = set(model._get_torch_save_params()[1])
+    if kept_out or names != contents.variables.keys():
+        raise ValueError(f"it has {sorted(kept_out | (names ^ contents.variables.keys()))}, or lacks it")
+    for name, value in contents.variables.items():
+        own = recursive_getattr(model, name)
+        if value is not None and (not isinstance(own, th.Tensor) or own.shape != value.shape or own.dtype != value.dtype):
+            raise ValueError(f"{name} is a tensor of another kind than the model's")
+        if value is not None:
+            own.data = value.to(own.device)
+    return model
+
+
 class _Allocations(TorchDispatchMode):
     """Refuses to make tensors once their sizes are above a limit; asked before the memory is taken."""
 
@@ -283,8 +294,57 @@ def memory_limited(contents: SafeContents) -> Any:
     return _Allocations(SPARE + FACTOR * contents.size)
 
 
-def unknown_names(names: Iterable[str], cls: type) -> list[str]:
-    """:return: names of attributes that would hide a method or property of a class"""
-    return sorted(
-        name for name in names if callable(getattr(cls, name, None)) or isinstance(getattr(cls, name, None), property)
-    )
+# -------------------------------------------------------------------- what fits a class
+
+
+def family(cls: type) -> str:
+    """:return: name of the class of this package that a class is, or is derived from"""
+    return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("sb3_erl."))
+
+
+def arguments_of(cls: type) -> dict[str, Any]:
+    """:return: annotations of the arguments of a class's constructors by name, those of the derived class first"""
+    found: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner) and owner is not object:
+            found = {name: each.annotation for name, each in inspect.signature(owner.__init__).parameters.items()} | found  # type: ignore[misc]
+    return found
+
+
+def unfit_attributes(contents: SafeContents, cls: type) -> list[str]:
+    """
+    :param contents: of a file
+    :param cls: class that is to be loaded
+    :return: attributes that would hide something of the class, are of another type than its arguments, or have a class, or a
+        text that stands for one, where none of its kind belongs
+    """
+    arguments, found = arguments_of(cls), []
+    for name, value in contents.attributes.items():
+        own = getattr(cls, name, None)
+        if not isinstance(own, int | float | str | None):
+            found.append(f"{name} of the class itself")
+        elif name not in OF_THE_MACHINE and (part := misplaced(name, value, name in arguments)) is not None:
+            found.append(f"{name} with {part[:80]!r}")
+        elif not _has_type(value, "float | None" if name in COUNTERS else arguments.get(name, "")):
+            found.append(f"{name} of the type {type(value).__name__}")
+    return found
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    """Whether a value has the type of an argument, as far as that is one of numbers and texts."""
+    kinds: list[Any] = []
+    for part in getattr(annotation, "__name__", str(annotation)).split("|"):
+        text = part.strip()
+        if text.startswith("Literal[") or text == "str":
+            kinds.append(str)
+        elif text in ("int", "float"):
+            if isinstance(value, np.ndarray) and value.ndim == 0:
+                return True
+            kinds += [int, float, np.number, np.bool_]
+        elif text == "bool":
+            kinds += [bool, np.bool_]
+        elif text == "None":
+            kinds.append(type(None))
+        else:
+            return True
+    return isinstance(value, tuple(kinds))

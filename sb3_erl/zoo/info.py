@@ -11,18 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_erl.runs.loading import file_beside_folder, is_pickled, opened
-from sb3_erl.runs.safe_files import TENSORS, ModelFileError, members, one_error, read_member, read_settings
+from sb3_erl.runs.loading import file_beside_folder, opened
+from sb3_erl.runs.safe_files import TENSORS, ModelFileError, members, one_error, printable, read_member, read_settings
+from sb3_erl.runs.saving import is_pickled
 
 MAX_HEADER = 16 << 20
 """Bytes of JSON that are read of the tensors' header and of SB3's settings."""
+MAX_LINE = 2000
+"""Letters of a line that are printed."""
 SHOWN = ("num_timesteps", "n_generations", "_n_updates", "pop_size", "run_seed", "n_envs")
 
 
 def describe_file(path: str | Path) -> list[str]:
     """
     :param path: zip file of a model of this package or of SB3 (``.zip`` may be left out)
-    :return: lines of text
+    :return: lines of text, without what a terminal would obey
     :raises FileNotFoundError: if there is no such file
     :raises ModelFileError: if it is damaged or none of SB3's
     """
@@ -30,18 +33,21 @@ def describe_file(path: str | Path) -> list[str]:
     with opened(found, "zip") as file, one_error(f"path={str(path)!r}"), zipfile.ZipFile(file) as archive:
         known = members(archive)
         settings = read_settings(archive)
-        if settings is None:
-            return _described_sb3(archive, known)
-        attributes, refused = settings["attributes"], settings["refused"]
-        lines = [f"algorithm:    {settings['algorithm']}"]
-        lines += [f"{name.strip('_') + ':':14}{attributes[name]}" for name in SHOWN if type(attributes.get(name)) is int]
-        lines += [f"{name + ':':14}{_short(attributes.get(name))}" for name in ("policy_class", "policy_kwargs")]
-        spaces = {name: attributes.get(name) for name in ("observation_space", "action_space")}
-        lines += [f"{name.partition('_')[0] + ':':14}{_short(space)}" for name, space in spaces.items()]
-        lines.append(f"tensors:      {_described_tensors(archive, known[TENSORS])}")
-        lines.append(f"networks:     {', '.join(settings['parameters'] or ())}")
-        lines.append(f"pickles only: {'; '.join(refused.values()) or 'nothing, load_safe reads it'}")
-        return [*lines, *_versions(archive, known)]
+        lines = _described_sb3(archive, known) if settings is None else _described(archive, known, settings)
+        return [printable(line[:MAX_LINE]) for line in [*lines, *_versions(archive, known)]]
+
+
+def _described(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo], settings: dict[str, Any]) -> list[str]:
+    attributes, refused = settings["attributes"], settings["refused"]
+    lines = [f"algorithm:    {settings['algorithm']}"]
+    lines += [f"{name.strip('_') + ':':14}{attributes[name]}" for name in SHOWN if type(attributes.get(name)) is int]
+    lines += [f"{name + ':':14}{_short(attributes.get(name))}" for name in ("policy_class", "policy_kwargs")]
+    spaces = {name: attributes.get(name) for name in ("observation_space", "action_space")}
+    lines += [f"{name.partition('_')[0] + ':':14}{_short(space)}" for name, space in spaces.items()]
+    lines.append(f"tensors:      {_described_tensors(archive, known[TENSORS])}")
+    lines.append(f"networks:     {', '.join(settings['parameters'] or ())}")
+    lines.append(f"pickles only: {'; '.join(refused.values()) or 'nothing, load_safe reads it'}")
+    return lines
 
 
 def _described_tensors(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
@@ -60,14 +66,14 @@ def _described_sb3(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo]) 
     lines = [f"algorithm:    {data.get('algorithm', 'unknown')}, written by SB3 or an earlier version"]
     lines += [f"{name.strip('_') + ':':14}{data[name]}" for name in SHOWN if type(data.get(name)) is int]
     lines.append(f"pickles only: {', '.join(pickled) or 'nothing'}; load_safe does not read this file")
-    return [*lines, *_versions(archive, known)]
+    return lines
 
 
 def _versions(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo]) -> list[str]:
     if "system_info.txt" not in known:
         return []
     text = read_member(archive, known["system_info.txt"], 1 << 16).decode()
-    return ["saved with:", *(f"  {_printable(line)}" for line in text.splitlines())]
+    return ["saved with:", *(f"  {line}" for line in text.splitlines())]
 
 
 def _short(value: Any) -> str:
@@ -75,16 +81,11 @@ def _short(value: Any) -> str:
     if isinstance(value, dict) and len(value) == 1:
         ((kind, content),) = value.items()
         if kind in ("class", "deploying"):
-            return _printable(str(content).rpartition(":")[2])
+            return str(content).rpartition(":")[2]
         if kind == "space" and isinstance(content, dict):
-            return _printable(str(content.get("kind")))
+            return str(content.get("kind"))
         value = content if kind == "dict" else value
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """Without what moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    return str(value)[:200]
 
 
 def main(words: Sequence[str]) -> None:
