@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from typing import IO
 
 import numpy as np
 
@@ -39,12 +40,23 @@ def array_of_npy(data: bytes) -> np.ndarray:
     :return: the array
     :raises ValueError: if it is damaged, or of another kind or size than its header says
     """
-    length = int.from_bytes(data[8:10], "little")
-    header = HEADER.fullmatch(data[10 : 10 + min(length, MAX_HEADER)])
-    if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
-        raise ValueError(f"an array must be in NumPy's format of version 1; it begins with {data[:20]!r}")
+    file = io.BytesIO(data)
+    dtype, fortran, shape = npy_header(file)
+    array = np.frombuffer(file.read(), dtype=dtype).copy()
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def npy_header(file: IO[bytes]) -> tuple[np.dtype, bool, tuple[int, ...]]:
+    """
+    :param file: open where NumPy's ``.npy`` format begins; afterwards it is where the numbers begin
+    :return: dtype, whether the order is that of Fortran, and shape
+    :raises ValueError: if it is damaged, or an array of something else than numbers and strings
+    """
+    start = file.read(10)
+    length = int.from_bytes(start[8:10], "little")
+    header = HEADER.fullmatch(file.read(min(length, MAX_HEADER)))
+    if start[:8] != b"\x93NUMPY\x01\x00" or header is None or length > MAX_HEADER:
+        raise ValueError(f"an array must be in NumPy's format of version 1; it begins with {start!r}")
     dtype, fortran, shape = header.groups()
-    array = np.frombuffer(data[10 + length :], dtype=dtype.decode()).copy()
-    return array.reshape(
-        [int(size) for size in shape.replace(b" ", b"").split(b",") if size], order="F" if fortran == b"True" else "C"
-    )
+    sizes = tuple(int(size) for size in shape.replace(b" ", b"").split(b",") if size)
+    return np.dtype(dtype.decode()), fortran == b"True", sizes

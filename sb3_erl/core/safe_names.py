@@ -139,7 +139,7 @@ def unfit_fields(cls: type, values: dict[str, Any]) -> list[str]:
     """
     known = PLAIN_OBJECTS.get(cls)
     if known is None:  # a step of a generation has numbers, texts, and other steps
-        own, simple = [field.name for field in dataclasses.fields(cls)], (*_NUMBER, str, type(None))  # type: ignore[arg-type]
+        own, simple = [field.name for field in dataclasses.fields(cls)], (*_NUMBER, str, type(None))
         fits = {name: isinstance(values.get(name, ()), simple) or is_plain_class(type(values.get(name))) for name in own}
     else:
         fits = {name: name in values and isinstance(values[name], kind) for name, kind in known.items()}
