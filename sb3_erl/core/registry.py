@@ -123,14 +123,11 @@ def resolve(kind: str, choice: Any, argument: str | None = None) -> Any:
 
 def _imported(path: str, argument: str) -> Any:
     module_name, _, name = path.partition(":")
+    is_known = any(path == known for parts in PARTS.values() for known in parts.values())
+    if not (is_known or _imports.get() or module_name in sys.modules):
+        raise ValueError(f"{argument} must be a part whose module is imported; got {path!r} from a file that is not trusted")
     try:
-        if _imports.get() or any(path == known for parts in PARTS.values() for known in parts.values()):
-            part: Any = import_module(module_name)
-        elif module_name not in sys.modules:
-            raise ValueError(
-                f"{argument} must be a part whose module is imported; got {path!r} from a file that is not trusted"
-            )
-        part = sys.modules[module_name]
+        part: Any = import_module(module_name)
         for attribute in name.split("."):
             part = getattr(part, attribute)
     except ModuleNotFoundError as error:

@@ -50,14 +50,14 @@ ROLES: dict[str, tuple[type | str, ...]] = {
     "policy_class": (BasePolicy,),
     **dict.fromkeys(("policy_kwargs", "population_policy_kwargs", "learner_kwargs"), _NETWORK_PARTS),
     "replay_buffer_class": (ReplayBuffer,),
-    "learner_class": ("sb3_erl.learners", OffPolicyAlgorithm),
-    **dict.fromkeys(("evolver_class", "evolver_kwargs"), ("sb3_erl.evolution",)),
-    **dict.fromkeys(("crossover", "mutation"), ("sb3_erl.evolution.operators",)),
-    "fitness_class": ("sb3_erl.evolution.fitness",),
-    **dict.fromkeys(("exchange_class", "exchange_kwargs"), ("sb3_erl.engine.replace",)),
-    "generation_steps": ("sb3_erl.engine.steps", "sb3_erl.engine.replace"),
+    "learner_class": ("learners", OffPolicyAlgorithm),
+    **dict.fromkeys(("evolver_class", "evolver_kwargs"), ("evolution",)),
+    **dict.fromkeys(("crossover", "mutation"), ("evolution.operators",)),
+    "fitness_class": ("evolution.fitness",),
+    **dict.fromkeys(("exchange_class", "exchange_kwargs"), ("engine.replace",)),
+    "generation_steps": ("engine.steps", "engine.replace"),
 }
-"""Attributes of a model that may hold classes, or texts that stand for them, and of what they must be: a base or a package."""
+"""Attributes of a model that may hold classes, or texts that stand for them: their base, or their folder in this package."""
 KEY_ROLES: dict[str, tuple[type | str, ...]] = {
     "features_extractor_class": (BaseFeaturesExtractor,),
     "optimizer_class": (th.optim.Optimizer,),
@@ -106,6 +106,8 @@ def _is_model_class(cls: type) -> bool:
         short = module.removeprefix("sb3_erl.")
         is_part = any(short == folder or short.startswith(f"{folder}.") for folder in PART_FOLDERS)
         return is_part or (issubclass(cls, BaseAlgorithm) and short.startswith("algorithms."))
+    if module.startswith("torch.optim."):
+        return issubclass(cls, th.optim.Optimizer)
     return any(module.startswith(f"{root}.") for root in LIBRARIES) and issubclass(cls, MODEL_CLASSES)
 
 
@@ -139,14 +141,38 @@ def unfit_fields(cls: type, values: dict[str, Any]) -> list[str]:
     """
     known = PLAIN_OBJECTS.get(cls)
     if known is None:  # a step of a generation has numbers, texts, and other steps
-        own, simple = [field.name for field in dataclasses.fields(cls)], (*_NUMBER, str, type(None))
-        fits = {name: isinstance(values.get(name, ()), simple) or is_plain_class(type(values.get(name))) for name in own}
+        simple = (*_NUMBER, str, type(None))
+        fits = {
+            field.name: is_plain_class(type(value)) or (isinstance(value, simple) and has_type(value, field.type))
+            for field in dataclasses.fields(cls)
+            for value in [values.get(field.name, ())]
+        }
     else:
         fits = {name: name in values and isinstance(values[name], kind) for name, kind in known.items()}
     numeric = all(issubclass(value, np.generic) for value in values.values() if isinstance(value, type))
     noises = all(isinstance(part, _NOISES) for value in values.values() if isinstance(value, list) for part in value)
     wrong = sorted({*(name for name, fit in fits.items() if not fit), *(values.keys() - fits.keys())})
     return wrong if wrong or (numeric and noises) else sorted(values)
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """:return: whether a value has the type of an argument or a field, as far as that is one of numbers and texts"""
+    kinds: list[Any] = []
+    for part in getattr(annotation, "__name__", str(annotation)).split("|"):
+        text = part.strip()
+        if text.startswith("Literal[") or text == "str":
+            kinds.append(str)
+        elif text in ("int", "float"):
+            if isinstance(value, np.ndarray) and value.ndim == 0:
+                return True
+            kinds += [int, float, np.number, np.bool_]
+        elif text == "bool":
+            kinds += [bool, np.bool_]
+        elif text == "None":
+            kinds.append(type(None))
+        else:
+            return True
+    return isinstance(value, tuple(kinds))
 
 
 def misplaced(name: str, value: Any, is_argument: bool) -> str | None:
@@ -173,19 +199,23 @@ def misplaced(name: str, value: Any, is_argument: bool) -> str | None:
 
 
 def _fits(cls: type, role: tuple[type | str, ...]) -> bool:
-    own = str(cls.__module__)
-    if any(own == base or own.startswith(f"{base}.") for base in role if isinstance(base, str)):
+    own = str(cls.__module__).startswith("sb3_erl.")
+    if own and _is_in(cls.__module__, role):
         return True
-    if issubclass(cls, BaseAlgorithm) and own.startswith("sb3_erl."):
+    if issubclass(cls, BaseAlgorithm) and own:
         return False
     if issubclass(cls, BasePolicy | BaseFeaturesExtractor) and role is _NETWORK_PARTS:
         return False
     return any(issubclass(cls, base) for base in role if isinstance(base, type))
 
 
+def _is_in(module: str, role: tuple[type | str, ...]) -> bool:
+    folders = [f"{base}." for base in role if isinstance(base, str)]
+    return any(f"{module.removeprefix('sb3_erl.')}.".startswith(folder) for folder in folders)
+
+
 def _is_fitting_text(text: str, role: tuple[type | str, ...]) -> bool:
-    module = text.partition(":")[0]
     if any(text == part for parts in PARTS.values() for part in parts.values() if isinstance(part, str)):
-        return any(module == base or module.startswith(f"{base}.") for base in role if isinstance(base, str))
+        return any(isinstance(base, str) for base in role)
     cls = allowed_class(text)
     return cls is not None and _fits(cls, role)

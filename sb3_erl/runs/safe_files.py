@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch as th
 from stable_baselines3.common.save_util import recursive_getattr
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_erl.core.safe_names import NAME, OLD_MODULES, misplaced
+from sb3_erl.core.safe_names import NAME, OLD_MODULES, has_type, misplaced
 from sb3_erl.core.safe_values import DERIVED, Reader
 from sb3_erl.policies.erl import DeployedMixin, deploying
 from sb3_erl.runs.moved_modules import MOVED
@@ -325,26 +324,6 @@ def unfit_attributes(contents: SafeContents, cls: type) -> list[str]:
             found.append(f"{name} of the class itself")
         elif name not in OF_THE_MACHINE and (part := misplaced(name, value, name in arguments)) is not None:
             found.append(f"{name} with {part[:80]!r}")
-        elif not _has_type(value, "float | None" if name in COUNTERS else arguments.get(name, "")):
+        elif not has_type(value, "float | None" if name in COUNTERS else arguments.get(name, "")):
             found.append(f"{name} of the type {type(value).__name__}")
     return found
-
-
-def _has_type(value: Any, annotation: Any) -> bool:
-    """Whether a value has the type of an argument, as far as that is one of numbers and texts."""
-    kinds: list[Any] = []
-    for part in getattr(annotation, "__name__", str(annotation)).split("|"):
-        text = part.strip()
-        if text.startswith("Literal[") or text == "str":
-            kinds.append(str)
-        elif text in ("int", "float"):
-            if isinstance(value, np.ndarray) and value.ndim == 0:
-                return True
-            kinds += [int, float, np.number, np.bool_]
-        elif text == "bool":
-            kinds += [bool, np.bool_]
-        elif text == "None":
-            kinds.append(type(None))
-        else:
-            return True
-    return isinstance(value, tuple(kinds))
