@@ -23,6 +23,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -291,6 +292,14 @@ NONSENSE: tuple[Any, ...] = (
     {"dict": {"net_arch": [10**6, 10**6]}},
     {"dict": {"net_arch": [10**9]}},
     {"numpy": ["type", "object"]},
+    "antigravity: fly",
+    " antigravity:fly",
+    "\x1b]0;title\x07",
+    {"class": "stable_baselines3.sac.sac:SAC"},
+    {"class": "sb3_erl.algorithms.erl:ERL"},
+    {"dict": {"optimizer_class": {"class": "stable_baselines3.sac.sac:SAC"}}},
+    {"object": ["sb3_erl.engine.steps:every", {"period": 1, "step": "antigravity: fly", "after": "exchange"}]},
+    {"object": ["stable_baselines3.common.utils:FloatSchedule", {"value_schedule": {"class": "torch.optim.adam:Adam"}}]},
 )
 
 
@@ -359,6 +368,30 @@ MALICE: dict[str, Callable[[Members, random.Random], bytes]] = {
     "deep settings": deep_settings,
     "other headers of tensors": other_header,
 }
+
+# -------------------------------------------------------------------- replay buffers
+
+BUFFERS = ("erl", "td7")
+"""Systems whose replay buffers are plain, and have priorities."""
+
+
+def damaged_buffer(data: bytes, chance: random.Random) -> bytes:
+    """:return: a file of a replay buffer with bits, its end, blocks, or, with right checksums, an array changed"""
+    kind = chance.randrange(6)
+    if kind < 3:
+        return (flipped, truncated, overwritten)[kind](data, chance)
+    members = unpacked(data)
+    name = chance.choice(sorted(members))
+    array = members[name]
+    if kind == 3:
+        members[name] = array[:128] + chance.choice((b"", array[128:] * 2, b"\0" * 8, chance.randbytes(len(array) - 128)))
+    elif kind == 4:
+        shapes = (b"(99999999999999,)", b"(-1,)", b"()", b"(3, 3, 3)", b"(" + b"9" * 60 + b",)")
+        members[name] = re.sub(rb"\([\d, ]*\)", chance.choice(shapes), array, count=1)
+    else:
+        members[name] = re.sub(rb"'[<|]..'", chance.choice((b"'|O8'", b"'<f8'", b"'<U4'", b"exec('')")), array, count=1)
+    return packed(members)
+
 
 # -------------------------------------------------------------------- pickles
 
@@ -448,24 +481,49 @@ class Fuzz:
             importlib.import_module(name)
         for data in self.files.values():
             load_safe(io.BytesIO(data))
+        self.models = {name: self._filled(name) for name in BUFFERS}
+        self.buffers = {name: self._buffer_of(model) for name, model in self.models.items()}
+        for name, data in self.buffers.items():
+            self._load_buffer(data, name)
         signal.signal(signal.SIGALRM, stop)
+
+    def _filled(self, name: str) -> Any:
+        settings = SYSTEMS.get(name, {"buffer_size": 500, "learning_starts": 1000, "policy_kwargs": {"net_arch": [4]}})
+        return ALGOS[name]("MlpPolicy", "Pendulum-v1", seed=1, device="cpu", **settings).learn(60)
+
+    def _buffer_of(self, model: Any) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_replay_buffer(Path(folder, "buffer.npz"))
+            return Path(folder, "buffer.npz").read_bytes()
+
+    def _load_buffer(self, data: bytes, name: str) -> str:
+        model = self.models[name]
+        before = model.replay_buffer.rewards.copy()
+        try:
+            model.load_replay_buffer(io.BytesIO(data), trusted=False)
+        except ValueError as error:
+            raise ModelFileError(str(error)) from error
+        is_equal = (model.replay_buffer.rewards == before).all()
+        model.replay_buffer.rewards[:] = before
+        return "equal" if is_equal else "another buffer"
 
     def _saved(self, name: str) -> bytes:
         stream = io.BytesIO()
         ALGOS[name]("MlpPolicy", "Pendulum-v1", seed=1, device="cpu", **SYSTEMS[name]).save(stream)
         return stream.getvalue()
 
-    def try_file(self, kind: str, data: bytes, name: str, may_differ: bool) -> None:
+    def try_file(self, kind: str, data: bytes, name: str, may_differ: bool, is_buffer: bool = False) -> None:
         """
         :param kind: what was done to the file
         :param data: the file
         :param name: of the system
         :param may_differ: whether it may be another model's
+        :param is_buffer: whether it is a replay buffer
         """
         start, end = time.monotonic(), "refused"
         with self.guard.watching() as events:
             try:
-                end = self._end(data, name)
+                end = self._load_buffer(data, name) if is_buffer else self._end(data, name)
             except ModelFileError:
                 pass
             except TooSlow:
@@ -474,7 +532,7 @@ class Fuzz:
                 end = f"{type(error).__name__}: {error}"[:200]
         self.slowest = max(self.slowest, time.monotonic() - start)
         self.n_files += 1
-        if events or end not in ("equal", "refused", *(("another model",) if may_differ else ())):
+        if events or end not in ("equal", "refused", *(("another model", "another buffer") if may_differ else ())):
             self.faults.append({"kind": kind, "system": name, "end": end, "events": events[:3]})
             end = "fault"
             Path(tempfile.gettempdir(), f"file_fuzz_{len(self.faults)}.zip").write_bytes(data)
@@ -520,6 +578,11 @@ class Fuzz:
         """
         kinds = [*DAMAGE] * 4 + ["bits"] * 16 + [*MALICE] + ["other settings"]
         while self.n_files < n_files and time.monotonic() < deadline:
+            if self.n_files % 20 == 0:
+                name = self.chance.choice(BUFFERS)
+                data = damaged_buffer(self.buffers[name], self.chance)
+                self.try_file("replay buffers", data, name, True, is_buffer=True)
+                continue
             kind, name = self.chance.choice(kinds), self.chance.choice(sorted(SYSTEMS))
             members = self.members[name]
             if kind in MALICE:
