@@ -40,10 +40,10 @@ def describe_file(path: str | Path) -> list[str]:
 def _described(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo], settings: dict[str, Any]) -> list[str]:
     attributes, refused = settings["attributes"], settings["refused"]
     lines = [f"algorithm:    {settings['algorithm']}"]
-    lines += [f"{name.strip('_') + ':':14}{attributes[name]}" for name in SHOWN if type(attributes.get(name)) is int]
-    lines += [f"{name + ':':14}{_short(attributes.get(name))}" for name in ("policy_class", "policy_kwargs")]
+    lines += [f"{name.strip('_') + ':':13} {attributes[name]}" for name in SHOWN if type(attributes.get(name)) is int]
+    lines += [f"{name + ':':13} {_short(attributes.get(name))}" for name in ("policy_class", "policy_kwargs")]
     spaces = {name: attributes.get(name) for name in ("observation_space", "action_space")}
-    lines += [f"{name.partition('_')[0] + ':':14}{_short(space)}" for name, space in spaces.items()]
+    lines += [f"{name.partition('_')[0] + ':':13} {_short(space)}" for name, space in spaces.items()]
     lines.append(f"tensors:      {_described_tensors(archive, known[TENSORS])}")
     lines.append(f"networks:     {', '.join(settings['parameters'] or ())}")
     lines.append(f"pickles only: {'; '.join(refused.values()) or 'nothing, load_safe reads it'}")
@@ -64,7 +64,7 @@ def _described_sb3(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo]) 
     data = json.loads(read_member(archive, known["data"], MAX_HEADER))
     pickled = sorted(name for name, value in data.items() if is_pickled(value))
     lines = [f"algorithm:    {data.get('algorithm', 'unknown')}, written by SB3 or an earlier version"]
-    lines += [f"{name.strip('_') + ':':14}{data[name]}" for name in SHOWN if type(data.get(name)) is int]
+    lines += [f"{name.strip('_') + ':':13} {data[name]}" for name in SHOWN if type(data.get(name)) is int]
     lines.append(f"pickles only: {', '.join(pickled) or 'nothing'}; load_safe does not read this file")
     return lines
 
