@@ -94,7 +94,7 @@ def read_plain(file: IO[bytes], buffer: Any) -> None:
         what = "None, load the model with its env" if buffer is None else f"a {type(buffer).__name__}"
         raise ValueError(f"the model's replay buffer must be one that such a file can hold; it is {what}")
     with zipfile.ZipFile(file) as archive:
-        settings = json.loads(_read_array(archive, "settings", np.zeros(MAX_SETTINGS, np.uint8)).tobytes())
+        settings = json.loads(_read_array(archive, "settings", np.zeros(MAX_SETTINGS, np.uint8)).tobytes().decode())
         wanted = _settings_of(buffer)
         for name in wanted.keys() - PLACES:
             if settings[name] != wanted[name]:

@@ -156,7 +156,9 @@ def read_settings(archive: zipfile.ZipFile) -> dict[str, Any] | None:
     info = members(archive).get(SETTINGS)
     if info is None:
         return None
-    settings = json.loads(read_member(archive, info, MAX_SETTINGS), object_pairs_hook=_unique, parse_constant=_no_constant)
+    settings = json.loads(
+        read_member(archive, info, MAX_SETTINGS).decode(), object_pairs_hook=_unique, parse_constant=_no_constant
+    )
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise ValueError(f"{SETTINGS} has another format than {FORMAT}")
     return settings

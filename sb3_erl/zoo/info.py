@@ -55,13 +55,13 @@ def _described_tensors(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
         length = int.from_bytes(member.read(8), "little")
         if length > min(info.file_size, MAX_HEADER):
             raise ValueError(f"the header of {TENSORS} has {length} bytes")
-        header = json.loads(member.read(length))
+        header = json.loads(member.read(length).decode())
     sizes = [math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
     return f"{len(sizes):,} with {sum(sizes):,} numbers, {info.file_size:,} bytes"
 
 
 def _described_sb3(archive: zipfile.ZipFile, known: dict[str, zipfile.ZipInfo]) -> list[str]:
-    data = json.loads(read_member(archive, known["data"], MAX_HEADER))
+    data = json.loads(read_member(archive, known["data"], MAX_HEADER).decode())
     pickled = sorted(name for name, value in data.items() if is_pickled(value))
     lines = [f"algorithm:    {data.get('algorithm', 'unknown')}, written by SB3 or an earlier version"]
     lines += [f"{name.strip('_') + ':':13} {data[name]}" for name in SHOWN if type(data.get(name)) is int]

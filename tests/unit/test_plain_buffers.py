@@ -183,6 +183,7 @@ HOSTILE: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {
     "no number": ("priority.0", lambda old: old * np.nan),
     "draws outside": ("drawn", lambda old: np.array([10**9])),
     "settings that are none": ("settings", lambda old: old[:-3]),
+    "settings in another encoding": ("settings", lambda old: np.frombuffer(b'{\x00"\x00a\x00"\x00', np.uint8)),
     "settings of a list": ("settings", lambda old: np.frombuffer(b"[]", np.uint8)),
     "too many settings": ("settings", lambda old: np.full(1 << 21, 32, np.uint8)),
 }
