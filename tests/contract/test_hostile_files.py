@@ -65,7 +65,7 @@ def schedule(kind: str, **fields: Any) -> Callable[[Settings], None]:
 
 SAC = {"class": "stable_baselines3.sac.sac:SAC"}
 RESEED = {"object": ["sb3_erl.engine.steps:Reseed", {"std": 0.1, "after": "exchange"}]}
-CLASSES = {
+CLASSES: dict[str, Callable[[Settings], None]] = {
     "an algorithm as an optimizer": in_policy(optimizer_class=SAC, optimizer_kwargs={"dict": {"env": "CartPole-v1"}}),
     "an algorithm as a feature extractor": in_policy(features_extractor_class=SAC),
     "an algorithm as an activation": in_policy(activation_fn=SAC),
@@ -90,7 +90,7 @@ CLASSES = {
     "a policy by its name": given(policy_class="sb3_erl.policies.erl:ERLPolicy"),
     "a class in an attribute of one's own": given(mine=SAC),
 }
-OBJECTS = {
+OBJECTS: dict[str, Callable[[Settings], None]] = {
     "a step with one more": step("every", period=1, step=RESEED, after="exchange", more=1),
     "a step that hides a method": step("Reseed", std=0.1, after="exchange", __call__=1),
     "a step without a period": step("every", step=RESEED, after="exchange"),
@@ -110,7 +110,7 @@ OBJECTS = {
         }
     ),
 }
-TYPES = {
+TYPES: dict[str, Callable[[Settings], None]] = {
     "a count that is a text": given(num_timesteps="5"),
     "a count that is a list": given(_n_updates=[]),
     "a seed that is a dict": given(seed={"dict": {}}),
