@@ -127,6 +127,9 @@ TYPES: dict[str, Callable[[Settings], None]] = {
 }
 
 
+MISPLACED = CLASSES | OBJECTS | TYPES
+
+
 @pytest.fixture
 def without_antigravity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing it opens a browser; here it would be a fault."""
@@ -135,10 +138,10 @@ def without_antigravity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_antigravity")
-@pytest.mark.parametrize("what", {**CLASSES, **OBJECTS, **TYPES})
+@pytest.mark.parametrize("what", MISPLACED)
 def test_what_does_not_belong_there_is_refused(what: str) -> None:
     before = set(sys.modules)
-    bad = edited(bytes_of(make("erl")), {**CLASSES, **OBJECTS, **TYPES}[what])
+    bad = edited(bytes_of(make("erl")), MISPLACED[what])
     before |= set(sys.modules)
     with pytest.raises(ModelFileError):
         load_safe(bad, env=toy_vec_env())
