@@ -24,6 +24,7 @@ import numpy as np
 import stable_baselines3
 import torch
 
+import benchmarks.speed.compiled
 import benchmarks.speed.operators
 import benchmarks.speed.startup
 import benchmarks.speed.stepping

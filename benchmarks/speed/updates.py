@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.logger import configure
 
 from benchmarks.speed import flops
@@ -41,9 +41,9 @@ class Still(gym.Env):
 
 def made(algorithm: type, options: Options, **arguments: Any) -> Any:
     """:return: a model with a filled replay buffer; the user's further arguments go to those who have them"""
-    known = {} if algorithm is TD3 else inspect.signature(algorithm).parameters
+    known = {} if algorithm in (TD3, SAC) else inspect.signature(algorithm).parameters
     further = {name: value for name, value in options.arguments.items() if name in known}
-    model = algorithm("MlpPolicy", Still(), seed=0, device=options.device, buffer_size=N_STORED, **arguments, **further)
+    model = algorithm("MlpPolicy", Still(), seed=0, device=options.device, buffer_size=N_STORED, **further | arguments)
     rng = np.random.default_rng(0)
     observations = rng.standard_normal((N_STORED + 1, 17), dtype=np.float32)
     actions, rewards = rng.uniform(-1, 1, (N_STORED, 6)).astype(np.float32), rng.standard_normal(N_STORED)

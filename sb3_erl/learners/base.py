@@ -17,9 +17,9 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch import nn
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.compiled.gradients import can_trace
+from sb3_erl.compiled.programs import UpdatePrograms
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.gradients import can_trace
-from sb3_erl.core.programs import UpdatePrograms
 from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]

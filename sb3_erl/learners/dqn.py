@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sb3_erl.compiled.gradients import step_optimizer
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.gradients import step_optimizer
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td3 import td_targets

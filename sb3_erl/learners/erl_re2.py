@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
-from sb3_erl.core.gradients import apply_gradients, frozen, step_optimizer
+from sb3_erl.compiled.gradients import apply_gradients, frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td3 import td_targets

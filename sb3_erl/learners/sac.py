@@ -13,8 +13,8 @@ from stable_baselines3.sac.policies import Actor, CnnPolicy, SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, SquashedMean
 from sb3_erl.learners.td3 import td_targets, towers

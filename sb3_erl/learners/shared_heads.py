@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor, nn
 
-from sb3_erl.core.gradients import frozen, step_optimizer
+from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, SharedTD3Learner, draw_heads, with_learner

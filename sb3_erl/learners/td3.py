@@ -10,7 +10,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sb3_erl.core.gradients import frozen, step_optimizer
+from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD3Rule, TDRule

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.checks import check_range
-from sb3_erl.core.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD7Rule, TDRule

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sb3_erl import ALGOS
-from sb3_erl.core import programs
+from sb3_erl.compiled import programs
 from sb3_erl.learners.base import Learner
 from sb3_erl.policies import layers as networks
 from sb3_erl.policies import sale, sequential

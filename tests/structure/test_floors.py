@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sb3_erl"
 FLOORS = {
     "core": 1,
+    "compiled": 2,
     "policies": 2,
     "envs": 2,
     "buffers": 3,

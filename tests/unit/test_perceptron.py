@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sb3_erl.core.gradients import frozen
+from sb3_erl.compiled.gradients import frozen
 from sb3_erl.policies import fused_mlp as module
 from sb3_erl.policies.fused_mlp import ELU, LEAKY_RELU, RELU, TANH, Layer, can_fuse, perceptron
 from sb3_erl.policies.layers import AvgL1Norm, StdNorm, Towers

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from sb3_erl import ALGOS
-from sb3_erl.core import operators, programs
-from sb3_erl.core.gradients import can_trace
-from sb3_erl.core.programs import MOST, UpdatePrograms, keep_compiled_code
+from sb3_erl.compiled import operators, programs
+from sb3_erl.compiled.gradients import can_trace
+from sb3_erl.compiled.programs import MOST, UpdatePrograms, keep_compiled_code
 from sb3_erl.engine import learner_host
 from sb3_erl.learners.sac import SACLearner
 from tests.contract.helpers import differences, snapshot

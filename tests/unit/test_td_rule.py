@@ -12,7 +12,7 @@ from stable_baselines3 import SAC
 from torch import Tensor
 
 from sb3_erl import ALGOS
-from sb3_erl.core import programs
+from sb3_erl.compiled import programs
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.learners.base import LearnerSettings
 from sb3_erl.learners.choice import learner_spec

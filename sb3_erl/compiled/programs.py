@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from sb3_erl.core.gradients import TracedSteps, create_moments, traceable
-from sb3_erl.core.operators import keep_soft_updates_whole, use_faster_products
+from sb3_erl.compiled.gradients import TracedSteps, create_moments, traceable
+from sb3_erl.compiled.operators import keep_soft_updates_whole, use_faster_products
 
 Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]]
 """From a list of operations and examples of its inputs to something that computes the same."""
@@ -72,7 +72,7 @@ class UpdatePrograms:
     Where something cannot be compiled there is one warning, and functions run as they are from then on.
 
     :param state: gives the tensors that functions change: parameters, buffers, states of optimizers
-    :param optimizers: gives the optimizers that functions use; :func:`~sb3_erl.core.gradients.can_trace` is true of all
+    :param optimizers: gives the optimizers that functions use; :func:`~sb3_erl.compiled.gradients.can_trace` is true of all
     :param compiler: translates
 
     :attr:`problem` is the reason why nothing is compiled any more, ``None`` while updates are compiled.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.compiled.operators import operators
 from sb3_erl.core.interrupts import uninterrupted
-from sb3_erl.core.operators import operators
 
 Group = dict[str, Any]
 """One of ``optimizer.param_groups``."""
