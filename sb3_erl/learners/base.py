@@ -189,7 +189,8 @@ class Learner:
     @property
     def is_one_program(self) -> bool:
         """Whether :meth:`compile` translates whole updates, and not only their losses."""
-        return self.use_graphs and self.policy.device.type == "cpu" and all(map(can_trace, self.optimizers.values()))
+        on_cpu = isinstance(self.policy, nn.Module) and self.policy.device.type == "cpu"
+        return self.use_graphs and on_cpu and all(map(can_trace, self.optimizers.values()))
 
     def compile(self, only_whole: bool = False) -> bool:
         """

@@ -47,13 +47,19 @@ def updates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         return update
 
+    def compiled(learner: Learner, method: Callable[..., Any]) -> Callable[..., Any]:
+        def update(*args: Any, **kwargs: Any) -> Any:
+            learner.compile()  # not before it is complete
+            return method(*args, **kwargs)
+
+        return update
+
     def init(self: Learner, *args: Any) -> None:
         plain(self, *args)
-        if how == "compiled":
-            self.compile()
-        for name in ("update", "iterate", "critic_update") if how == "bf16" else ():
-            if hasattr(self, name):
-                setattr(self, name, coarse(getattr(self, name)))
+        for name in ("update", "iterate", "critic_update"):
+            if hasattr(self, name) and how != "default":
+                method = getattr(self, name)
+                setattr(self, name, compiled(self, method) if how == "compiled" else coarse(method))
 
     if how != "default":
         monkeypatch.setattr(Learner, "__init__", init)
