@@ -93,7 +93,7 @@ class UpdatePrograms:
     def refresh(self) -> None:
         """Find the tensors again if some were exchanged, as happens when optimizers are loaded."""
         create_moments(self._optimizers())
-        state = [tensor.detach() for tensor in self._state()]
+        state = _storage(self._state())
         addresses, constants = [tensor.data_ptr() for tensor in state], _constants(self._optimizers())
         if constants != self._constants:
             self._programs.clear()
@@ -130,7 +130,7 @@ class UpdatePrograms:
             self._give_up("constants change too often")
             return None
         self.refresh()
-        state = [tensor.detach() for tensor in self._state()]
+        state = _storage(self._state())
         before = [tensor.clone() for tensor in state]
         try:
             with torch.random.fork_rng(devices=[]):
@@ -168,7 +168,7 @@ class UpdatePrograms:
             node.meta.clear()  # what the tracer noted there is another compiler's business
         graph.recompile()
         numbers = {_address(tensor): number for number, tensor in reversed([*enumerate(state)])}
-        places: list[int | Tensor] = [numbers.get(_address(tensor), tensor.detach()) for tensor in lifted]
+        places: list[int | Tensor] = [numbers.get(_address(tensor), tensor) for tensor in lifted]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             examples = [*(state[place] if isinstance(place, int) else place for place in places), *leaves]
             run = (self._compiler or inductor)(graph, examples)
@@ -189,6 +189,11 @@ def _constants(optimizers: Sequence[torch.optim.Optimizer]) -> list[Hashable]:
     return [tuple(group.get(name) for name in names) for optimizer in optimizers for group in optimizer.param_groups]
 
 
+def _storage(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same memory as tensors that have nothing to do with autograd; what ``detach`` gives are views of parameters."""
+    return [tensor.data for tensor in tensors]
+
+
 def _address(tensor: Tensor) -> Hashable:
     return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else id(tensor)
 
@@ -202,7 +207,7 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
     for node in list(nodes.nodes):
         if node.op != "get_attr":
             continue
-        tensor = getattr(graph, node.target).detach()
+        (tensor,) = _storage([getattr(graph, node.target)])
         if _address(tensor) not in inputs:
             with nodes.inserting_before(first):
                 place = inputs[_address(tensor)] = nodes.placeholder(f"lifted_{len(lifted)}")
@@ -210,6 +215,8 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
             lifted.append(tensor)
         node.replace_all_uses_with(inputs[_address(tensor)])
         nodes.erase_node(node)
+    for name in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
+        delattr(graph, name)  # or each is an input for the second time, and none is written where it is
     return lifted
 
 
