@@ -57,9 +57,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def trained(name: str, extra: dict[str, Any], **arguments: Any) -> Any:
-    """A model that has learned for 250 steps, from equal seeds."""
-    return make(name, **{"policy_kwargs": WIDE, **extra, **arguments}).learn(250)
+def trained(name: str, extra: dict[str, Any], n_steps: int = 130, **arguments: Any) -> Any:
+    """A model that has learned for some steps, from equal seeds."""
+    return make(name, **{"policy_kwargs": WIDE, **extra, **arguments}).learn(n_steps)
 
 
 @pytest.mark.parametrize(("name", "extra"), COMPILED)
@@ -144,7 +144,7 @@ def test_automatic_compiling_begins_after_many_updates(
     trained("td7", {})
     assert not traces, "short runs are what they would be without"
     monkeypatch.setattr(learner_host, "AUTO_AFTER", 60)
-    model = trained("td7", {}, verbose=1)
+    model = trained("td7", {}, 250, verbose=1)
     assert traces and model._n_updates > 60
     assert capsys.readouterr().out.count("compiling updates after") == 1
     check_resumed("td7", tmp_path)
