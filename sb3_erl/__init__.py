@@ -26,6 +26,8 @@ from sb3_erl.engine.steps import Reseed, every
 from sb3_erl.evolution.base import Distribution, Evolver
 from sb3_erl.evolution.fitness.base import Fitness, needs
 from sb3_erl.learners.td_rule import TDRule
+from sb3_erl.populations.pbt import PBT
+from sb3_erl.populations.space import Choice, IntUniform, LogUniform, Uniform
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 from sb3_erl.runs.checkpoints import newest_checkpoint
 from sb3_erl.runs.loading import load_parameters
@@ -51,6 +53,7 @@ ALGOS: dict[str, type[Any]] = {
     "nsr_es": NSRES,
     "nsra_es": NSRAES,
     "openai_es": OpenAIES,
+    "pbt": PBT,
     "pderl": PDERL,
     "pop_td7": PopTD7,
     "random_search": RandomSearch,
@@ -70,9 +73,11 @@ __all__ = [
     "NSES",
     "NSRAES",
     "NSRES",
+    "PBT",
     "PDERL",
     "TD7",
     "VEBRL",
+    "Choice",
     "DeepGA",
     "Distribution",
     "ERLRe2",
@@ -83,6 +88,8 @@ __all__ = [
     "Fitness",
     "GenerationCheckpoint",
     "HybridAlgorithm",
+    "IntUniform",
+    "LogUniform",
     "OpenAIES",
     "PopTD7",
     "ProcessEvaluator",
@@ -90,6 +97,7 @@ __all__ = [
     "RayEvaluator",
     "Reseed",
     "TDRule",
+    "Uniform",
     "__version__",
     "every",
     "load_parameters",

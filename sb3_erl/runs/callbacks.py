@@ -109,7 +109,7 @@ class GenerationCheckpoint(BaseCallback):
             "saved_at": time.time_ns(),
         }
         with new_checkpoint(self.save_path, model.num_timesteps, about) as folder:
-            model.save(folder / MODEL)
+            model.save(folder / MODEL, include=getattr(model, "checkpoint_includes", None))
             if getattr(model, "replay_buffer", None) is not None:
                 model.save_replay_buffer(folder / BUFFER)  # type: ignore[attr-defined]
             if normalizer is not None:
