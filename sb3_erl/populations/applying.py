@@ -185,6 +185,7 @@ def check_ready_steps(model: Any, ready_steps: int, space: Mapping[str, Knob]) -
     rollout = n_steps * model.n_envs
     if ready_steps < rollout:
         raise ValueError(
-            f"ready_steps must be at least one rollout of {type(model).__name__}, n_steps * n_envs = {n_steps} * {model.n_envs} ="
-            f" {rollout}; got {ready_steps}. Raise it, or lower n_steps in algorithm_kwargs or the number of environments"
+            f"ready_steps must be at least one rollout of {type(model).__name__}, which is n_steps * n_envs = {n_steps} * "
+            f"{model.n_envs} = {rollout} steps; got {ready_steps}. Raise it, or lower n_steps in algorithm_kwargs or the number "
+            "of environments"
         )

@@ -149,7 +149,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
             super().__init__(
                 policy=policy,
                 env=env,
-                learning_rate=learning_rate,  # type: ignore[arg-type]
+                learning_rate=learning_rate,
                 policy_kwargs=policy_kwargs,
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,

@@ -27,7 +27,7 @@ def best_value(**kwargs: Any) -> float:
         n_report_episodes=1,
         device="cpu",
         **{"seed": 0, "initial_hyperparameters": BEGIN, **kwargs},
-    ).learn(1200)
+    ).learn(500)
     theta = model.predict(np.zeros(1, np.float32))[0].astype(float)
     assert model.champion_return == pytest.approx(1.2 - np.square(theta).sum(), abs=1e-5)
     return float(model.champion_return)

@@ -38,7 +38,7 @@ class ThetaPolicy(BasePolicy):
         self.theta = th.nn.Parameter(th.tensor([0.9, 0.9]))
 
     def forward(self, observation: Any, deterministic: bool = False) -> th.Tensor:
-        return self.theta.expand(len(observation), 2)
+        return self.theta.detach().expand(len(observation), 2)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         return self.forward(observation)
@@ -58,7 +58,7 @@ class Surrogate(BaseAlgorithm):
         self,
         policy: Any,
         env: Any,
-        learning_rate: Any = 0.01,
+        learning_rate: Any = 0.05,
         h0: float = 0.5,
         h1: float = 0.5,
         seed: int | None = None,

@@ -1,0 +1,55 @@
+"""Members of every class of SB3 and sb3-contrib, and of two of this package: they train, are saved, and go on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_erl import PBT
+from sb3_erl.populations.defaults import SPACES, member_class
+from tests.contract.helpers import differences, snapshot
+from tests.populations.settings import ALL, MAIN, contents, environment, make
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_members_of_each_class_train_with_the_default_space(key: str, tmp_path: Path) -> None:
+    model = make(key)
+    before = [snapshot(model.individual(number)) for number in range(3)]
+    model.learn(2 * 3 * 48)
+    table = model.lineage()
+    assert model.n_generations >= 1 and list(table.columns[6:]) == sorted(SPACES[key])
+    assert set(table.outcome) == {"trained"} and np.isfinite(table.score).all()
+    for number in range(3):
+        member = model.individual(number)
+        assert type(member) is member_class(key)[1] and member.num_timesteps > 0
+        assert differences(before[number], snapshot(member)) != []
+        member.save(tmp_path / "member")
+        again = type(member).load(tmp_path / "member")
+        observation = np.zeros(3, np.float32)
+        masks = {"action_masks": np.array([True, True, False])} if key == "ppo_mask" else {}
+        actions = [one.predict(observation, deterministic=True, **masks)[0] for one in (member, again)]
+        assert np.array_equal(*actions)
+    model.save(tmp_path / "population")
+    loaded = PBT.load(tmp_path / "population", environment(key))
+    if not issubclass(model.member_class, OffPolicyAlgorithm):  # buffers are saved only if they are asked for
+        assert differences(contents(model), contents(loaded)) == []
+    assert np.array_equal(model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0])
+    loaded.learn(3 * 48, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("key", MAIN)
+def test_a_population_is_whole_in_memory_with_its_buffers(key: str) -> None:
+    model, file = make(key).learn(3 * 48), io.BytesIO()
+    model.save(file, include=["replay_buffers"])
+    file.seek(0)
+    assert differences(contents(model), contents(PBT.load(file, environment(key)))) == []
+
+
+@pytest.mark.parametrize("key", MAIN)
+def test_a_seed_gives_the_same_run_again(key: str) -> None:
+    assert differences(contents(make(key).learn(200)), contents(make(key).learn(200))) == []
+    assert differences(contents(make(key).learn(200)), contents(make(key, seed=4).learn(200))) != []
