@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,30 +144,39 @@ def check_names(algorithm: type[BaseAlgorithm], space: Mapping[str, Knob], kwarg
         raise ValueError(f"search_space must not name 'n_steps' for {name}: {_STORED}. Give it in algorithm_kwargs")
 
 
-def check_applies(model: Any, values: Mapping[str, Any], algorithm: str) -> None:
+def check_is_kept(model: Any, names: Iterable[str]) -> None:
+    """
+    :param model: a new member
+    :param names: of the searched arguments
+    :raises ValueError: if the model keeps no such attribute, so that nothing would read a new value
+    """
+    for name in names:
+        if not hasattr(model, _attribute(model, name)):
+            raise ValueError(
+                f"search_space must not name {name!r}: {type(model).__name__} reads it only when a model is constructed, so it "
+                "cannot change while one trains. Give it in algorithm_kwargs"
+            )
+
+
+def _attribute(model: Any, name: str) -> str:
+    return "delta_std_schedule" if name == "delta_std" and hasattr(model, "delta_std_schedule") else name
+
+
+def check_applies(model: Any, values: Mapping[str, Any]) -> None:
     """
     :param model: that was saved and loaded with new values
     :param values: as :func:`arguments_with` gives them
-    :param algorithm: name of the class
-    :raises ValueError: if the model keeps no such attribute, so that nothing would read a new value
+    :raises ValueError: if the model has another value, for example because it has rounded it
     """
     for name, value in values.items():
-        attribute = "delta_std_schedule" if name == "delta_std" and hasattr(model, "delta_std_schedule") else name
-        if not hasattr(model, attribute):
-            raise ValueError(
-                f"search_space must not name {name!r}: {algorithm} reads it only when a model is constructed, so it cannot "
-                "change while one trains. Give it in algorithm_kwargs"
-            )
-        found = getattr(model, attribute)
-        if name == "learning_rate":
-            found = model.lr_schedule
+        found = model.lr_schedule if name == "learning_rate" else getattr(model, _attribute(model, name))
         if callable(found):
             found, value = found(1.0), value(1.0) if callable(value) else value
         is_number = isinstance(found, int | float | np.number) and not isinstance(value, str)
-        if is_number and value is not None and not np.isclose(float(found), float(value)):
+        if is_number and value is not None and not np.isclose(float(found), float(value), atol=0.0):
             raise ValueError(
-                f"search_space must not name {name!r}: {algorithm} has {found} after it was given {value}, so that it cannot "
-                "change while a model trains. Give it in algorithm_kwargs"
+                f"search_space must not name {name!r}: {type(model).__name__} has {found} after it was given {value}, so it "
+                "cannot change while a model trains. Give it in algorithm_kwargs"
             )
 
 

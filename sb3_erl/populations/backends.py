@@ -180,7 +180,7 @@ class Workers:
                 answer = self.dispatcher.outcome(number)
                 if isinstance(answer, str) or answer is None:
                     message = answer or "the worker did not answer"
-                    yield Result(task.number, "failed", task.state, message=message)
+                    yield Result(task.number, "failed", task.state, reason=message, message=message)
                 else:
                     bodies, place = answer
                     yield bodies[place]

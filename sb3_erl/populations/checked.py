@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, is_vecenv_wrapped
 
 from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range, env_ids_explained
-from sb3_erl.populations.applying import arguments_with, check_applies, check_names, check_ready_steps
+from sb3_erl.populations.applying import arguments_with, check_applies, check_is_kept, check_names, check_ready_steps
 from sb3_erl.populations.member import new_model, packed, statistics_kept, unpacked
 from sb3_erl.remote.choice import check_evaluator
 
@@ -81,6 +81,7 @@ def checked_member(model: Any, values: Mapping[str, Any]) -> Any:
         except AssertionError as error:
             raise UnsupportedSpaceError(f"env must be one that {name} can learn in: {error}") from error
         check_ready_steps(member, model.ready_steps, space)
+        check_is_kept(member, space)
         for end in (0, -1):
             others = {key: knob.values()[end] for key, knob in space.items()}
             state = packed(member, others, with_buffer=False)
@@ -91,5 +92,5 @@ def checked_member(model: Any, values: Mapping[str, Any]) -> Any:
                     f"search_space must name arguments of {name} that can change while a model trains; a saved one cannot be "
                     f"loaded with {others}: {error}"
                 ) from error
-            check_applies(again, arguments_with(others, recipe.kwargs), name)
+            check_applies(again, arguments_with(others, recipe.kwargs))
     return member

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from sb3_erl.core.seeding import Stream, scoped_generators
 from sb3_erl.populations.backends import Workers, run_here
 from sb3_erl.populations.episodes import Steps, play_episodes
 from sb3_erl.populations.lineage import log_generation, rows_of
-from sb3_erl.populations.member import MemberState, Result, Task, unpacked, write_statistics
+from sb3_erl.populations.member import MemberState, Result, Task, torch_threads, unpacked, write_statistics
 from sb3_erl.populations.selection import select
 from sb3_erl.remote.choice import remote_evaluator
 
@@ -116,8 +117,21 @@ def _deploy(model: Any, state: MemberState) -> None:
     model.policy.set_training_mode(False)
     write_statistics(model.env, state.statistics)
     if model.n_report_episodes > 0:
-        sequence = model.run.address.named_sequence("reports")
-        with scoped_generators(sequence):
-            seed = int(sequence.generate_state(1)[0] >> 1)
-            model.champion_return = float(np.mean(play_episodes(champion, model.env, model.n_report_episodes, seed)))
-        model.logger.record("population/champion_return", model.champion_return)
+        _report(model, champion)
+
+
+def _report(model: Any, champion: Any) -> None:
+    """Play the champion's further episodes; an environment that fails in them costs the report and nothing else."""
+    sequence = model.run.address.named_sequence("reports")
+    seed = int(sequence.generate_state(1)[0] >> 1)
+    try:
+        with scoped_generators(sequence), torch_threads(model.n_threads):
+            returns = play_episodes(champion, model.env, model.n_report_episodes, seed)
+    except Exception as error:
+        warnings.warn(
+            f"the champion's episodes for the report failed, champion_return is that of an earlier generation: {error}",
+            stacklevel=7,
+        )
+        return
+    model.champion_return = float(np.mean(returns))
+    model.logger.record("population/champion_return", model.champion_return)

@@ -20,6 +20,7 @@ from sb3_erl.core.seeding import Address, scoped_generators
 from sb3_erl.populations.applying import arguments_with, settle, settle_buffer
 from sb3_erl.populations.episodes import StepRecorder, Steps, play_episodes
 from sb3_erl.populations.trimmed import dumps
+from sb3_erl.runs.loading import brief
 
 STATISTICS = ("obs_rms", "ret_rms")
 """What a ``VecNormalize`` has learned."""
@@ -98,7 +99,8 @@ class Result:
     :param score: higher is better, NaN without one
     :param steps: that were made
     :param n_timesteps: the member's own count
-    :param message: traceback of an error
+    :param reason: an error in a line
+    :param message: the error with its traceback
     """
 
     number: int
@@ -107,6 +109,7 @@ class Result:
     score: float = np.nan
     steps: Steps = field(default_factory=Steps)
     n_timesteps: int = 0
+    reason: str = ""
     message: str = ""
 
 
@@ -203,6 +206,25 @@ def statistics_kept(env: VecEnv) -> Iterator[None]:
             normalizer.training = before[1]
 
 
+@contextmanager
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """PyTorch uses so many threads in the block; the last bits of its sums depend on their number."""
+    before = th.get_num_threads()
+    th.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+
+
+def is_numerical(error: Exception) -> bool:
+    """Whether PyTorch raised an error because of numbers that are too large, or none, in a distribution or an optimizer."""
+    if not isinstance(error, ValueError | RuntimeError) or isinstance(error, th.OutOfMemoryError):
+        return False
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith(("torch.distributions", "torch.optim")) for name in names)
+
+
 def is_finite(model: Any) -> bool:
     """Whether all numbers of a model's networks are finite."""
     tensors = [value for value in model.policy.state_dict().values() if isinstance(value, th.Tensor)]
@@ -223,9 +245,12 @@ def run_task(task: Task, env: VecEnv) -> Result:
     :param env: the population's environments, or others that are alike
     :return: what became of it; errors of environment and algorithm are in it
     """
+    with torch_threads(task.n_threads):
+        return _run_task(task, env)
+
+
+def _run_task(task: Task, env: VecEnv) -> Result:
     steps, model = Steps(), None
-    n_threads = th.get_num_threads()
-    th.set_num_threads(task.n_threads)
     try:
         write_statistics(env, task.state.statistics)
         model = unpacked(task.state, task.recipe, env)
@@ -236,13 +261,11 @@ def run_task(task: Task, env: VecEnv) -> Result:
             outcome = "trained"  # no episode has ended yet
         state = packed(model, task.state.hyperparameters)
         return Result(task.number, outcome, state, score, steps, int(model.num_timesteps))
-    except Exception:
-        has_diverged = model is not None and not is_finite(model)
+    except Exception as error:
+        has_diverged = (model is not None and not is_finite(model)) or is_numerical(error)
         before = 0 if model is None else int(model.num_timesteps)
         outcome = "diverged" if has_diverged else "failed"
-        return Result(task.number, outcome, task.state, np.nan, steps, before, traceback.format_exc())
-    finally:
-        th.set_num_threads(n_threads)
+        return Result(task.number, outcome, task.state, np.nan, steps, before, brief(error), traceback.format_exc())
 
 
 def _train(model: Any, task: Task, env: VecEnv, steps: Steps) -> None:

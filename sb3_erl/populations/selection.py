@@ -108,8 +108,9 @@ def report_losses(results: Sequence[Result]) -> None:
                 f"member {result.number} has diverged with {values}: it gets the weights of another member", stacklevel=6
             )
         elif result.outcome == "failed":
-            last = result.message.strip().splitlines()[-1] if result.message.strip() else "for an unknown reason"
-            warnings.warn(f"member {result.number} lost this generation and goes on as it was before: {last}", stacklevel=6)
+            warnings.warn(
+                f"member {result.number} lost this generation and goes on as it was before: {result.reason}", stacklevel=6
+            )
 
 
 def _exploited(
