@@ -153,8 +153,8 @@ def check_is_kept(model: Any, names: Iterable[str]) -> None:
     for name in names:
         if not hasattr(model, _attribute(model, name)):
             raise ValueError(
-                f"search_space must not name {name!r}: {type(model).__name__} reads it only when a model is constructed, so it "
-                "cannot change while one trains. Give it in algorithm_kwargs"
+                f"search_space must not name {name!r}: {type(model).__name__} reads it only when a model is constructed, so "
+                "it cannot change while one trains. Give it in algorithm_kwargs"
             )
 
 
@@ -195,6 +195,6 @@ def check_ready_steps(model: Any, ready_steps: int, space: Mapping[str, Knob]) -
     if ready_steps < rollout:
         raise ValueError(
             f"ready_steps must be at least one rollout of {type(model).__name__}, which is n_steps * n_envs = {n_steps} * "
-            f"{model.n_envs} = {rollout} steps; got {ready_steps}. Raise it, or lower n_steps in algorithm_kwargs or the number "
-            "of environments"
+            f"{model.n_envs} = {rollout} steps; got {ready_steps}. Raise it, or lower n_steps in algorithm_kwargs or the "
+            "number of environments"
         )

@@ -132,36 +132,29 @@ class PBT(EvolvingModel, BaseAlgorithm):
         self.policy_choice, self.algorithm_kwargs = policy, dict(algorithm_kwargs or {})
         self.pop_size, self.ready_steps = pop_size, ready_steps
         self.search_space, self.initial_hyperparameters = search_space, initial_hyperparameters
-        self.exploit_class, self.exploit_kwargs = exploit, exploit_kwargs
-        self.explore_class, self.explore_kwargs = explore, explore_kwargs
+        self.exploit, self.exploit_kwargs = exploit, exploit_kwargs
+        self.explore, self.explore_kwargs = explore, explore_kwargs
         self.copy_replay_buffer, self.copy_normalizer = copy_replay_buffer, copy_normalizer
         self.score, self.n_eval_episodes, self.n_report_episodes = score, n_eval_episodes, n_report_episodes
         self.evaluator, self.n_threads = evaluator, n_threads
+        self._begin()
+        with spaces_explained(self, verbose, policy_kwargs):
+            arguments: Any = (policy, env, learning_rate, policy_kwargs, stats_window_size, tensorboard_log, verbose, device)
+            super().__init__(*arguments, support_multi_env=True, seed=seed)
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- set-up
+
+    def _begin(self) -> None:
         self.n_generations = 0
         """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self.champion = 0
         """Number of the member with the highest score of the last generation."""
         self.history: list[dict[str, Any]] = []
-        self.born_of = [-1] * pop_size if isinstance(pop_size, int) else []
+        self.born_of = [-1] * self.pop_size if isinstance(self.pop_size, int) else []
         self._saved_members: list[dict[str, Any]] = []
         self._states: list[MemberState] = []
-        with spaces_explained(self, verbose, policy_kwargs):
-            super().__init__(
-                policy=policy,
-                env=env,
-                learning_rate=learning_rate,
-                policy_kwargs=policy_kwargs,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                verbose=verbose,
-                device=device,
-                support_multi_env=True,
-                seed=seed,
-            )
-        if _init_setup_model:
-            self._setup_model()
-
-    # ---------------------------------------------------------------- set-up
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         return self.member_class.policy_aliases[policy_name]
@@ -177,8 +170,8 @@ class PBT(EvolvingModel, BaseAlgorithm):
         choice = default_space(self.algorithm_key, self.member_class) if choice is None else choice
         self.space = parse_space(choice, self.algorithm_key)
         check_initial(self.space, self.initial_hyperparameters, self.pop_size)
-        exploit = make_part("exploit", self.exploit_class, self.exploit_kwargs)
-        explore = make_part("explore", self.explore_class, self.explore_kwargs)
+        exploit = make_part("exploit", self.exploit, self.exploit_kwargs)
+        explore = make_part("explore", self.explore, self.explore_kwargs)
         self.rules = Rules(exploit, explore, self.space, self.copy_replay_buffer, self.copy_normalizer)
         if self._saved_members:
             self._states = [MemberState(**saved) for saved in self._saved_members]

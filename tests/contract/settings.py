@@ -91,6 +91,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "evo_rainbow": {"pop_size": 4},
     "evo_rainbow_exp": {"pop_size": 4},
     "ga_ns": {"pop_size": 4},
+    "pbt": {"algorithm": "a2c", "algorithm_kwargs": {"n_steps": 4}, "ready_steps": 16, "n_report_episodes": 0},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},

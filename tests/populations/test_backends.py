@@ -97,7 +97,7 @@ def test_workers_that_always_die_cost_generations_and_lose_nothing(tmp_path: Pat
 
 
 def test_environments_that_workers_cannot_make() -> None:
-    with pytest.raises(ValueError, match="env must be made by gymnasium.make"):
+    with pytest.raises(ValueError, match=r"env must be made by gymnasium.make"):
         make("ppo", evaluator="process").learn(TOTAL)
 
 

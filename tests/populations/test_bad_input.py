@@ -123,9 +123,9 @@ def test_there_is_no_default_space_for_a_class_of_ones_own() -> None:
 
 
 def test_an_environment_that_the_members_cannot_learn_in() -> None:
-    with pytest.raises(ValueError, match="env must be one that SAC can learn in: .*Discrete"):
+    with pytest.raises(ValueError, match=r"env must be one that SAC can learn in: .*Discrete"):
         PBT("MlpPolicy", "CartPole-v1", algorithm=SAC)
-    with pytest.raises(ValueError, match="policy must be one of .*got 'MlpLstmPolicy'"):
+    with pytest.raises(ValueError, match=r"policy must be one of .*got 'MlpLstmPolicy'"):
         make("ppo", policy_kwargs={}).__class__("MlpLstmPolicy", environment("ppo"))
 
 

@@ -1,5 +1,5 @@
 """
-The toy problem of Jaderberg et al. (2017), figure 2: members climb a surrogate of the true value, which hyper-parameters shape.
+The toy problem of Jaderberg et al. (2017), figure 2: members climb a surrogate of the true value, shaped by hyper-parameters.
 
 The true value is ``1.2 - theta_0^2 - theta_1^2``, the surrogate ``1.2 - h_0 theta_0^2 - h_1 theta_1^2``.
 """
@@ -76,7 +76,7 @@ class Surrogate(BaseAlgorithm):
         made: Any = self.policy_class
         self.policy = made(self.observation_space, self.action_space)
 
-    def learn(self, total_timesteps: int, callback: Any = None, **kwargs: Any) -> Any:
+    def learn(self, total_timesteps: int, callback: Any = None, *args: Any, **kwargs: Any) -> Any:
         _, callback = self._setup_learn(total_timesteps, callback, kwargs.get("reset_num_timesteps", True))
         callback.on_training_start(locals(), globals())
         theta: Any = self.policy.theta
