@@ -16,11 +16,10 @@ from sb3_erl.remote.choice import check_evaluator
 
 
 @contextmanager
-def spaces_explained(model: Any, verbose: Any, policy_kwargs: Any) -> Iterator[None]:
+def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
     Around SB3's own constructor, whose messages name classes and arguments that this package has not.
 
-    :param model: that is constructed
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: the same
     :raises TypeError: if one of these is of another type
@@ -45,6 +44,12 @@ def check_arguments(model: Any) -> None:
     :raises TypeError: naming the argument that is of another type
     """
     check_range("pop_size", model.pop_size, 2, integer=True)
+    n_saved = len(model._saved_members)
+    if n_saved not in (0, model.pop_size):
+        raise ValueError(
+            f"pop_size must stay as it was saved, {n_saved} members; got {model.pop_size} instead. Make a new model for "
+            "another population size"
+        )
     check_range("ready_steps", model.ready_steps, 1, integer=True)
     check_range("n_eval_episodes", model.n_eval_episodes, 1, integer=True)
     check_range("n_report_episodes", model.n_report_episodes, 0, integer=True)

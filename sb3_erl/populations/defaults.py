@@ -64,12 +64,28 @@ def member_class(choice: Any) -> tuple[str, type[BaseAlgorithm]]:
             "algorithm must be a class of SB3, sb3-contrib or sb3_erl whose models train alone, such as PPO, or one of "
             f"{sorted(PARTS['algorithm'])}; got {choice!r}"
         )
-    for key, known in PARTS["algorithm"].items():
-        if known is found or known in (choice, f"{found.__module__.split('.')[0]}:{found.__name__}"):
+    for key in PARTS["algorithm"]:
+        if key == choice or (
+            (not isinstance(choice, str) or ":" in choice) and resolve("algorithm", key, "algorithm") is found
+        ):
             return key, found
-        if isinstance(known, str) and known == f"{found.__module__}:{found.__name__}":
-            return key, found
-    return (choice if isinstance(choice, str) and choice in PARTS["algorithm"] else ""), found
+    return "", found
+
+
+def saved_choice(choice: Any) -> Any:
+    """
+    :param choice: argument ``algorithm``
+    :return: text from which :func:`member_class` finds the class again, so that a file need not hold a pickle of it; the class
+        itself where there is no such text, as for one that is made within a function
+    """
+    if not isinstance(choice, type):
+        return choice
+    path = f"{choice.__module__}:{choice.__qualname__}"
+    try:
+        is_found = "__main__" not in path and resolve("algorithm", path, "algorithm") is choice
+    except (ValueError, ImportError):
+        is_found = False
+    return path if is_found else choice
 
 
 def default_space(key: str, algorithm: type[BaseAlgorithm]) -> dict[str, str]:

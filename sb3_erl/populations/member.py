@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_erl.core.seeding import Address, scoped_generators
 from sb3_erl.populations.applying import arguments_with, settle, settle_buffer
 from sb3_erl.populations.episodes import StepRecorder, Steps, play_episodes
-from sb3_erl.populations.trimmed import dumps
+from sb3_erl.populations.replay import dumps
 from sb3_erl.runs.loading import brief
 
 STATISTICS = ("obs_rms", "ret_rms")
@@ -125,7 +125,8 @@ def new_model(recipe: Recipe, env: VecEnv, values: Mapping[str, Any], address: A
     :param number: of the member
     :return: an untrained member
     """
-    arguments = {**recipe.kwargs, **arguments_with(values, recipe.kwargs)}
+    common = {name: copy.deepcopy(value) if isinstance(value, dict) else value for name, value in recipe.kwargs.items()}
+    arguments = {**common, **arguments_with(values, recipe.kwargs)}  # SB3 adds to dicts that it is given
     sequence = address.named_sequence("a new member", number)
     seed = int(sequence.generate_state(1)[0] >> 1)
     with scoped_generators(sequence):

@@ -15,21 +15,25 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.checks import check_common, resolve_policy_and_env
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
-from sb3_erl.populations.buffer_entries import append_buffers, read_buffers
 from sb3_erl.populations.checked import check_arguments, checked_member, spaces_explained
-from sb3_erl.populations.defaults import default_space, member_class
+from sb3_erl.populations.defaults import default_space, member_class, saved_choice
 from sb3_erl.populations.exploit import make_part
 from sb3_erl.populations.lineage import table
 from sb3_erl.populations.loop import run_generations
 from sb3_erl.populations.member import MemberState, Recipe, new_model, packed, statistics_kept, unpacked
+from sb3_erl.populations.replay import append_buffers, read_buffers
+from sb3_erl.populations.saved_states import from_plain, to_plain
 from sb3_erl.populations.selection import Rules
 from sb3_erl.populations.space import check_initial, parse_space
 from sb3_erl.remote.choice import EvaluatorChoice
 
+HIDDEN = ("support_multi_env", "monitor_wrapper", "use_sde", "sde_sample_freq", "supported_action_spaces")
+"""Arguments of SB3's base class that are the members' own affair."""
 BUFFERS = "replay_buffers"
 """Word by which ``save`` is told to keep the members' replay buffers."""
 
@@ -96,6 +100,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
     champion_return: float | None = None
     """Mean return of the champion in episodes that select nothing, ``None`` before the first generation."""
 
+    @inherits_arguments(*HIDDEN)
     def __init__(
         self,
         policy: str | type[BasePolicy] = "MlpPolicy",
@@ -118,15 +123,11 @@ class PBT(EvolvingModel, BaseAlgorithm):
         n_report_episodes: int = 5,
         evaluator: EvaluatorChoice = "vec",
         n_threads: int = 1,
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
         register_namespaces(policy, env)
+        self.algorithm_choice = saved_choice(algorithm)
         self.algorithm_key, self.member_class = member_class(algorithm)
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.member_class.policy_aliases)
         self.policy_choice, self.algorithm_kwargs = policy, dict(algorithm_kwargs or {})
@@ -138,9 +139,8 @@ class PBT(EvolvingModel, BaseAlgorithm):
         self.score, self.n_eval_episodes, self.n_report_episodes = score, n_eval_episodes, n_report_episodes
         self.evaluator, self.n_threads = evaluator, n_threads
         self._begin()
-        with spaces_explained(self, verbose, policy_kwargs):
-            arguments: Any = (policy, env, learning_rate, policy_kwargs, stats_window_size, tensorboard_log, verbose, device)
-            super().__init__(*arguments, support_multi_env=True, seed=seed)
+        with spaces_explained(kwargs.get("verbose", 0), kwargs.get("policy_kwargs")):
+            super().__init__(policy, env, learning_rate, support_multi_env=True, **kwargs)
         if _init_setup_model:
             self._setup_model()
 
@@ -160,6 +160,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
         return self.member_class.policy_aliases[policy_name]
 
     def _setup_model(self) -> None:
+        self.algorithm_key, self.member_class = member_class(self.algorithm_choice)
         check_common(self)
         check_arguments(self)
         self.run.choose_seed()
@@ -174,7 +175,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
         explore = make_part("explore", self.explore, self.explore_kwargs)
         self.rules = Rules(exploit, explore, self.space, self.copy_replay_buffer, self.copy_normalizer)
         if self._saved_members:
-            self._states = [MemberState(**saved) for saved in self._saved_members]
+            self._states = [from_plain(saved) for saved in self._saved_members]
             self._saved_members = []
             model = unpacked(self._states[min(self.champion, len(self._states) - 1)], self.recipe, self.env, False)
         else:
@@ -213,24 +214,6 @@ class PBT(EvolvingModel, BaseAlgorithm):
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     # ---------------------------------------------------------------- agents
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        **kwargs: Any,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        :param observation: one or several, see ``BasePolicy.predict``
-        :param state: hidden state of a recurrent policy
-        :param episode_start: which environments have just begun an episode
-        :param deterministic: whether the most likely action is taken
-        :param kwargs: what the members' policies take besides, such as ``action_masks``
-        :return: actions of the champion, and the next hidden state
-        """
-        return self.policy.predict(observation, state, episode_start, deterministic, **kwargs)
 
     def individual(self, index: int) -> Any:
         """
@@ -284,9 +267,18 @@ class PBT(EvolvingModel, BaseAlgorithm):
             path.write(file.getbuffer())
 
     @classmethod
-    def load(cls, path: Any, env: GymEnv | str | None = None, *args: Any, **kwargs: Any) -> PBT:
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> PBT:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.load`; with the members' replay buffers, if they were saved."""
-        model = super().load(path, env, *args, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         buffers = read_buffers(path, model.pop_size)
         model._states = [
             MemberState(state.model, state.hyperparameters, buffer, state.statistics)
@@ -295,12 +287,10 @@ class PBT(EvolvingModel, BaseAlgorithm):
         return model
 
     def _plain_state(self) -> dict[str, Any]:
-        names = ("model", "hyperparameters", "statistics")
-        members = [{name: getattr(state, name) for name in names} for state in self._members]
-        return {**super()._plain_state(), "_saved_members": members}
+        return {**super()._plain_state(), "_saved_members": [to_plain(state) for state in self._members]}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recipe", "space", "rules", "_states"]
+        return [*super()._excluded_save_params(), "member_class", "recipe", "space", "rules", "_states"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy"], []

@@ -13,7 +13,13 @@ from sb3_erl import ALGOS
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from tests.envs import toy_vec_env
 
-NAMES = list(ALGOS)
+ALL = list(ALGOS)
+NAMES = [name for name in ALL if not getattr(ALGOS[name], "trains_whole_models", False)]
+"""
+Classes that step the environments themselves. A population of whole models has none of what most tests look at (candidates, a
+learner, steps that callbacks see as they are made, a budget to the step): ``tests/populations`` has its own tests of the same
+promises, and what holds for all classes is tested with :data:`ALL`.
+"""
 HYBRIDS = [name for name in NAMES if issubclass(ALGOS[name], OffPolicyAlgorithm)]
 """Classes with a learner and a replay buffer."""
 GENERATIONAL = [name for name in NAMES if hasattr(ALGOS[name], "generation_order")]
