@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl import PBT
 from sb3_erl.populations.defaults import SPACES, member_class
+from sb3_erl.zoo import hyperparams_file
 from tests.contract.helpers import differences, snapshot
 from tests.populations.settings import ALL, MAIN, contents, environment, make
 
@@ -55,3 +57,8 @@ def test_a_population_is_whole_in_memory_with_its_buffers(key: str) -> None:
 def test_a_seed_gives_the_same_run_again(key: str) -> None:
     assert differences(contents(make(key).learn(200)), contents(make(key).learn(200))) == []
     assert differences(contents(make(key).learn(200)), contents(make(key, seed=4).learn(200))) != []
+
+
+def test_the_zoos_file_has_the_default_spaces() -> None:
+    for entry in yaml.safe_load(hyperparams_file("pbt").read_text()).values():
+        assert entry["search_space"] == SPACES
