@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
+from sb3_erl.core.atomic_files import to_disk
 from sb3_erl.core.seeding import scoped_generators
 
 # Every evaluation starts from the same states, so points of one curve and curves of several runs can be compared
@@ -188,7 +189,10 @@ class Checkpoints:
         if normalization is not None:
             normalization.save(str(temporary / "vecnormalize.pkl"))
         (temporary / "clock.json").write_text(json.dumps({"steps": model.num_timesteps, **clock}))
+        for entry in (*temporary.iterdir(), temporary):
+            to_disk(entry)
         os.replace(temporary, path)
+        to_disk(self.folder)
         self.clear(keep=path)
 
     def clear(self, keep: Path | None = None) -> None:

@@ -29,6 +29,8 @@ NAMED: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "erl_re2": (710, True, {**HYBRID, "pop_size": 3, "fitness_horizon": 10, "train_freq": 4}),
     "td7": (460, False, {**HYBRID, "policy_kwargs": {"net_arch": [16], "zs_dim": 8}, "late_assessment_episodes": 3}),
     "cem_rl": (710, True, {**HYBRID, "pop_size": 4, "train_freq": 4}),
+    "evo_rainbow": (710, True, {**HYBRID, "pop_size": 3, "train_freq": 4}),
+    "pderl": (710, True, {**HYBRID, "pop_size": 3, "train_freq": 4, "genetic_memory_size": 150, "distill_epochs": 2}),
     "openai_es": (2510, False, {"n_pairs": 4, "noise_table_size": 1_000_000}),
 }
 """For each system: steps of a run, whether there is a ``VecNormalize``, and arguments."""

@@ -3,8 +3,8 @@ PBT against the same budget spent otherwise: ``python -m benchmarks.pbt --task l
 
 Three ways to spend a number of environment steps: ``pbt``, a population; ``independent``, as many runs as it has members, each
 with an equal share of the steps and the settings of the RL Zoo, of which the best is taken; ``single``, one run of all steps
-with these settings. The best of several is chosen by some episodes and reported by others, for all three alike, and the steps of
-PBT's own evaluations count. Each run leaves a file of results, and a run whose file is there is not made again, so that the
+with these settings. The best of several is chosen by some episodes and reported by others, for all three alike, and the steps
+of PBT's own evaluations count. Each run leaves a file of results, and a run whose file is there is not made again, so that the
 command can be stopped and started.
 """
 

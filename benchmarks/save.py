@@ -6,7 +6,8 @@ Seconds, memory and disk that a checkpoint with a full replay buffer takes, and 
 
 Each figure comes from a process of its own. Memory (Linux only) is the peak of what that process holds, over what it held
 before. "plain" is one file with as many bytes, written right before the save; it also fills the page cache, as the checkpoint
-before does in a long run. "cpu s" leaves out what disk and other processes take.
+before does in a long run. "cpu s" leaves out what disk and other processes take. "next" is the checkpoint after, when 10,000
+transitions of the buffer have been replaced: what it adds to the disk, and its seconds.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def full_model(algo: str, env: str, size: int) -> Any:
 def save(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
     """What one checkpoint takes, and one plain file of the size of its replay buffer."""
     model = full_model(algo, env, size)
-    callback = GenerationCheckpoint(1, folder)
+    callback = GenerationCheckpoint(1, folder, keep=None)
     callback.init_callback(model)
     callback.on_training_start({"callback": callback}, {})
     figures: dict[str, float] = {"held MB": memory_mb("VmRSS")}
@@ -79,8 +80,30 @@ def save(algo: str, env: str, size: int, folder: Path) -> dict[str, float]:
         write_plainly(folder / "plain", sum(getattr(array, "nbytes", 0) for array in vars(model.replay_buffer).values()))
     with measured(figures, "save"):
         callback.save()
-    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-    return {"checkpoint MB": written, **figures}
+    written = bytes_on_disk(folder)
+    refill(model, np.random.default_rng(1))
+    with measured(figures, "next"):
+        callback.save()
+    return {"checkpoint MB": written / 1e6, "next MB": (bytes_on_disk(folder) - written) / 1e6, **figures}
+
+
+def refill(model: Any, rng: np.random.Generator) -> None:
+    """The oldest transitions are replaced, and priorities written, as it happens until the next checkpoint."""
+    buffer, rows = model.replay_buffer, slice(0, BLOCK)
+    for name in FIELDS:
+        array = getattr(buffer, name)
+        array[rows] = rng.standard_normal(array[rows].shape)
+    for tree in getattr(buffer, "trees", []):
+        slots = rng.integers(0, tree.capacity, BLOCK)
+        tree.write(slots, rng.uniform(1, 2, BLOCK))
+        tree.find(np.zeros(1))
+    model.num_timesteps += BLOCK
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Size of all files, those with several names once."""
+    found = (file.stat() for file in folder.rglob("*") if file.is_file())
+    return sum({(each.st_dev, each.st_ino): each.st_size for each in found}.values())
 
 
 def write_plainly(path: Path, n_bytes: int) -> None:

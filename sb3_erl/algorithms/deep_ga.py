@@ -51,15 +51,16 @@ class DeepGA(EvolutionaryAlgorithm):
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: SB3's third argument; not used
     :param pop_size: children per generation
-    :param truncation: how many of the best become parents
+    :param truncation: how many of the best become parents; ``None`` for the published 20, or half of a smaller population
     :param sigma: standard deviation of a mutation, a float or a schedule. The published 0.002 is for millions of parameters;
         networks of thousands need 0.02 to 0.1
-    :param n_finalists: candidates for the elite, the present one among them
+    :param n_finalists: candidates for the elite, the present one among them; ``None`` for the published 10, or all where
+        there are fewer
     :param n_finalist_episodes: further episodes of each of them
     :param init: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
     :param init_output_std: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
     :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit
-    :param noise_table_size: see :class:`~sb3_erl.core.noise_table.NoiseTable`; 4 bytes each
+    :param noise_table_size: see :meth:`~sb3_erl.core.noise_table.NoiseTable.for_network`; 4 bytes each
     :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
@@ -73,7 +74,6 @@ class DeepGA(EvolutionaryAlgorithm):
     generation_order: ClassVar[tuple[Verb, ...]] = (
         "collect_reference", "ask", "evaluate", "score", "revalidate", "tell", "deploy", "log",
     )  # fmt: skip
-    truncation: int
 
     @inherits_arguments("evolver", "evolver_kwargs", pop_size=1000)
     def __init__(
@@ -81,14 +81,14 @@ class DeepGA(EvolutionaryAlgorithm):
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
         learning_rate: float | Schedule = 0.0,
-        truncation: int = 20,
+        truncation: int | None = None,
         sigma: float | Schedule = 0.002,
-        n_finalists: int = 10,
+        n_finalists: int | None = None,
         n_finalist_episodes: int = 30,
         init: Literal["fan_in", "unit_norm"] = "fan_in",
         init_output_std: float = 0.1,
         episode_cutoff: int | None = None,
-        noise_table_size: int = 25_000_000,
+        noise_table_size: int | None = None,
         noise_seed: int = 123,
         **kwargs: Any,
     ):
@@ -114,7 +114,8 @@ class DeepGA(EvolutionaryAlgorithm):
     def _make_population(self) -> Population:
         representation = WholeNetworks(self.policy, self.policy.deployed)
         shapes = [list(shape) for shape in representation.layout.shapes]
-        made_for = [self.noise_table_size, self.noise_seed, self.init, self.init_output_std, shapes]
+        table = NoiseTable.for_network(self.policy.deployed, self.noise_table_size, self.noise_seed)
+        made_for = [table.size, self.noise_seed, self.init, self.init_output_std, shapes]
         if self.made_for is not None and self.made_for != made_for:
             old, new = next(pair for pair in zip(self.made_for, made_for, strict=True) if pair[0] != pair[1])
             raise ValueError(
@@ -122,15 +123,22 @@ class DeepGA(EvolutionaryAlgorithm):
                 f"with; got {new} instead of {old}. Load without changing them, or start a new model"
             )
         self.made_for = made_for
-        table, sizes = NoiseTable(self.noise_table_size, self.noise_seed), (self.pop_size, self.truncation)
-        init = (self.init, self.init_output_std)
-        evolver = SeedGA(representation.layout, *sizes, self._sigma_now, self.n_finalists, *init, table)
+        sizes, init = (self.pop_size, self._truncation), (self.init, self.init_output_std)
+        evolver = SeedGA(representation.layout, *sizes, self._sigma_now, self._n_finalists, *init, table)
         return Population(evolver.to(self.device), representation)
 
     @property
     def n_rollouts(self) -> int:
         """See :attr:`EvolutionaryAlgorithm.n_rollouts`."""
-        return super().n_rollouts + self.n_finalists * self.n_finalist_episodes
+        return super().n_rollouts + self._n_finalists * self.n_finalist_episodes
+
+    @property
+    def _truncation(self) -> int:
+        return min(20, max(1, self.pop_size // 2)) if self.truncation is None else self.truncation
+
+    @property
+    def _n_finalists(self) -> int:
+        return min(10, self.pop_size) if self.n_finalists is None else self.n_finalists
 
     @property
     def _genomes(self) -> SeedGA:

@@ -73,9 +73,9 @@ class GANS(DeepGA):
 
     def _check_arguments(self) -> None:
         check_range("archive_prob", self.archive_prob, 0, 1)
-        check_range("truncation", self.truncation, 1, integer=True)
         check_novelty(self.novelty_k, self.behavior)
         super()._check_arguments()
+        check_range("truncation", self._truncation, 1, integer=True)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -109,7 +109,7 @@ class GANS(DeepGA):
         behaviors = self.novelty.behaviors(generation.evaluated, n)
         everyone = [*behaviors, *([] if self.elite_behavior is None else [self.elite_behavior])]
         coins = self.run.rng(Stream.FITNESS).random(len(everyone))
-        rule: dict[str, Any] = {"k": self.novelty_k, "n_parents": self.truncation, "archive_prob": self.archive_prob}
+        rule: dict[str, Any] = {"k": self.novelty_k, "n_parents": self._truncation, "archive_prob": self.archive_prob}
         selection = self._selection = select_by_novelty(self.archive, everyone, coins, **rule)
         numbers = [ELITE if index == n else index for index in [selection.elite, *selection.parents.tolist()]]
         if selection.elite < n:

@@ -73,7 +73,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     :param n_center_episodes: episodes of the mean itself per generation, for the log
     :param common_random_numbers: both candidates of a pair meet the same start states; needs mirrored pairs, too
     :param perturb_fraction: see :class:`~sb3_erl.evolution.es.MirroredES`
-    :param noise_table_size: see :class:`~sb3_erl.core.noise_table.NoiseTable`; 4 bytes each
+    :param noise_table_size: see :meth:`~sb3_erl.core.noise_table.NoiseTable.for_network`; 4 bytes each
     :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
@@ -109,7 +109,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         n_center_episodes: int = 1,
         common_random_numbers: bool = False,
         perturb_fraction: float = 1.0,
-        noise_table_size: int = 25_000_000,
+        noise_table_size: int | None = None,
         noise_seed: int = 123,
         **kwargs: Any,
     ):
@@ -164,7 +164,7 @@ class OpenAIES(EvolutionaryAlgorithm):
             return given
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
-        table = NoiseTable(self.noise_table_size, self.noise_seed)
+        table = NoiseTable.for_network(self.policy.deployed, self.noise_table_size, self.noise_seed)
         return {**own, "sigma": self._now(self.sigma), "table": table, **given}
 
     @property

@@ -15,7 +15,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.members import Member, Members, Trials, check_pop_size, new_states, read_old_attributes
 from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.policies.td7 import PopTD7Policy
+from sb3_erl.policies.td7 import PopTD7CnnPolicy, PopTD7Policy
 from sb3_erl.rollouts.jobs import Explorer
 
 
@@ -53,7 +53,7 @@ class PopTD7(TD7):
     All other arguments are those of :class:`~sb3_erl.algorithms.td7.TD7`.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PopTD7Policy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PopTD7Policy, "CnnPolicy": PopTD7CnnPolicy}
     policy: PopTD7Policy  # type: ignore[assignment]
 
     @inherits_arguments("offline", "bc_coef", "use_checkpoints")

@@ -19,7 +19,7 @@ from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.stepwise import StepwiseAlgorithm
 from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
-from sb3_erl.policies.td7 import TD7Policy
+from sb3_erl.policies.td7 import TD7CnnPolicy, TD7Policy
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import Explorer
 
@@ -73,7 +73,7 @@ class TD7(StepwiseAlgorithm):
     """
 
     reported_candidates = ("checkpoint",)
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD7Policy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD7Policy, "CnnPolicy": TD7CnnPolicy}
     policy: TD7Policy
     learner: TD7Learner
 

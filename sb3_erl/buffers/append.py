@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
@@ -44,6 +45,27 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
             buffer.dones[rows.stop - 1] = _is_stored_as_done(buffer, steps[-1])
         buffer.full = buffer.full or rows.stop == buffer.buffer_size
         buffer.pos = rows.stop % buffer.buffer_size
+
+
+def store_for_networks(buffer: ReplayBuffer | None, observation_space: spaces.Space, normalizes: bool) -> None:
+    """
+    Give the arrays of an empty replay buffer the dtypes in which nothing is lost that networks see.
+
+    Actions of float16 are stored as the networks' own output, float32. What ``VecNormalize`` will normalize keeps the float64
+    of its space: a small difference of large numbers, which rounding would destroy, may be a large one after that.
+
+    :param buffer: new, or ``None``
+    :param observation_space: of the environment
+    :param normalizes: whether observations are normalized when they are drawn
+    """
+    if buffer is None:
+        return
+    if buffer.actions.dtype.kind == "f" and buffer.actions.dtype != np.float32:
+        buffer.actions = np.zeros(buffer.actions.shape, dtype=np.float32)
+    if normalizes and isinstance(buffer, LAPReplayBuffer) and observation_space.dtype == np.float64:
+        buffer.observations, buffer.next_observations = (
+            np.zeros(array.shape, dtype=np.float64) for array in (buffer.observations, buffer.next_observations)
+        )
 
 
 def append_one_by_one(buffer: ReplayBuffer, steps: Steps) -> None:

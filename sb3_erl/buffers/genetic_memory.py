@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+_trims: ContextVar[bool] = ContextVar("_trims", default=False)
+
+
+@contextmanager
+def memories_trimmed() -> Iterator[None]:
+    """In the block, state dicts have genetic memories without the slots that no individual has ever filled."""
+    token = _trims.set(True)
+    try:
+        yield
+    finally:
+        _trims.reset(token)
 
 
 class GeneticMemories(nn.Module):
@@ -24,6 +39,8 @@ class GeneticMemories(nn.Module):
     :param action_dim: length of an action
     """
 
+    _names = ("observations", "actions", "sizes", "positions")
+
     def __init__(self, n: int, capacity: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype | type, action_dim: int):
         super().__init__()
         self.capacity = capacity
@@ -33,11 +50,42 @@ class GeneticMemories(nn.Module):
         self.sizes = np.zeros(n, dtype=np.int64)
         self.positions = np.zeros(n, dtype=np.int64)
         self.arrays = (self.observations, self.actions, self.sizes, self.positions)
-        for name, array in zip(("observations", "actions", "sizes", "positions"), self.arrays, strict=True):
+        for name, array in zip(self._names, self.arrays, strict=True):
             self.register_buffer(f"stored_{name}", torch.from_numpy(array))  # the same memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in (*self._names, "arrays")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in self._names:  # the same memory in a copy, too
+            setattr(self, name, getattr(self, f"stored_{name}").numpy())
+        self.arrays = (self.observations, self.actions, self.sizes, self.positions)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GeneticMemories:
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if _trims.get():
+            names = [f"{prefix}stored_{name}" for name in ("observations", "actions")]
+            filled = [self._ever_filled(array) for array in (self.observations, self.actions)]
+            destination.update({name: destination[name][:, : max(filled)].clone() for name in names})
+
+    def _ever_filled(self, array: np.ndarray) -> int:
+        """Number of slots up to the last one with a bit that is not zero, of whichever individual; what was there stays."""
+        is_set = array.reshape(*array.shape[:2], -1).view(np.uint8).any(axis=(0, 2))
+        return int(np.flatnonzero(is_set)[-1]) + 1 if is_set.any() else 0
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name, array in (("observations", self.observations), ("actions", self.actions)):
+            key = f"{prefix}stored_{name}"
+            found = state_dict.get(key)
+            if found is not None and found.shape[1:2] < array.shape[1:2]:  # trimmed
+                whole = torch.zeros(array.shape, dtype=found.dtype)
+                whole[:, : found.shape[1]] = found
+                state_dict = {**state_dict, key: whole}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def append(self, index: int, observations: np.ndarray, actions: np.ndarray) -> None:
         """

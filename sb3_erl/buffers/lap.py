@@ -39,13 +39,36 @@ class PriorityTree:
         """What a new transition gets."""
         self.size = 0
         """Number of filled slots."""
-        sizes = [-(-capacity // BRANCHES)]
+        self._clear_sums()
+
+    def _clear_sums(self) -> None:
+        sizes = [-(-self.capacity // BRANCHES)]
         while sizes[-1] > 1:
             sizes.append(-(-sizes[-1] // BRANCHES))
         # sums[k][i] is the total of node i of level k, level 0 being groups of slots; padded to whole groups
         self._leaves = np.zeros(sizes[0] * BRANCHES)
         self._sums = [np.zeros(-(-size // BRANCHES) * BRANCHES if size > 1 else 1) for size in sizes]
         self._stale: list[np.ndarray] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the sums, which are three times as large as the priorities that they are made of."""
+        state = {name: value for name, value in vars(self).items() if name not in ("_leaves", "_sums")}
+        return {**state, "_old": [self._leaves[slots] for slots in self._stale]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_sums" in state:  # a file of an earlier version
+            return
+        self._clear_sums()
+        self._leaves[: self.size] = self.priority[: self.size]
+        self._stale = state["_stale"]
+        for slots, values in zip(self._stale, vars(self).pop("_old"), strict=True):
+            self._leaves[slots] = values
+        below, n_filled = self._leaves, self.size
+        for level in self._sums:
+            n_filled = -(-n_filled // BRANCHES)
+            level[:n_filled] = below[: n_filled * BRANCHES].reshape(-1, BRANCHES).sum(axis=1)
+            below = level
 
     def append(self, slots: np.ndarray) -> None:
         """Give new transitions the highest priority."""
@@ -111,7 +134,8 @@ class LAPReplayBuffer(ReplayBuffer):
     learner. Without a learner that writes priorities it draws uniformly.
 
     Differences: sums are kept in a tree instead of being added up for every batch; float64 observations are stored as
-    float32, which is what the networks see.
+    float32, which is what the networks see, unless :class:`VecNormalize` changes them first (see
+    :func:`~sb3_erl.buffers.append.store_for_networks`).
 
     :param buffer_size: transitions in total
     :param observation_space: of the environment, an array

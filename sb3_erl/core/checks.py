@@ -37,6 +37,9 @@ def resolve_policy_and_env(
     """
     if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
         raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
+    given = env if hasattr(env, "observation_space") else policy
+    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Dict | spaces.Tuple):
+        check_observation_space("the policy", space)  # before SB3 makes arrays for observations that have no shape
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env
     if isinstance(policy, str):
@@ -73,30 +76,88 @@ def check_spaces(
     :param action_space: of the environment
     :param discrete: whether ``Discrete`` actions are fine
     :param continuous: whether a bounded Box of actions is fine
-    :raises UnsupportedSpaceError: unless actions are one of those, and observations are no Dict or Tuple
+    :raises UnsupportedSpaceError: unless actions are one of those, and observations are arrays that networks can read
     """
-    if discrete and isinstance(action_space, spaces.Discrete):
-        pass
-    elif not continuous:
+    check_action_space(name, action_space, discrete, continuous)
+    check_observation_space(name, observation_space)
+
+
+def check_action_space(name: str, space: spaces.Space, discrete: bool = False, continuous: bool = True) -> None:
+    """
+    :param name: of the class that is constructed
+    :param space: of the environment's actions
+    :param discrete: whether ``Discrete`` actions are fine
+    :param continuous: whether a bounded Box of real numbers is fine
+    :raises UnsupportedSpaceError: unless actions are one of those
+    """
+    if discrete and isinstance(space, spaces.Discrete):
+        return
+    if not continuous:
         raise UnsupportedSpaceError(
-            f"{name} needs an env with discrete actions (gymnasium.spaces.Discrete); got action_space={action_space}. "
+            f"{name} needs an env with discrete actions (gymnasium.spaces.Discrete); got action_space={space}. "
             "Use a class for continuous actions, such as ERL, or let a gymnasium.ActionWrapper choose among a few actions"
         )
-    elif not isinstance(action_space, spaces.Box):
+    if not isinstance(space, spaces.Box):
+        kinds = "continuous actions (gymnasium.spaces.Box)" + (" or Discrete ones" if discrete else "")
+        other = "" if discrete else ", or a method for discrete actions such as ERL with learner='dqn'"
         raise UnsupportedSpaceError(
-            f"{name} needs an env with continuous actions (gymnasium.spaces.Box); got action_space={action_space}. "
-            "Use a continuous version of the task, or a method for discrete actions such as ERL with learner='dqn'"
+            f"{name} needs an env with {kinds}; got action_space={space}. "
+            f"Use a continuous version of the task{other}; several discrete choices at a time become one by a "
+            "gymnasium.ActionWrapper with a Discrete space"
         )
-    elif not np.isfinite([*action_space.low.ravel(), *action_space.high.ravel()]).all():
+    if space.dtype.kind != "f":
         raise UnsupportedSpaceError(
-            f"{name} needs an env whose actions have finite bounds; got action_space={action_space} (Continuous action space "
+            f"{name} needs an env whose actions are real numbers; got action_space={space} of {space.dtype}. Wrap it in "
+            "gymnasium.wrappers.TransformAction(env, lambda action: np.rint(action).astype(env.action_space.dtype), "
+            "spaces.Box(low, high, dtype=np.float32))"
+        )
+    if 0 in space.shape:
+        raise UnsupportedSpaceError(
+            f"{name} needs an env whose actions have at least one component; got action_space={space}. "
+            "A gymnasium.ActionWrapper can offer a Box of shape (1,) and drop the action"
+        )
+    if not np.isfinite([*space.low.ravel(), *space.high.ravel()]).all():
+        raise UnsupportedSpaceError(
+            f"{name} needs an env whose actions have finite bounds; got action_space={space} (Continuous action space "
             "must have a finite lower and upper bound). Wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
         )
-    if isinstance(observation_space, spaces.Dict | spaces.Tuple):
-        raise UnsupportedSpaceError(
-            f"{name} needs an env with array observations; got observation_space={observation_space}. "
-            "Wrap it in gymnasium.wrappers.FlattenObservation or SB3's VecExtractDictObs"
+    with np.errstate(over="ignore"):
+        span = space.high.astype(np.float32) - space.low.astype(np.float32)
+        if not (np.isfinite(span * 2).all() and np.isfinite((space.high - space.low) * 2).all()):
+            raise UnsupportedSpaceError(
+                f"{name} needs an env whose actions have bounds of which the difference is a number of its dtype; got "
+                f"action_space={space}. Wrap it in gymnasium.wrappers.RescaleAction(env, -1, 1) or in an ActionWrapper with "
+                "bounds that are in use"
+            )
+
+
+def check_observation_space(name: str, space: spaces.Space) -> None:
+    """
+    :param name: of the class that is constructed
+    :param space: of the environment's observations
+    :raises UnsupportedSpaceError: unless observations are arrays that SB3's networks can read
+    """
+    flat = "gymnasium.wrappers.FlattenObservation"
+    expected, way_out = "", ""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        expected, way_out = "array observations", f"Wrap it in {flat} or SB3's VecExtractDictObs"
+    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        expected = "observations of a Box, Discrete, MultiDiscrete or MultiBinary space"
+        way_out = "A gymnasium.ObservationWrapper can turn them into an array of numbers"
+    elif isinstance(space, spaces.Box) and (space.shape == () or 0 in space.shape):
+        expected = "observations with at least one component and one axis"
+        way_out = "gymnasium.wrappers.ReshapeObservation(env, (1,)) gives a number an axis"
+    elif isinstance(space, spaces.Box) and space.dtype.kind not in "fiub":
+        expected, way_out = "observations of real numbers", "A gymnasium.ObservationWrapper can turn them into float32"
+    elif np.any(getattr(space, "start", 0)):
+        expected, way_out = (
+            "observations that count from 0",
+            f"Wrap it in {flat}, or subtract the start in an ObservationWrapper",
         )
+    elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+        expected, way_out = "MultiDiscrete observations with one axis", f"Wrap it in {flat}"
+    if expected:
+        raise UnsupportedSpaceError(f"{name} needs an env with {expected}; got observation_space={space}. {way_out}")
 
 
 def check_env(model: Any) -> None:
@@ -130,14 +191,30 @@ def check_common(model: Any) -> None:
         raise TypeError(f"replay_buffer_kwargs must be None or a dict; got {model.replay_buffer_kwargs!r}")
 
 
+NOT_ARGUMENTS = ("self", "args", "kwargs", "observation_space", "action_space", "lr_schedule")
+"""Parameters of policies that ``policy_kwargs`` does not set."""
+
+
 def check_policy_kwargs(policy_class: type, kwargs: dict[str, Any]) -> None:
-    """:raises TypeError: if a policy does not have one of them"""
-    known = inspect.signature(policy_class).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # the policy checks them
+    """
+    :param policy_class: of the policy; one that hands arguments on to policies inside it has the attribute
+        ``checks_arguments`` and checks them itself
+    :param kwargs: its arguments beside spaces and schedule
+    :raises TypeError: if a policy does not have one of them
+    """
+    known: dict[str, inspect.Parameter] = {}
+    for cls in policy_class.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        known |= parameters
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            break
+        if getattr(policy_class, "checks_arguments", False) or not cls.__module__.startswith("sb3_erl."):
+            return  # it may take any
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
-        own = [name for name in known if name not in ("observation_space", "action_space", "lr_schedule")]
+        own = [name for name in known if name not in NOT_ARGUMENTS]
         raise TypeError(f"policy_kwargs must be arguments of {policy_class.__name__}, which are {own}; got {unknown}")
 
 

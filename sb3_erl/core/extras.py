@@ -7,6 +7,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "classic": ("pygame",),
     "dmc": ("dm_control", "shimmy"),
     "minatar": ("minatar",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "offline": ("minari", "h5py", "jax"),
     "plots": ("matplotlib", "pandas", "seaborn"),
     "ray": ("ray",),

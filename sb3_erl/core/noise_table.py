@@ -8,11 +8,15 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+from torch import nn
 
 from sb3_erl.core.checks import check_range
 
 PUBLISHED_SIZE = 250_000_000
 """Size of the papers' tables, for networks of up to four million parameters."""
+DEFAULT_SIZE = 25_000_000
+WINDOWS = 100
+"""Windows that a table should hold; the tables of the papers hold 60 to 1500."""
 _BLOCK = 1 << 20
 _lock = threading.Lock()
 _drawn: WeakValueDictionary[tuple[int, int], np.ndarray] = WeakValueDictionary()
@@ -26,6 +30,18 @@ def _draw(size: int, seed: int) -> np.ndarray:
         values[start:stop] = random.randn(stop - start)
     values.setflags(write=False)
     return values
+
+
+def sufficient_size(length: int) -> int:
+    """
+    :param length: parameters that are perturbed at once
+    :return: 25 million numbers, or more where these are less than a hundred windows, but not more than the papers' 250 million
+        unless ten windows need it
+
+    >>> sufficient_size(72_000), sufficient_size(1_700_000)
+    (25000000, 170000000)
+    """
+    return max(DEFAULT_SIZE, 10 * length, min(WINDOWS * length, PUBLISHED_SIZE))
 
 
 class NoiseTable:
@@ -45,11 +61,22 @@ class NoiseTable:
     (3,)
     """
 
-    def __init__(self, size: int = 25_000_000, seed: int = 123):
+    def __init__(self, size: int = DEFAULT_SIZE, seed: int = 123):
         check_range("noise_table_size", size, 1, integer=True)
         check_range("noise_seed", seed, 0, 2**32 - 1, integer=True)
         self.size, self.seed = int(size), int(seed)
         self._values: np.ndarray | None = None
+
+    @classmethod
+    def for_network(cls, network: nn.Module, size: int | None, seed: int) -> NoiseTable:
+        """
+        :param network: whose parameters are perturbed
+        :param size: how many numbers; ``None`` for what the network needs, see :func:`sufficient_size`
+        :param seed: seed of the numbers
+        :return: the table
+        """
+        n_params = sum(parameter.numel() for parameter in network.parameters())
+        return cls(sufficient_size(n_params) if size is None else size, seed)
 
     @staticmethod
     def adopt(size: int, seed: int, values: np.ndarray) -> None:
@@ -78,18 +105,18 @@ class NoiseTable:
         Check that windows of this length overlap seldom enough.
 
         :param length: of a window
-        :raises ValueError: if the table is shorter than ten windows; below a thousand windows a warning says so
+        :raises ValueError: if the table is shorter than ten windows; a warning says so below a hundred windows
         """
-        enough = max(10 * length, min(1000 * length, PUBLISHED_SIZE))
+        enough = max(10 * length, min(WINDOWS * length, PUBLISHED_SIZE))
         if self.size < 10 * length:
             raise ValueError(
                 f"noise_table_size must be at least 10 times the {length} parameters that are perturbed at once; "
-                f"got {self.size}. Set noise_table_size={enough} or take a smaller network"
+                f"got {self.size}. Leave it out or set noise_table_size={10 * length} at least, or take a smaller network"
             )
         if self.size < enough:
             warnings.warn(
-                f"noise_table_size={self.size} is less than 1000 times the {length} parameters that are perturbed at once, "
-                f"so perturbations overlap often; noise_table_size={enough} is better",
+                f"noise_table_size={self.size} is less than {WINDOWS} times the {length} parameters that are perturbed at "
+                f"once, so perturbations overlap often; noise_table_size={enough} is better",
                 stacklevel=3,
             )
 

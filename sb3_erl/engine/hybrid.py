@@ -168,6 +168,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        if hasattr(self.policy_class, "deploy"):  # that of a file may have been made by an earlier version
+            self.policy_class = deploying(self.policy_class)
         n_envs, self.n_envs = self.n_envs, 1  # transitions are stored job by job, so the buffer has one column
         try:
             super()._setup_model()

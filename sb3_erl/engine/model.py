@@ -13,10 +13,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_erl.core.checks import check_learn
 from sb3_erl.rollouts.soundness import environments_watched
+from sb3_erl.runs.copying import EnvironmentState
 from sb3_erl.runs.description import describe, env_name
+from sb3_erl.runs.export import export_policy
 from sb3_erl.runs.loading import load_model
 from sb3_erl.runs.moved_modules import renamed_tensors
 from sb3_erl.runs.resuming import resume
@@ -156,6 +159,25 @@ class EvolvingModel(BaseAlgorithm):
         """
         save_model(self, path, exclude, include, self._plain_state())
 
+    def export(self, path: str | pathlib.Path, normalize: bool = True) -> pathlib.Path:
+        """
+        Write what ``predict(observation, deterministic=True)`` does to a file that acts without this package.
+
+        The file takes a batch of any size of observations as the environment gives them and returns actions of the
+        environment: normalization (``VecNormalize``, statistics inside the network, virtual batch norms) and the scaling of
+        actions are part of it. Images have channels first, as in ``observation_space``. Before anything is written, the file
+        has to act as ``predict`` does on 1000 observations. See ``docs/export.md``.
+
+        :param path: ends in ``.pt2`` (``torch.export``), ``.onnx`` (ONNX, with the extra ``onnx``) or ``.pt`` (TorchScript)
+        :param normalize: whether the statistics of ``VecNormalize`` become part of the file; ``False``: the file takes what
+            ``predict`` takes. A model that was loaded without its environment knows no statistics
+        :return: the file
+        :raises ValueError: if the ending is unknown, the network has a step that the format cannot express, the file would
+            act otherwise than ``predict``, or a wrapper above ``VecNormalize`` changes observations
+        :raises ImportError: if the packages of an optional format are missing
+        """
+        return export_policy(self, path, normalize)
+
     def _plain_state(self) -> dict[str, Any]:
         """
         State of parts that are not saved themselves, as plain values (numbers, strings, lists, dicts).
@@ -237,6 +259,22 @@ class EvolvingModel(BaseAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "run"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        What ``pickle`` and ``copy.deepcopy`` take: everything, replay buffer and environments included, but the logger.
+
+        Loggers hold open files; the copy's next ``learn`` makes one, as it does for a model that was loaded from a file.
+
+        :raises TypeError: if the environments live in other processes
+        """
+        state = {name: value for name, value in vars(self).items() if name not in ("_logger", "_vec_normalize_env")}
+        env = None if self.env is None else EnvironmentState(self.env)
+        return {**state, "env": env, "_custom_logger": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        env = None if state["env"] is None else state["env"].restored()
+        vars(self).update(state, env=env, _vec_normalize_env=None if env is None else unwrap_vec_normalize(env))
 
     # ---------------------------------------------------------------- text
 

@@ -14,7 +14,9 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_erl.buffers.append import store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -22,6 +24,7 @@ from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
 
 
@@ -126,6 +129,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument that is out of range"""
         check_common(self)
+        if self.env is not None:
+            check_order(self.env)
         self._learner_host.check()
         check_range("buffer_size", self.buffer_size, 1, integer=True)
         if self.batch_size is not None:
@@ -146,7 +151,20 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class = policy_kwargs, buffer_kwargs, given
+        store_for_networks(self.replay_buffer, self.observation_space, self._vec_normalize_env is not None)
         self.run.choose_seed()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Go on in other environments, see ``BaseAlgorithm.set_env``.
+
+        :param env: environment, vectorized or not
+        :param force_reset: of no effect: ``learn`` begins with new episodes
+        :raises ValueError: if its spaces or its number differ, or a wrapper changes observations after VecNormalize
+        """
+        if isinstance(env, VecEnv):
+            check_order(env)
+        super().set_env(env, force_reset)
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""
@@ -212,11 +230,12 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save the replay buffer; a crash while saving leaves the previous file whole.
+        Save the replay buffer as far as it is filled, in a file that SB3 reads; a crash leaves the previous file whole.
 
         :param path: file name (``.pkl`` is added) or open file
+        :raises ValueError: if there is none
         """
-        save_buffer(super().save_replay_buffer, path)
+        save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

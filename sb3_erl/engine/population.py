@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
@@ -120,7 +121,7 @@ class Population:
         :param index: slot in the population, from 0
         :return: a policy of its own with the individual's parameters; has ``predict``
         """
-        return self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]])
+        return in_space(self.representation.agent(self.evolver.candidates[range(self.pop_size)[index]]))
 
 
 class Sampled:
@@ -155,7 +156,7 @@ def candidates_of(model: Any, names: Collection[str]) -> dict[str, Any]:
             found[name] = model.policy.deployed if is_deployed else population.representation.agent(vector)
     if getattr(model, "_deploys_checkpoint", False):
         found["checkpoint"] = model.policy.deployed
-    return found
+    return {name: in_space(agent) for name, agent in found.items()}
 
 
 def outcome_of_injection(evolver: Any, slot: int, ranking: np.ndarray) -> Literal["elite", "selected", "discarded"] | None:

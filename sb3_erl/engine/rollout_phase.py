@@ -106,6 +106,10 @@ class Rollouts:
         self.needs: frozenset[str] = frozenset()
         """What the episodes of the current phase must carry, see :class:`~sb3_erl.rollouts.jobs.Recorder`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a call of ``learn``: callback, store, and the environments' slots."""
+        return {**vars(self), "_evaluator": self.workers, "_callback": None, "_store": ScoresOnly()}
+
     def begin(self) -> None:
         """Prepare for a call of ``learn``."""
         self._evaluator = self._make_evaluator()
@@ -191,7 +195,11 @@ class Rollouts:
     @property
     def has_budget(self) -> bool:
         """Whether the current ``learn`` may take further steps."""
-        return self._model.num_timesteps < self._model._total_timesteps
+        return self.has_budget_after(0)
+
+    def has_budget_after(self, n_steps: int) -> bool:
+        """See :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+        return self._model.num_timesteps + n_steps < self._model._total_timesteps
 
     @property
     def n_unobserved_steps_allowed(self) -> int:
@@ -238,7 +246,7 @@ def time_limit(env: VecEnv) -> int | None:
     """
     try:
         (spec,) = env.get_attr("spec", 0)
-    except AttributeError:  # a VecEnv of its own kind
+    except (AttributeError, NotImplementedError):  # a VecEnv of its own kind
         return None
     return getattr(spec, "max_episode_steps", None)
 

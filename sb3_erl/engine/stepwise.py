@@ -34,7 +34,7 @@ class StepwiseAlgorithm(OffPolicyModel):
 
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
 
-    :param policy: ``"MlpPolicy"`` or a policy class; or, without ``env``, the environment or its id
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading
     :param learning_rate: a float or a schedule of the remaining progress
     :param learning_starts: environment steps of the random warm-up, which lasts to the end of the running episode
@@ -118,17 +118,17 @@ class StepwiseAlgorithm(OffPolicyModel):
     def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
         if self.num_timesteps >= total_timesteps:  # killed after its last checkpoint
             return
-        self._episodes.use_environments()
-        self._cut_episodes()
-        goes_on = self._begin_online(callback)
-        while goes_on and self.num_timesteps < total_timesteps:
-            self._between_steps()
-            if not self._collect_step(callback, log_interval):
-                break
-            n_updates = self._updates_now()
-            if n_updates is not None:
-                self.train(n_updates, self.batch_size)
-                goes_on = self._after_training(callback)
+        with self._episodes.environments():
+            self._cut_episodes()
+            goes_on = self._begin_online(callback)
+            while goes_on and self.num_timesteps < total_timesteps:
+                self._between_steps()
+                if not self._collect_step(callback, log_interval):
+                    break
+                n_updates = self._updates_now()
+                if n_updates is not None:
+                    self.train(n_updates, self.batch_size)
+                    goes_on = self._after_training(callback)
 
     def _collect_step(self, callback: BaseCallback, log_interval: int | None = None) -> bool:
         """One vector step by SB3's loop; returns whether training goes on."""
@@ -222,6 +222,7 @@ class StepwiseAlgorithm(OffPolicyModel):
         infos: list[dict[str, Any]],
     ) -> None:
         self._episodes.check(new_obs, reward, dones, infos)
+        self._episodes.provide_originals(new_obs)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self.n_stored += self.n_envs
         self._count_steps(int(self._episodes.uses_policy.sum()))

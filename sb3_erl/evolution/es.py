@@ -186,7 +186,7 @@ class MirroredES(Evolver):
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """
-        Move the mean.
+        Move the mean; it stays where all fitness values are equal, also against the pull of ``l2_coeff``.
 
         :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs; compared with these, see
             :class:`~sb3_erl.evolution.rebuilt.AskedCandidates`
@@ -198,7 +198,8 @@ class MirroredES(Evolver):
         self._check_number(fitness)
         self._known().check(candidates)
         self.keep_best(candidates[best_index(fitness)])
-        self._move(shape_fitness(fitness, self.fitness_shaping, self.ties))
+        shaped = shape_fitness(fitness, self.fitness_shaping, self.ties)
+        self._move(np.zeros_like(shaped) if (fitness == fitness[0]).all() else shaped)
 
     def update(self, shaped: np.ndarray) -> None:
         """
@@ -240,6 +241,10 @@ class MirroredES(Evolver):
 
     @torch.no_grad()
     def _move(self, shaped: np.ndarray) -> None:
+        if not shaped.any():  # fitness says nothing, and weight decay alone would shrink the mean to nothing
+            zero = np.zeros(self.mean.numel(), dtype=np.float32)
+            self._asked, self.last_update = None, ESUpdate(shaped, zero, zero, 0.0, 0.0)
+            return
         pairs = self.pairs
         direction = self._weighted_sum(shaped[::2] - shaped[1::2], pairs) / np.float32(len(shaped))
         gradient = self.l2_coeff * self.mean - torch.from_numpy(direction).to(self.mean.device)

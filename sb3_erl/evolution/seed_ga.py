@@ -120,6 +120,9 @@ class SeedGA(Evolver):
         """``None`` before :meth:`ask` and after :meth:`tell`."""
         self._last_made: tuple[weakref.ref[Tensor] | None, Sequence[int]] = (None, ())
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_last_made": (None, ())}  # a copy did not make the vectors
+
     @property
     def sigma(self) -> float:
         """Power of the next mutations."""

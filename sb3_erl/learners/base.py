@@ -142,6 +142,12 @@ class Learner:
         self.graphs: UpdateGraphs | None = None
         """Replays what an update launches on a GPU; ``None`` where updates run as they are."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what :meth:`compile` translated and what was recorded on a GPU, which copies make anew."""
+        compiled = self.pure_methods if self._is_compiled else ()
+        state = {name: value for name, value in vars(self).items() if name not in compiled}
+        return {**state, "graphs": None, "_is_compiled": False}
+
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimizers by the attribute name under which the algorithm saves them."""

@@ -20,7 +20,7 @@ from sb3_erl.learners.sac import SACLearner, SACSettings
 from sb3_erl.learners.td3 import TD3Learner, td_targets
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
 from sb3_erl.policies.evo_rainbow import PrivateSACCnnPolicy, PrivateSACPolicy, SharedSACCnnPolicy, SharedSACPolicy
-from sb3_erl.policies.td7 import SharedSALEPolicy
+from sb3_erl.policies.td7 import SharedSALECnnPolicy, SharedSALEPolicy
 
 
 @dataclass
@@ -61,7 +61,10 @@ class SharedTD7Learner(TD7Learner):
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
     pure_methods = ("_embed", "_encoder_loss", "_target_values", "_critic_loss")
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SharedSALEPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
+        "MlpPolicy": SharedSALEPolicy,
+        "CnnPolicy": SharedSALECnnPolicy,
+    }
     use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
@@ -120,7 +123,7 @@ class SharedTD7Learner(TD7Learner):
             return {}
         policy, heads = self.policy, self.heads()
         with torch.no_grad():
-            next_trunk = policy.actor.trunk(batch.next_features, policy.actor.encoder(batch.next_features))
+            next_trunk = policy.actor.encode(batch.next_observations)
         loss = torch.zeros((), device=batch.rewards.device)
         for j in self._td_heads:
             weight, bias = heads.weight[j], heads.bias[j]

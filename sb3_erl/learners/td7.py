@@ -18,7 +18,7 @@ from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, fr
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
-from sb3_erl.policies.td7 import SALEPolicy, TD7Policy
+from sb3_erl.policies.td7 import SALECnnPolicy, SALEPolicy, TD7Policy
 
 
 @dataclass
@@ -51,14 +51,16 @@ class Batch(NamedTuple):
     """
     What the steps of one update share.
 
-    :param features: flat observations ``(batch, features_dim)``
-    :param next_features: flat next observations
+    :param features: flat observations or fixed features of them ``(batch, features_dim)``
+    :param next_features: the same of the next observations, by the targets' extractor
     :param actions: ``(batch, action_dim)`` in [-1, 1]
     :param rewards: ``(batch, 1)``
     :param discounts: ``(batch, 1)``, 0 at terminal states
     :param zs: fixed state embeddings of the observations
     :param next_zs: state embeddings of the next observations by the targets' encoder
     :param zsa: fixed state-action embeddings of observations and actions
+    :param observations: what features were extracted from
+    :param next_observations: the same of the next observations
     """
 
     features: Tensor
@@ -69,6 +71,8 @@ class Batch(NamedTuple):
     zs: Tensor
     next_zs: Tensor
     zsa: Tensor
+    observations: Any
+    next_observations: Any
 
 
 class Update(NamedTuple):
@@ -112,7 +116,7 @@ class TD7Learner(Learner):
     learning_rates = TD7Rule.learning_rates
     n_critics = TD7Rule.n_critics
     batch_size = 256
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy, "CnnPolicy": SALECnnPolicy}
     pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_target_values", "_critic_loss", "_actor_loss")
     use_graphs = True
     priority_set: int
@@ -122,6 +126,7 @@ class TD7Learner(Learner):
         self.rule = self.rule_class()
         self.use_graphs = type(self).use_graphs and self.rule.use_graphs
         self.priority_set = priority_set
+        self._learns_features = any(True for _ in policy.encoder.extractor.parameters())
         self._encoder, self._actor = list(policy.encoder.parameters()), list(policy.actor.parameters())
         self._critic = list(policy.critic.parameters())
         self._value_parameters = self._critic
@@ -183,12 +188,13 @@ class TD7Learner(Learner):
 
     @torch.no_grad()
     def _prepare(self, samples: ReplayBufferSamples) -> Batch:
-        actor = self.policy.actor
-        features, next_features = actor.features(samples.observations), actor.features(samples.next_observations)
+        features = self.policy.actor.features(samples.observations)
+        next_features = self.policy.actor_target.features(samples.next_observations)
         discounts = self.settings.gamma if samples.discounts is None else samples.discounts
         discounts = (1 - samples.dones) * discounts
         embeddings = self._embed(features, next_features, samples.actions)
-        return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings)
+        seen = samples.observations, samples.next_observations
+        return Batch(features, next_features, samples.actions, samples.rewards, discounts, *embeddings, *seen)
 
     @torch.no_grad()
     def _embed(self, features: Tensor, next_features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,9 +211,16 @@ class TD7Learner(Learner):
     def _encoder_loss(self, batch: Batch) -> Tensor:
         encoder = self.policy.encoder
         with torch.no_grad():
-            goal = encoder.state(batch.next_features)
-        guess = encoder.action(torch.cat([encoder.state(batch.features), batch.actions], dim=1))
+            goal = encoder.state(self._live_features(batch.next_observations, batch.next_features))
+        zs = encoder.state(self._live_features(batch.observations, batch.features))
+        guess = encoder.action(torch.cat([zs, batch.actions], dim=1))
         return torch.nn.functional.mse_loss(guess, goal)
+
+    def _live_features(self, observations: Any, fixed: Tensor) -> Tensor:
+        """Features of the live encoder; those of a fixed one where the extractor has nothing to learn."""
+        if not self._learns_features:
+            return fixed
+        return self.policy.actor.extract_features(observations, self.policy.encoder.extractor)
 
     def _critic_step(
         self, batch: Batch, noise: Tensor, target_actor: SALEActor | None = None

@@ -55,9 +55,15 @@ class AgentFiles(BaseAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        :param path: file name or open file, for the transitions
+        Save the transitions; a crash while saving leaves the previous file whole.
+
+        :param path: file name (``.pkl`` is added) or open file
         """
-        save_to_pkl(path, self.replay_buffer, self.verbose)
+        if isinstance(path, str | pathlib.Path):
+            with replacing(path, ".pkl") as temporary:
+                save_to_pkl(temporary, self.replay_buffer)
+        else:
+            save_to_pkl(path, self.replay_buffer)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
 from sb3_erl.policies.erl import DeployedPolicy, ERLActor
@@ -95,6 +96,7 @@ class CERLPolicy(DeployedPolicy):
     :raises ValueError: if ``by_learner`` has not one mapping per learner
     """
 
+    checks_arguments: ClassVar[bool] = True
     alias: ClassVar[str] = "MlpPolicy"
     networks_class: ClassVar[type[BasePolicy]] = CERLNetworks
     """Policy of TD3 and DDPG learners."""
@@ -116,6 +118,8 @@ class CERLPolicy(DeployedPolicy):
                 f"by_learner must hold one mapping per learner, {len(members)}; got {len(by_learner)}. "
                 "Use {} for learners without arguments of their own"
             )
+        for (policy_class, _), own in zip(members, by_learner, strict=True):
+            check_policy_kwargs(policy_class, {**kwargs, **own})
         common = {"observation_space": observation_space, "action_space": action_space, "lr_schedule": lr_schedule}
         built = [
             policy_class(**{**common, **arguments, **kwargs, **own})

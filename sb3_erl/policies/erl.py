@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import itertools
+from abc import ABCMeta
 from functools import cache
 from typing import Any, ClassVar
 
@@ -15,13 +17,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
 
-class ActsWithDeployed:
+class ActsWithDeployed(ActsInSpace):
     """
     Lets ``predict`` act with the network ``deployed`` of a policy.
 
@@ -84,26 +87,28 @@ def check_own_extractors(share_features_extractor: bool) -> None:
 
 
 @cache
-def deploying(policy_class: type[BasePolicy]) -> type[BasePolicy]:
+def deploying(policy_class: type[BasePolicy]) -> Any:
     """
     :param policy_class: an SB3 actor-critic policy class with ``make_actor``
     :return: the same class with a ``deployed`` network (see :class:`DeployedMixin`)
     """
     if hasattr(policy_class, "deploy"):
-        return policy_class
-
-    def reduce(self: Any, _protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (policy_class, self.__dict__)
+        is_old = policy_class.__name__.startswith("Deploying") and not isinstance(policy_class, _Deploying)
+        return deploying(policy_class.__bases__[1]) if is_old else policy_class  # one that an earlier version saved
 
     name = f"Deploying{policy_class.__name__}"
-    return type(name, (DeployedMixin, policy_class), {"__reduce_ex__": reduce, "__module__": policy_class.__module__})
+    return _Deploying(name, (DeployedMixin, policy_class), {"__module__": policy_class.__module__})
 
 
-def _rebuild(policy_class: type[BasePolicy], state: dict[str, Any]) -> BasePolicy:
-    cls = deploying(policy_class)
-    policy = cls.__new__(cls)
-    policy.__dict__.update(state)
-    return policy
+class _Deploying(ABCMeta):
+    """Of the classes that :func:`deploying` makes. No module has them, so they are pickled as the class that they extend."""
+
+
+def _reduced(cls: _Deploying) -> Any:
+    return deploying, (cls.__bases__[1],)
+
+
+copyreg.pickle(_Deploying, _reduced)
 
 
 class ERLActor(Actor):
@@ -141,8 +146,8 @@ class ERLActor(Actor):
 
     @property
     def output_layer(self) -> nn.Linear:
-        """The linear layer that gives the action before tanh."""
-        return self.mu[-2]  # type: ignore[return-value]
+        """The last linear layer, which gives the action before tanh."""
+        return next(layer for layer in reversed(list(self.mu)) if isinstance(layer, nn.Linear))
 
     def rollout_layers(self) -> Layers:
         """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""

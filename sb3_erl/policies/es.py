@@ -136,7 +136,8 @@ class ESActor(ERLActor):
             if isinstance(layer, nn.Linear):
                 normalized_columns(layer, 1.0)
         normalized_columns(output, 0.01)
-        self.standardize = standardize and isinstance(features_extractor, FlattenExtractor)
+        is_flat = isinstance(features_extractor, FlattenExtractor) and isinstance(observation_space, spaces.Box)
+        self.standardize = standardize and is_flat
         first = [ObservationStatistics((features_dim,))] if self.standardize else []
         self.mu = nn.Sequential(*first, *hidden, output, *choice)
 

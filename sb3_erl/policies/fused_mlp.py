@@ -2,7 +2,8 @@
 Perceptrons as one node of autograd's graph, with a gradient written by hand.
 
 The result is that of the modules, with fewer kernels and copies, and without gradients that are not needed. Where torch has to
-see every operation (function transforms, ``torch.compile``, autocast), :func:`can_fuse` is false and the modules run instead.
+see every operation (function transforms, ``torch.compile``, ``torch.export``, ``torch.jit.trace``, autocast),
+:func:`can_fuse` is false and the modules run instead.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def can_fuse(x: Tensor) -> bool:
     """Whether :func:`perceptron` may stand in for modules applied to ``x``."""
     return not (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch.is_autocast_enabled(x.device.type)
     )

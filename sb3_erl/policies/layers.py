@@ -92,7 +92,7 @@ class StdNorm(nn.Module):
         :return: same shape as ``x``
         """
         scale, shift = self.parts(n_towers)
-        if torch.compiler.is_compiling() or use_plain_norms.get():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or use_plain_norms.get():
             normed = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + NORM_EPSILON)
             return normed * scale + shift
         return _StdNormFunction.apply(x, scale, shift)[0]

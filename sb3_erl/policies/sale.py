@@ -9,8 +9,8 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
-from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -20,25 +20,43 @@ from sb3_erl.policies.rollout_layers import RolloutLayers, acts_on_vectors_as, i
 from sb3_erl.policies.sequential import MLP, leading_layers, mlp
 
 
+class ReadsImages:
+    """Puts SB3's ``NatureCNN`` before the networks of a policy; it is trained as part of the encoder."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
+
+
 class SALEEncoder(nn.Module):
     """
     State embedding ``zs = f(s)`` and state-action embedding ``zsa = g(zs, a)``, trained to predict the next ``zs``.
 
     Fujimoto et al. (2023), https://arxiv.org/abs/2306.02451, section 4.1; ``zs`` has unit mean absolute value.
 
-    :param features_dim: length of a flat observation
+    With a features extractor that has parameters, s stands for its features: they are part of what is trained to predict, and
+    actor and critics read those of the fixed encoder's extractor. The paper has vectors only.
+
+    :param features_dim: length of a flat observation, or of the extractor's features
     :param action_dim: length of an action
     :param net_arch: hidden widths of f and of g
     :param zs_dim: length of both embeddings
     :param activation_fn: activation between layers
+    :param extractor: from preprocessed observations to features
     """
 
     optimizer: th.optim.Optimizer
 
     def __init__(
-        self, features_dim: int, action_dim: int, net_arch: list[int], zs_dim: int, activation_fn: type[nn.Module] = nn.ELU
+        self,
+        features_dim: int,
+        action_dim: int,
+        net_arch: list[int],
+        zs_dim: int,
+        activation_fn: type[nn.Module] = nn.ELU,
+        extractor: BaseFeaturesExtractor | None = None,
     ):
         super().__init__()
+        self.extractor: Any = extractor
         self.state = MLP(*create_mlp(features_dim, zs_dim, net_arch, activation_fn), AvgL1Norm())
         self.action = MLP(*create_mlp(zs_dim + action_dim, zs_dim, net_arch, activation_fn))
 
@@ -48,13 +66,16 @@ class SALEActor(BasePolicy):
     Actor of TD7: ``tanh(out(relu(h(relu([unit(in(s)), zs])))))`` with ``zs`` from an encoder of its own.
 
     The encoder is constant: it is saved, moved and copied with the actor but is no parameter of it, so genomes and
-    optimizers hold the actor's layers alone. Everything before the last layer is the trunk, the last layer the head.
+    optimizers hold the actor's layers alone; so is the features extractor. Everything before the last layer is the trunk, the
+    last layer the head.
 
     :param net_arch: widths of the hidden layers, the first one reads the observation alone
     :param encoder_arch: hidden widths of the encoder
     :param zs_dim: length of the state embedding
     :param activation_fn: activation of the actor
     :param encoder_activation_fn: activation of the encoder
+    :param features_extractor_class: of the encoder that is copied
+    :param features_extractor_kwargs: its arguments
     """
 
     def __init__(
@@ -67,12 +88,22 @@ class SALEActor(BasePolicy):
         activation_fn: type[nn.Module] = nn.ReLU,
         encoder_activation_fn: type[nn.Module] = nn.ELU,
         normalize_images: bool = True,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
     ):
-        super().__init__(observation_space, action_space, normalize_images=normalize_images, squash_output=True)
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
         self.net_arch, self.encoder_arch, self.zs_dim = net_arch, encoder_arch, zs_dim
         self.activation_fn, self.encoder_activation_fn = activation_fn, encoder_activation_fn
         self.features_extractor = self.make_features_extractor()
-        features_dim, action_dim = get_flattened_obs_dim(observation_space), get_action_dim(action_space)
+        features_dim, action_dim = self.features_extractor.features_dim, get_action_dim(action_space)
+        constant(self.features_extractor)
         self.first = MLP(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
         widths = [net_arch[0] + zs_dim, *net_arch[1:]]
         self.hidden = mlp(widths[0], widths[1:], activation_fn, norm_class=None)
@@ -80,8 +111,14 @@ class SALEActor(BasePolicy):
         self.head = nn.Linear(self.feature_dim, action_dim)
         self.encoder = constant(SALEEncoder(features_dim, action_dim, encoder_arch, zs_dim, encoder_activation_fn).state)
 
+    def train(self, mode: bool = True) -> SALEActor:
+        """See torch's ``nn.Module``; the extractor, a fixed copy, stays in evaluation mode."""
+        super().train(mode)
+        self.features_extractor.eval()
+        return self
+
     def features(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: flat float32 observations ``(batch, features_dim)``"""
+        """:return: flat float32 observations, or the extractor's features ``(batch, features_dim)``"""
         return self.extract_features(obs, self.features_extractor)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
@@ -128,7 +165,8 @@ class SALEActor(BasePolicy):
         return RolloutLayers(in_order(self.first), in_order(self.encoder), in_order(self.hidden, self.head, nn.Tanh()))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "encoder_arch", "zs_dim", "activation_fn", "encoder_activation_fn")
+        own: tuple[str, ...] = ("net_arch", "encoder_arch", "zs_dim", "activation_fn", "encoder_activation_fn")
+        own += ("features_extractor_class", "features_extractor_kwargs")
         return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in own}}
 
 
@@ -214,5 +252,6 @@ class SALECritic(nn.Module):
 @th.no_grad()
 def copy_constants(source: nn.Module, target: nn.Module) -> None:
     """Copy a live network into its constant twin (see :func:`~sb3_erl.policies.layers.constant`)."""
-    for value, place in zip(source.parameters(), target.buffers(), strict=True):
-        place.copy_(value)
+    values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    for name, place in target.named_buffers():
+        place.copy_(values[name])

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.erl import DeployedPolicy, fused_adam
 from sb3_erl.policies.erl_re2 import PolicyEncoder
 from sb3_erl.policies.layers import AvgL1Norm, constant
-from sb3_erl.policies.sale import SALEActor, SALECritic, SALEEncoder, copy_constants
+from sb3_erl.policies.sale import ReadsImages, SALEActor, SALECritic, SALEEncoder, copy_constants
 
 
 class CheckpointPolicy(DeployedPolicy):
@@ -42,6 +44,9 @@ class TD7Policy(CheckpointPolicy):
     :param activation_fn: activation of the actor
     :param critic_activation_fn: activation of the critic
     :param encoder_activation_fn: activation of the encoder
+    :param features_extractor_class: where embeddings begin; it is trained as part of the encoder, see
+        :class:`~sb3_erl.policies.sale.SALEEncoder`
+    :param features_extractor_kwargs: its arguments
     :param optimizer_class: of encoder, critic and actor
     :param optimizer_kwargs: further arguments of the optimizers
     :param n_critics: number of critics
@@ -65,6 +70,8 @@ class TD7Policy(CheckpointPolicy):
         activation_fn: type[nn.Module] = nn.ReLU,
         critic_activation_fn: type[nn.Module] = nn.ELU,
         encoder_activation_fn: type[nn.Module] = nn.ELU,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -73,6 +80,8 @@ class TD7Policy(CheckpointPolicy):
         super().__init__(
             observation_space,
             action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
@@ -91,7 +100,7 @@ class TD7Policy(CheckpointPolicy):
         self.zs_dim, self.n_critics = zs_dim, n_critics
         self.activation_fn, self.critic_activation_fn = activation_fn, critic_activation_fn
         self.encoder_activation_fn = encoder_activation_fn
-        dims = {"features_dim": get_flattened_obs_dim(observation_space), "action_dim": get_action_dim(action_space)}
+        dims = {"features_dim": self.make_features_extractor().features_dim, "action_dim": get_action_dim(action_space)}
         self.encoder_kwargs = {**dims, "net_arch": archs["encoder"], "zs_dim": zs_dim, "activation_fn": encoder_activation_fn}
         own = {"n_critics": n_critics, "activation_fn": critic_activation_fn}
         self.critic_kwargs = {**dims, "net_arch": archs["qf"], "zs_dim": zs_dim, **own}
@@ -104,6 +113,8 @@ class TD7Policy(CheckpointPolicy):
             "activation_fn": activation_fn,
             "encoder_activation_fn": encoder_activation_fn,
             "normalize_images": normalize_images,
+            "features_extractor_class": features_extractor_class,
+            "features_extractor_kwargs": features_extractor_kwargs,
         }
         self.register_buffer("value_range", th.zeros(2))
         self.register_buffer("seen_range", th.tensor([1e8, -1e8]))
@@ -129,7 +140,8 @@ class TD7Policy(CheckpointPolicy):
 
     def make_encoder(self) -> SALEEncoder:
         """A fresh encoder."""
-        return SALEEncoder(**self.encoder_kwargs).to(self.device)  # type: ignore[arg-type]
+        extractor: Any = self.make_features_extractor()
+        return SALEEncoder(**self.encoder_kwargs, extractor=extractor).to(self.device)  # type: ignore[arg-type]
 
     def make_actor(self) -> SALEActor:
         """A fresh actor."""
@@ -146,12 +158,13 @@ class TD7Policy(CheckpointPolicy):
 
     def fix_encoder(self) -> None:
         """Copy the live encoder into the fixed one that actor and critic read."""
+        copy_constants(self.encoder.extractor, self.actor.features_extractor)
         copy_constants(self.encoder.state, self.actor.encoder)
         copy_constants(self.encoder.action, self.fixed_action_encoder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own: tuple[str, ...] = ("net_arch", "zs_dim", "activation_fn", "critic_activation_fn", "encoder_activation_fn")
-        own += ("optimizer_class", "optimizer_kwargs", "n_critics")
+        own += ("optimizer_class", "optimizer_kwargs", "n_critics", "features_extractor_class", "features_extractor_kwargs")
         mine = {name: copy.copy(getattr(self, name)) for name in own}
         return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
 
@@ -171,6 +184,7 @@ class PopTD7Policy(CheckpointPolicy):
     :param kwargs: arguments of :class:`TD7Policy`
     """
 
+    checks_arguments = True
     deployed: SALEActor
 
     def __init__(
@@ -182,6 +196,7 @@ class PopTD7Policy(CheckpointPolicy):
         **kwargs: Any,
     ):
         super().__init__(observation_space, action_space, squash_output=True)
+        check_policy_kwargs(TD7Policy, kwargs)
         self.kwargs = kwargs
         members = [TD7Policy(observation_space, action_space, lr_schedule, **kwargs) for _ in range(n_members)]
         self.individuals = nn.ModuleList(members)
@@ -316,3 +331,19 @@ class SharedSALEPolicy(SALEPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._own}
+
+
+class TD7CnnPolicy(ReadsImages, TD7Policy):
+    """:class:`TD7Policy` behind SB3's ``NatureCNN``."""
+
+
+class SALECnnPolicy(ReadsImages, SALEPolicy):
+    """:class:`SALEPolicy` behind SB3's ``NatureCNN``."""
+
+
+class PopTD7CnnPolicy(ReadsImages, PopTD7Policy):
+    """:class:`PopTD7Policy` behind SB3's ``NatureCNN``."""
+
+
+class SharedSALECnnPolicy(ReadsImages, SharedSALEPolicy):
+    """:class:`SharedSALEPolicy` behind SB3's ``NatureCNN``."""

@@ -25,6 +25,7 @@ from sb3_erl.remote.messages import Outcome, PhaseMessage, unpack_score, unpack_
 from sb3_erl.remote.transport import Pool, Traffic
 from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job, PopulationActor, Recorder
+from sb3_erl.rollouts.slot_reset import normalizer_on_top, take_options
 from sb3_erl.rollouts.slots import check_needs
 
 
@@ -202,7 +203,9 @@ class RemoteEvaluator(ABC):
     def _message(self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder) -> PhaseMessage:
         needs = frozenset(recorder.needs)
         step_infos = self.step_infos or "infos" in needs
-        return PhaseMessage(jobs, actor, address, recorder.summarizer, needs, self._to_environment, step_infos)
+        options = [take_options(self._env.unwrapped, index) for index in range(min(self._env.num_envs, len(jobs)))]
+        arguments = (recorder.summarizer, needs, self._to_environment, step_infos, options if any(options) else ())
+        return PhaseMessage(jobs, actor, address, *arguments)
 
     def _outcome(self, answer: tuple[Any, int] | None, job: Job, phase: PhaseMessage) -> Outcome:
         if answer is not None:
@@ -243,7 +246,8 @@ class RemoteEvaluator(ABC):
             buffer_actions = outcome.steps.actions[t][None]
             new_obs: Any = take(observation, None)
             found |= {"buffer_actions": buffer_actions, "actions": self._to_environment(buffer_actions)}
-            found["new_obs"] = normalizer.normalize_obs(new_obs) if isinstance(normalizer, VecNormalize) else new_obs
+            on_top = normalizer_on_top(self._env)
+            found["new_obs"] = new_obs if on_top is None else on_top.normalize_obs(new_obs)
             rewards = normalizer.normalize_reward(rewards) if isinstance(normalizer, VecNormalize) else rewards
         return {**found, "rewards": rewards}
 

@@ -36,6 +36,7 @@ class PhaseMessage:
     :param needs: parts that episodes carry
     :param to_environment: maps what the actor returns to actions of the environment
     :param step_infos: whether steps come back with all their infos, not the last one only
+    :param options: for the resets of the first jobs, empty dicts where a job has none
     """
 
     jobs: Sequence[Job]
@@ -45,6 +46,7 @@ class PhaseMessage:
     needs: frozenset[str]
     to_environment: ToEnvironment
     step_infos: bool = True
+    options: Sequence[dict[str, Any]] = ()
 
     def packed(self) -> bytes:
         """:return: the phase as bytes; functions that cannot be imported are pickled by value"""

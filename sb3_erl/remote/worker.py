@@ -50,6 +50,9 @@ class _Collector:
     has_budget: bool = field(default=True, init=False)
     n_unobserved_steps_allowed: int = field(default=sys.maxsize, init=False)
 
+    def has_budget_after(self, n_steps: int) -> bool:
+        return True
+
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         return True
 
@@ -75,8 +78,6 @@ class Runner:
         self.env: VecEnv = pickle.loads(setup)()
         if self.env.num_envs != 1:
             raise ValueError(f"make_env must make one environment, or a VecEnv of one; got one of {self.env.num_envs}")
-        with mismatches_explained():
-            self.env.reset()
         self._phase: PhaseMessage | None = None
         self._broken: str | None = None
 
@@ -110,6 +111,7 @@ class Runner:
         error: str | None = None
         for number in range(first, last):
             try:
+                self.env.unwrapped._options = [{} if number >= len(phase.options) else phase.options[number]]
                 bodies.append(self._run(evaluator, phase, phase.jobs[number]))
             except Exception:
                 error = traceback.format_exc()

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 from gymnasium import spaces
 
+from sb3_erl.core.action_spaces import inside, is_plain
+
 ActionMap = Callable[[np.ndarray], np.ndarray]
 """Maps what actors return to actions of the environment."""
 
@@ -18,6 +20,9 @@ class ToEnvironment:
     """
     Scales or clips a network's output as SB3's ``predict`` does; an :data:`ActionMap` that can be pickled.
 
+    Unlike SB3's, the actions are always of the space's dtype and within its bounds, and count from the ``start`` of a
+    ``Discrete`` space.
+
     :param action_space: of the environment
     :param squashed: whether outputs are in [-1, 1] and are scaled to the bounds; otherwise they are clipped to the bounds
     """
@@ -26,11 +31,11 @@ class ToEnvironment:
     squashed: bool
 
     @cached_property
-    def _map(self) -> tuple[np.ndarray, np.ndarray]:
-        """Half the span and the lower bound, ``(1, *action_shape)``."""
+    def _map(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Half the span and the lower bound, ``(1, *action_shape)``, and whether the result needs nothing else."""
         space = self.action_space
         assert isinstance(space, spaces.Box)
-        return (space.high - space.low)[None] * np.float32(0.5), space.low[None]
+        return (space.high - space.low)[None] * np.float32(0.5), space.low[None], is_plain(space)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
@@ -39,12 +44,15 @@ class ToEnvironment:
         """
         space = self.action_space
         if not isinstance(space, spaces.Box):
-            return actions.astype(np.int64)
-        if self.squashed:
-            scaled, (half_span, low) = actions + 1.0, self._map
-            if scaled.dtype != space.dtype:
-                return low + scaled * half_span
+            return inside(actions.astype(np.int64), space)
+        half_span, low, is_done = self._map
+        if not self.squashed:
+            clipped = np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays
+            return clipped if is_done else clipped.astype(space.dtype)
+        scaled = actions + 1.0
+        if scaled.dtype != space.dtype:
+            scaled = low + scaled * half_span
+        else:
             scaled *= half_span
             scaled += low
-            return scaled
-        return np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays
+        return scaled if is_done else inside(scaled, space)

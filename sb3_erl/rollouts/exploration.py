@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,7 @@ class UnboundedExploration:
 
     def begin(self, sequence: np.random.SeedSequence) -> None:
         """See :class:`~sb3_erl.rollouts.jobs.Explorer`."""
-        rng = np.random.default_rng(sequence)
-        self._draws = _Draws(lambda shape: self._std * rng.standard_normal(shape))
+        self._draws = _Draws(_NormalDraws(np.random.default_rng(sequence), 0.0, self._std))
 
     def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         return (action + self._draws.next(action.shape)).astype(action.dtype)
@@ -98,21 +98,40 @@ class NoiseExploration:
         noise = self._noise
         noise.reset()
         if type(noise) is NormalActionNoise:
-            rng, shape = np.random.default_rng(sequence), np.broadcast(noise._mu, noise._sigma).shape
-            self._shape = shape
-            self._draws = _Draws(lambda block: rng.normal(noise._mu, noise._sigma, block))
+            self._shape = np.broadcast(noise._mu, noise._sigma).shape
+            self._draws = _Draws(_NormalDraws(np.random.default_rng(sequence), noise._mu, noise._sigma))
             return
-        scope, self._shape = ScopedGenerators(sequence), ()  # SB3's other noise classes read NumPy's global generator
-
-        def draw(block: tuple[int, ...]) -> list[np.ndarray]:
-            with scope:
-                return [noise() for _ in range(block[0])]
-
+        self._shape = ()
+        draw = _NoiseDraws(ScopedGenerators(sequence), noise)
         self._draws = _Draws(draw, BLOCK if type(noise) is OrnsteinUhlenbeckActionNoise else 1)
 
     def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         noisy = action + self._draws.next(self._shape)
         return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
+
+
+@dataclass(frozen=True)
+class _NormalDraws:
+    """Blocks of independent normal numbers; an object and no closure, so that a model can be copied within an episode."""
+
+    rng: np.random.Generator
+    mean: Any
+    std: Any
+
+    def __call__(self, block: tuple[int, ...]) -> np.ndarray:
+        return self.rng.normal(self.mean, self.std, block)
+
+
+@dataclass(frozen=True)
+class _NoiseDraws:
+    """Blocks of any of SB3's action noises, which read NumPy's global generator."""
+
+    scope: ScopedGenerators
+    noise: ActionNoise
+
+    def __call__(self, block: tuple[int, ...]) -> list[np.ndarray]:
+        with self.scope:
+            return [self.noise() for _ in range(block[0])]
 
 
 class _Draws:

@@ -292,6 +292,12 @@ class Recorder(Protocol):
     def has_budget(self) -> bool:
         """Whether further steps may be taken."""
 
+    def has_budget_after(self, n_steps: int) -> bool:
+        """
+        :param n_steps: number of environment steps that are not counted yet
+        :return: whether further steps may be taken after them
+        """
+
     @property
     def n_unobserved_steps_allowed(self) -> int:
         """Number of environment steps that may be counted without :meth:`after_step`, because no callback observes them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,113 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-_TRANSPARENT = (VecMonitor, VecCheckNan, VecVideoRecorder)
+UNCHANGING = (VecMonitor, VecCheckNan, VecVideoRecorder)
+"""SB3's wrappers that give the observations that they get."""
+KNOWN = (VecNormalize, VecFrameStack, VecTransposeImage, VecExtractDictObs, *UNCHANGING)
+"""Wrappers whose treatment of a first observation is known."""
+OBSERVING = ("reset", "step_wait", "step")
+"""Methods in which a wrapper may change observations."""
+
+
+def wrappers_of(env: VecEnv) -> list[VecEnvWrapper]:
+    """
+    :param env: environments
+    :return: the wrappers around them, the outermost first
+    """
+    found: list[VecEnvWrapper] = []
+    while isinstance(env, VecEnvWrapper):
+        found.append(env)
+        env = env.venv
+    return found
+
+
+def is_unknown(wrapper: VecEnvWrapper) -> bool:
+    """
+    Whether a wrapper may do something to observations that nobody can say.
+
+    :param wrapper: one around environments
+    :return: whether it sees them in methods that are neither SB3's nor accompanied by ``reset_slot``
+    """
+    if hasattr(wrapper, "reset_slot"):
+        return False
+    base = next((cls for cls in KNOWN if isinstance(wrapper, cls)), VecEnvWrapper)
+    return any(name in vars(wrapper) or getattr(type(wrapper), name) is not getattr(base, name) for name in OBSERVING)
+
+
+def changes_observations(wrapper: VecEnvWrapper) -> bool:
+    """
+    :param wrapper: one around environments
+    :return: whether its observations are certainly not those that it gets
+    """
+    if isinstance(wrapper, UNCHANGING):
+        return False
+    if isinstance(wrapper, VecTransposeImage):
+        return not wrapper.skip
+    is_known = isinstance(wrapper, VecFrameStack | VecExtractDictObs)
+    return is_known or hasattr(wrapper, "reset_slot") or wrapper.observation_space != wrapper.venv.observation_space
+
+
+def normalizer_on_top(env: VecEnv) -> VecNormalize | None:
+    """
+    The wrapper whose ``get_original_obs`` is what policies would see if nothing were normalized.
+
+    :param env: environments
+    :return: ``None`` without one, if it leaves observations as they are, or if a wrapper above it changes them
+    """
+    for wrapper in wrappers_of(env):
+        if isinstance(wrapper, VecNormalize):
+            return wrapper if wrapper.norm_obs else None
+        if changes_observations(wrapper):
+            return None
+    return None
+
+
+def text_of_order(names: list[str]) -> str:
+    """
+    :param names: of classes of wrappers around VecNormalize that change observations
+    :return: what an error says of them
+    """
+    return (
+        f"env must have VecNormalize outside of {' and '.join(names)}: a replay buffer keeps observations as they are before "
+        "VecNormalize and normalizes them when they are drawn, but here they are changed after it. Change the order to "
+        f"VecNormalize({names[-1]}(...)), or give VecNormalize norm_obs=False"
+    )
+
+
+def check_order(env: VecEnv) -> None:
+    """
+    :param env: environments of a class with a replay buffer
+    :raises ValueError: if observations are changed after they were normalized, so that no original of them exists
+    """
+    above: list[str] = []
+    for wrapper in wrappers_of(env):
+        if isinstance(wrapper, VecNormalize) and wrapper.norm_obs and above:
+            raise ValueError(text_of_order(above))
+        if changes_observations(wrapper):
+            above.append(type(wrapper).__name__)
+
+
+def take_options(base: VecEnv, index: int) -> dict[str, Any]:
+    """
+    What the user asked of the next reset of an environment by ``set_options``; it is forgotten, as is a seed.
+
+    :param base: environments without wrappers
+    :param index: number of the environment
+    :return: the options, empty if there are none
+    """
+    options, base._options[index], base._seeds[index] = base._options[index], {}, None
+    return options
+
+
+def reset_arguments(base: VecEnv, index: int, seed: int) -> dict[str, Any]:
+    """
+    :param base: environments without wrappers
+    :param index: number of the environment
+    :param seed: of its next episode
+    :return: arguments of its ``reset``, with the options that :func:`take_options` gives if there are any
+    """
+    options = take_options(base, index)
+    return {"seed": seed, "options": options} if options else {"seed": seed}
 
 
 class SlotResetter:
@@ -28,44 +135,43 @@ class SlotResetter:
     :param env: any VecEnv whose ``env_method("reset", seed=..., indices=[i])`` resets environment i and returns
         ``[(observation, info)]``, as SB3's do; a wrapper of the user's own that changes observations must offer
         ``reset_slot(index, observation) -> observation``
-    :raises ValueError: if a wrapper changes observations and cannot reset one slot
+    :param reset: resets environment i with a seed and returns its observation, in place of that ``env_method``
     """
 
-    def __init__(self, env: VecEnv):
-        self.env = env
-        self._wrappers: list[VecEnvWrapper] = []
-        while isinstance(env, VecEnvWrapper):
-            self._wrappers.append(env)
-            env = env.venv
-        for wrapper in self._wrappers:
-            known = isinstance(wrapper, (VecNormalize, VecFrameStack, VecTransposeImage, VecExtractDictObs, *_TRANSPARENT))
-            same = wrapper.observation_space == wrapper.venv.observation_space
-            if not known and not hasattr(wrapper, "reset_slot") and not same:
-                raise ValueError(
-                    f"env has the wrapper {type(wrapper).__name__}, which changes observations but cannot reset one of its "
-                    "environments; give it a method reset_slot(index, observation) that returns the first observation"
-                )
+    def __init__(self, env: VecEnv, reset: Callable[[int, int], Any] | None = None):
+        self.env, self._reset = env, reset or self._reset_by_method
+        self._wrappers = wrappers_of(env)
+        self._original_below = normalizer_on_top(env)
+        self.is_possible = not any(is_unknown(wrapper) for wrapper in self._wrappers)
+        """Whether it is known what each wrapper does with a first observation."""
 
     def __call__(self, index: int, seed: int) -> tuple[Any, Any]:
         """
         :param index: number of the environment
         :param seed: seed of the episode
         :return: first observation as the policy sees it, and as the replay buffer stores it
-        :raises ValueError: if the VecEnv cannot reset one of its environments
+        :raises ValueError: if the VecEnv or one of its wrappers cannot reset one environment
         """
+        if not self.is_possible:
+            names = ", ".join(type(wrapper).__name__ for wrapper in self._wrappers if is_unknown(wrapper))
+            raise ValueError(
+                f"env must be able to reset one of its environments; got the wrapper {names}, which may change observations. "
+                "Give it a method reset_slot(index, observation) that returns the first observation"
+            )
         observation = self._reset(index, seed)
         original = None
         for wrapper in reversed(self._wrappers):
-            if isinstance(wrapper, VecNormalize):
+            if wrapper is self._original_below:
                 original = observation
-                wrapper.returns[index] = 0.0
             observation = self._through(wrapper, index, observation)
         return observation, observation if original is None else original
 
-    def _reset(self, index: int, seed: int) -> Any:
+    def _reset_by_method(self, index: int, seed: int) -> Any:
+        arguments = reset_arguments(self.env.unwrapped, index, seed)
         try:
-            ((observation, _),) = self.env.env_method("reset", seed=seed, indices=[index])
-        except NotImplementedError as error:
+            ((observation, _),) = self.env.env_method("reset", **arguments, indices=[index])
+        except (NotImplementedError, AttributeError, TypeError) as error:
+            self.env.unwrapped._options[index] = arguments.get("options", {})
             raise ValueError(
                 "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "
                 f"[(observation, info)]; {type(self.env.unwrapped).__name__} raised {error!r}. Implement it in the VecEnv"
@@ -77,6 +183,7 @@ class SlotResetter:
         if hasattr(wrapper, "reset_slot"):
             return wrapper.reset_slot(index, observation)
         if isinstance(wrapper, VecNormalize):
+            wrapper.returns[index] = 0.0
             return wrapper.normalize_obs(observation)
         if isinstance(wrapper, VecTransposeImage):
             return observation if wrapper.skip else wrapper.transpose_observations(observation)

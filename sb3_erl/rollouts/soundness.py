@@ -16,8 +16,11 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 from sb3_erl.core.observations import Observation, Shape, arrays_of
 from sb3_erl.rollouts.jobs import Episode
 
-READERS = tuple(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor"))
-"""Modules of SB3 that read what an environment returns."""
+READERS = (
+    *(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor")),
+    "sb3_erl.rollouts.slot_envs",
+)
+"""Modules that read what an environment returns."""
 SECONDS_TO_ANSWER = 5.0
 """How long environments in other processes may take to finish a step that was interrupted."""
 

@@ -1,9 +1,11 @@
-"""Replay buffer files: written whole or not at all, with a checksum, and checked when they are loaded."""
+"""Replay buffer files: written whole or not at all, as far as they are filled, with a checksum that is checked by loading."""
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
+import pickle
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import numpy as np
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
+from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, read_buffer
 
 MARK = b"sb3_erl crc32 "
 """Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
@@ -21,16 +24,44 @@ BLOCK = 1 << 20
 """Bytes that are read at once for a checksum."""
 
 
-def save_buffer(sb3_save: Callable[[Any], None], path: File) -> None:
+class _Pickler(pickle.Pickler):
+    """Leaves out the zeros at the end of large arrays; what it writes is read by ``pickle`` and NumPy alone, and so by SB3."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not np.ndarray or value.dtype.kind not in "biufc" or value.nbytes < LEAST:
+            return NotImplemented
+        if not (value.flags.c_contiguous and value.flags.writeable):
+            return NotImplemented
+        filled = value[: filled_rows(value)]
+        if value.nbytes - filled.nbytes < LEAST:
+            return NotImplemented
+        return np.zeros, (value.shape, value.dtype), None, None, iter([(slice(0, len(filled)), filled)])
+
+
+def filled_rows(array: np.ndarray) -> int:
     """
-    :param sb3_save: ``save_replay_buffer`` of SB3's class
+    :param array: C-contiguous, of numbers, not empty
+    :return: number of its rows up to the last one that has a bit that is not zero
+    """
+    return -(-filled_bytes(array) // (array.nbytes // len(array)))
+
+
+def save_buffer(buffer: Any, path: File) -> None:
+    """
+    Write what ``save_replay_buffer`` of SB3 writes, without the zeros that stand for what was never filled.
+
+    :param buffer: replay buffer
     :param path: file name (``.pkl`` is added), whose previous file stays whole if saving fails; or open file
+    :raises ValueError: if there is no replay buffer
     """
+    if buffer is None:
+        raise ValueError("replay_buffer must be there to be saved; got None. Construct or load the model with an env")
     if not isinstance(path, str | pathlib.Path):
-        sb3_save(path)
+        _Pickler(path, pickle.HIGHEST_PROTOCOL).dump(buffer)
         return
     with replacing(path, ".pkl") as temporary:
-        sb3_save(temporary)
+        with open(temporary, "wb") as file:
+            _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(buffer)
         seal(temporary)
 
 
@@ -40,7 +71,7 @@ def load_buffer(
     """
     :param model: keeps its own replay buffer if the file cannot be loaded
     :param sb3_load: ``load_replay_buffer`` of SB3's class
-    :param path: file name (``.pkl`` may be left out) or open file
+    :param path: file name (``.pkl`` may be left out) or open file; also that of a checkpoint, whose segments are beside it
     :param truncate_last_traj: for HER buffers only
     :param n_priorities: sets of priorities that a buffer with priorities must have
     :raises FileNotFoundError: if there is no such file
@@ -50,7 +81,7 @@ def load_buffer(
     try:
         with pickle_explained(path), old_modules_found():
             check_seal(path)
-            sb3_load(path, truncate_last_traj)
+            sb3_load(_handed_over(path), truncate_last_traj)
             check_buffer(path, model.replay_buffer, model, kept)
         found = len(getattr(model.replay_buffer, "trees", range(n_priorities)))  # a buffer without priorities fits as well
         if found != n_priorities:
@@ -63,6 +94,35 @@ def load_buffer(
         raise
 
 
+_waiting: dict[int, Any] = {}
+"""Buffers that were read and that SB3's own function is about to take."""
+
+
+class _Read:
+    """Stands in a pickle for a buffer that has been read already."""
+
+    def __init__(self, number: int):
+        self._number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _take, (self._number,)
+
+
+def _take(number: int) -> Any:
+    return _waiting.pop(number)
+
+
+def _handed_over(path: File) -> File:
+    """:return: ``path``, or what SB3's function takes in place of a file in whose folder the segments of a checkpoint are"""
+    with opened(path, "pkl") as file:
+        name = getattr(file, "name", None)
+        if not isinstance(name, str | pathlib.Path) or not is_index(pathlib.Path(name)):
+            return path
+        buffer = read_buffer(pathlib.Path(name))
+    _waiting[id(buffer)] = buffer
+    return io.BytesIO(pickle.dumps(_Read(id(buffer))))
+
+
 def seal(path: pathlib.Path) -> None:
     """Append a checksum to a pickle."""
     with open(path, "r+b") as file:
@@ -72,7 +132,7 @@ def seal(path: pathlib.Path) -> None:
 
 
 def check_seal(path: File) -> None:
-    """:raises ValueError: if a file has a checksum and it is not that of the rest; others may come from SB3 itself"""
+    """:raises DamagedError: if a file has a checksum and it is not that of the rest; others may come from SB3 itself"""
     with opened(path, "pkl") as file:
         start, size = file.tell(), file.seek(0, os.SEEK_END)
         length = len(MARK) + 8
@@ -82,7 +142,7 @@ def check_seal(path: File) -> None:
         mark = file.read(length)
         file.seek(start)
         if mark.startswith(MARK) and _checksum(file, size - start - length) != int(mark[len(MARK) :], 16):
-            raise ValueError(f"{named(path)} is damaged: its checksum is wrong. Use an earlier save or copy it again")
+            raise DamagedError(f"{named(path)} is damaged: its checksum is wrong. Use an earlier save or copy it again")
 
 
 def _checksum(file: IO[bytes], size: int) -> int:

@@ -35,7 +35,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "common.observation_statistics": ("policies.observation_statistics",),
     "common.parameters": ("core.parameters",),
     "common.perceptron": ("policies.fused_mlp", "policies.sequential", "policies.layers"),
-    "common.policies": ("policies.erl", "policies.es", "policies.sequential", "policies.layers"),
+    "common.policies": ("policies.erl", "policies.es", "policies.sequential", "policies.layers", "runs.moved_modules"),
     "common.run_state": ("runs.run_state",),
     "common.sale_policies": ("policies.td7", "policies.sale", "policies.sequential", "policies.layers"),
     "common.seeding": ("core.seeding",),
@@ -79,7 +79,10 @@ MOVED: dict[str, tuple[str, ...]] = {
     "policies.erl_re2_td7": ("policies.td7",),
 }
 """Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
-MOVED_CLASSES: dict[str, tuple[str, ...]] = {"algorithms.cem_rl": ("algorithms.cem",)}
+MOVED_CLASSES: dict[str, tuple[str, ...]] = {
+    "algorithms.cem_rl": ("algorithms.cem",),
+    "policies.erl": ("runs.moved_modules",),
+}
 """Module that is still there -> modules to which classes of it have moved."""
 RENAMED_ATTRIBUTES: dict[str, str] = {
     "learner": "learner_class",
@@ -228,3 +231,17 @@ def old_modules_found() -> Iterator[None]:
                 parent, _, last = name.rpartition(".")
                 if isinstance(vars(sys.modules.get(parent, module)).get(last), _OldModule):
                     delattr(sys.modules[parent], last)
+
+
+def _rebuild(policy_class: type, state: dict[str, Any]) -> Any:
+    """
+    A policy in a pickle of an earlier version, whose classes made of SB3's policies name this function.
+
+    :param policy_class: of SB3
+    :param state: attributes of the policy
+    :return: the policy
+    """
+    cls = importlib.import_module(f"{PACKAGE}.policies.erl").deploying(policy_class)
+    policy = cls.__new__(cls)
+    vars(policy).update(state)
+    return policy

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pathlib
 import re
+import warnings
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch as th
@@ -22,6 +25,7 @@ from sb3_erl.runs.checkpoints import (
 )
 from sb3_erl.runs.moved_modules import old_modules_found
 from sb3_erl.runs.run_state import make_environments, restore_statistics
+from sb3_erl.runs.segments import DamagedError
 
 
 def resume(cls: Any, path: pathlib.Path, env: GymEnv | None, device: th.device | str, **kwargs: Any) -> Any:
@@ -36,7 +40,25 @@ def resume(cls: Any, path: pathlib.Path, env: GymEnv | None, device: th.device |
     :return: a model whose next ``learn`` is the rest of the interrupted call
     :raises ValueError: if there is no whole checkpoint, it is of another class, or ``env`` is needed or does not fit
     """
-    files = find_files(path, issubclass(cls, OffPolicyAlgorithm))
+    damaged: list[pathlib.Path] = []
+    while True:
+        files = find_files(path, issubclass(cls, OffPolicyAlgorithm), damaged)
+        try:
+            model = _resume_at(cls, files, path, env, device, **kwargs)
+        except DamagedError as error:
+            damaged.append(files.folder)
+            if files.manifest is None or newest_checkpoint(path, damaged) is None:
+                raise
+            warnings.warn(f"a damaged checkpoint is passed over, the one before is continued: {error}", stacklevel=3)
+        else:
+            model.run.resumption = replace(files, damaged=tuple(damaged))
+            return model
+
+
+def _resume_at(
+    cls: Any, files: CheckpointFiles, path: pathlib.Path, env: GymEnv | None, device: th.device | str, **kwargs: Any
+) -> Any:
+    """:func:`resume` from one checkpoint."""
     if files.manifest is not None and files.manifest["algorithm"] != cls.__name__:
         name = files.manifest["algorithm"]
         raise ValueError(f"path must hold checkpoints of {cls.__name__}; got {name}'s in {path}. Call {name}.resume_from")
@@ -51,19 +73,19 @@ def resume(cls: Any, path: pathlib.Path, env: GymEnv | None, device: th.device |
         raise ValueError(f"env must have {wanted}, as in the run that was saved in {files.folder}; got another one")
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(files.buffer)
-    model.run.resumption = files
     restore_statistics(normalizer, statistics)
     return model
 
 
-def find_files(path: pathlib.Path, needs_buffer: bool) -> CheckpointFiles:
+def find_files(path: pathlib.Path, needs_buffer: bool, damaged: Collection[pathlib.Path] = ()) -> CheckpointFiles:
     """
     :param path: folder of our checkpoints, one of them, or folder of SB3's ``CheckpointCallback``
     :param needs_buffer: whether there must be a replay buffer
+    :param damaged: checkpoints that are passed over
     :return: the newest complete set of files
     :raises ValueError: if there is none
     """
-    newest = newest_checkpoint(path)
+    newest = newest_checkpoint(path, damaged)
     if newest is not None:
         return CheckpointFiles(newest / MODEL, newest / BUFFER, newest / NORMALIZER, read_manifest(newest))
     found = []

@@ -11,10 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_erl.core.interrupts import torch_modes_kept
+from sb3_erl.core.observations import zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
+from sb3_erl.runs.progress import count_steps, with_progress_bar
 from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
 
 
@@ -55,6 +58,9 @@ class Run:
         """Files of an interrupted call of ``learn``, which the next call continues."""
         self.is_resumed = False
         """Whether the current ``learn`` is the rest of an interrupted one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "checkpointers": []}  # they belong to a call of learn
 
     # ---------------------------------------------------------------- random numbers
 
@@ -105,7 +111,7 @@ class Run:
         self.checkpointers = []
         self.is_resumed = files is not None
         if files is None:
-            return model._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
+            return self._set_up(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
         begun_at, end = model._num_timesteps_at_start, model._num_timesteps_at_start + int(total_timesteps)
         if end != model._total_timesteps:
             warnings.warn(
@@ -114,9 +120,9 @@ class Run:
                 stacklevel=3,
             )
         began = model.start_time
-        end, prepared = model._setup_learn(end - model.num_timesteps, callback, False, tb_log_name, progress_bar)
+        end, prepared = self._set_up(end - model.num_timesteps, callback, False, tb_log_name, progress_bar)
         self.resumption, model._num_timesteps_at_start = None, begun_at
-        restore_statistics(model.get_vec_normalize_env(), files.statistics())  # they have seen the reset of the environments
+        restore_statistics(model.get_vec_normalize_env(), files.statistics())
         if files.manifest is not None:
             model.start_time -= max(0, files.manifest["saved_at"] - began)
             run = pickle.loads((files.folder / RUN).read_bytes())
@@ -124,6 +130,17 @@ class Run:
             write_callbacks(prepared, run["callbacks"])
             write_generators(run["generators"])
         return end, prepared
+
+    def _set_up(
+        self, total_timesteps: int, callback: MaybeCallback, reset_num_timesteps: bool, tb_log_name: str, progress_bar: bool
+    ) -> tuple[int, BaseCallback]:
+        """``_setup_learn`` of SB3, with a bar that counts steps, and without a reset: episodes begin where they are played."""
+        model = self._model
+        count_steps(callback)
+        if progress_bar:
+            callback = with_progress_bar(callback)
+        with _no_reset(model.env):
+            return model._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -149,3 +166,29 @@ class Run:
         """Close all checkpointers."""
         for checkpointer in self.checkpointers:
             checkpointer.close()
+
+
+@contextmanager
+def _no_reset(env: VecEnv | None) -> Iterator[None]:
+    """Context in which the next call of ``env.reset()`` does nothing and returns zeros."""
+    if env is None:
+        yield
+        return
+    own, before = vars(env), {name: value for name, value in vars(env).items() if name == "reset"}
+
+    def restore() -> None:
+        own.pop("reset", None)
+        own.update(before)
+
+    def reset() -> Any:
+        restore()
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None:  # which SB3 asks for the originals then
+            vars(normalizer).setdefault("old_obs", zeros(normalizer.venv.observation_space, env.num_envs))
+        return zeros(env.observation_space, env.num_envs)
+
+    own["reset"] = reset
+    try:
+        yield
+    finally:
+        restore()

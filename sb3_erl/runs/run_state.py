@@ -14,7 +14,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat, KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -105,6 +105,21 @@ def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, 
     for key, callback in _numbered(root):
         for name, value in states.get(key, {}).items():
             setattr(callback, name, value)
+
+
+def score_of(model: Any, root: BaseCallback) -> float | None:
+    """
+    What says which checkpoint is the best one.
+
+    :param model: of this package
+    :param root: of all callbacks
+    :return: the mean return of the last evaluation by an ``EvalCallback``; without one, of the last training episodes, as in
+        ``rollout/ep_rew_mean``; ``None`` if there is none yet
+    """
+    evaluations = [callback for _, callback in _numbered(root) if isinstance(callback, EvalCallback)]
+    returns = [info["r"] for info in model.ep_info_buffer or ()]
+    score = evaluations[0].last_mean_reward if evaluations else np.mean(returns) if returns else np.nan
+    return float(score) if np.isfinite(score) else None
 
 
 def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallback]]:

@@ -46,7 +46,10 @@ class Record:
 
     @property
     def has_budget(self) -> bool:
-        return self.budget is None or self.n_timesteps < self.budget
+        return self.has_budget_after(0)
+
+    def has_budget_after(self, n_steps: int) -> bool:
+        return self.budget is None or self.n_timesteps + n_steps < self.budget
 
     def count_unobserved_steps(self, n_steps: int, n_envs: int = 1) -> None:
         self.unobserved.append(n_steps * n_envs)
@@ -92,7 +95,6 @@ def evaluate(
     if remote is not None:
         remote.bind(env, to_environment)
         return remote.evaluate(jobs, actor, Address(7, 1), record), record
-    env.reset()  # as learn() does: slots without a job are stepped too
     normalizer = env if isinstance(env, VecNormalize) else None
     evaluator = VectorizedEvaluator(env, normalizer, to_environment, env.action_space.shape or ())
     return evaluator.evaluate(jobs, actor, Address(7, 1), record), record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -272,9 +273,15 @@ def test_a_vec_env_without_single_environments(n_envs: int) -> None:
     np.testing.assert_equal(transitions(record), transitions(stored))
 
 
-def test_a_vec_env_that_cannot_reset_one_environment_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"env must be able to reset one of its environments: env_method\('reset'.*Unable"):
-        evaluate(Unable(1), [Job(0)])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_vec_env_that_cannot_reset_one_environment(n_envs: int) -> None:
+    """All begin together; a slot whose job was cut waits until its episode ends, or until all wait."""
+    batch, record = evaluate(Unable(n_envs), jobs())
+    assert batch is not None and len(batch.episodes) == len(jobs())
+    for job, episode, (_, steps) in zip(jobs(), batch.episodes, record.stored, strict=True):
+        assert episode.cut == (job.horizon is not None and episode.n_steps == job.horizon) and len(steps) == episode.n_steps
+        for before, after in itertools.pairwise(steps):
+            assert np.array_equal(before.next_observation, after.observation)
 
 
 class Named(DummyVecEnv):

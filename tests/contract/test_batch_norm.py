@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import Witness
-from tests.contract.settings import IMAGES, make
+from tests.contract.settings import GENERATIONAL, IMAGES, make
 
 
 class NormExtractor(BaseFeaturesExtractor):
@@ -59,7 +59,7 @@ def test_updates_move_them(name: str) -> None:
     assert all(np.array_equal(first, model.predict(observation, deterministic=True)[0]) for _ in range(5))
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", [name for name in IMAGES if name in GENERATIONAL])
 def test_deployed_has_the_learners_statistics(name: str) -> None:
     kwargs = {"deploy": "learner"} if "learner" in ALGOS[name].deploy_choices else {}
     witness = Witness()

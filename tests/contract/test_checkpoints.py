@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import TD3
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -23,7 +24,7 @@ import sb3_erl
 from benchmarks.kill_resume import kill_and_resume, processes
 from benchmarks.killed_run import SYSTEMS, differences, fingerprint
 from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
-from sb3_erl.runs import checkpoints
+from sb3_erl.runs import checkpoints, segments
 from tests.contract.resumed import SAVE_FREQ, TOTAL, environment, learn, learn_elsewhere, learn_until
 from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, STEPWISE, known, make
 from tests.envs import toy_vec_env
@@ -277,9 +278,10 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert newest_checkpoint(folder) == whole[-3] and steps_of(folder) == [int(whole[-3].name[-12:])], "whole ones count"
 
 
+@pytest.mark.filterwarnings("ignore:a damaged checkpoint is passed over")
 def test_a_wrong_bit_is_never_learned_from(tmp_path: Path) -> None:
-    """In any file of the newest checkpoint: the one before is taken, or an error names the file."""
-    whole, rng, endings = tmp_path / "run", np.random.default_rng(0), []
+    """In any file of the newest checkpoint: the one before is taken, and the run ends as it would have."""
+    whole, rng = tmp_path / "run", np.random.default_rng(0)
     expected = fingerprint(learn("erl", whole), whole / "progress.csv")
     killed = forget_after(whole, 3)
     files = [file.relative_to(killed) for file in sorted((killed / "checkpoints").rglob("*_000*/**/*")) if file.is_file()]
@@ -292,23 +294,171 @@ def test_a_wrong_bit_is_never_learned_from(tmp_path: Path) -> None:
         data = bytearray((folder / file).read_bytes())
         data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
         (folder / file).write_bytes(data)
-        try:
-            result = fingerprint(learn("erl", folder), folder / "progress.csv")
-        except ValueError as error:
-            assert file.name in str(error) and file.name in ("model.zip", "replay_buffer.pkl")
-            endings.append(file.name)
+        result = fingerprint(learn("erl", folder), folder / "progress.csv")
+        assert differences(expected, result) == [], file
+        assert steps_of(folder / "checkpoints") == steps_of(whole / "checkpoints")
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_damaged_segment_falls_back_to_the_checkpoint_before(name: str, tmp_path: Path) -> None:
+    """Said with the file's name; the damaged checkpoint is gone when the run has saved again, and the run ends the same."""
+    whole = learn(name, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    expected, steps = fingerprint(whole, tmp_path / "run" / "progress.csv"), steps_of(folder)
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    own = [path for path in (newest / "segments").iterdir() if path.stat().st_nlink == 1]
+    data = bytearray(own[0].read_bytes())
+    data[len(data) // 2] ^= 4
+    own[0].write_bytes(data)
+    with pytest.raises(ValueError, match=f"{own[0].name}' is damaged: .* Use an earlier save"):
+        ALGOS[name].resume_from(newest, environment(name), "cpu")
+    with pytest.warns(UserWarning, match=f"a damaged checkpoint is passed over, .*{own[0].name}"):
+        model = ALGOS[name].resume_from(folder, environment(name), "cpu")
+    assert model.num_timesteps == steps[-2] and steps_of(folder) == steps
+    with pytest.warns(UserWarning, match="a damaged checkpoint is passed over"):
+        again = learn(name, tmp_path / "run")
+    assert differences(expected, fingerprint(again, tmp_path / "run" / "progress.csv")) == []
+    assert steps_of(folder) == steps and ALGOS[name].resume_from(folder, environment(name)).num_timesteps == steps[-1]
+
+
+def test_damage_that_several_checkpoints_share_falls_back_to_one_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "CHUNKS", (256, 256))
+    make("erl", environment("erl")).learn(300, GenerationCheckpoint(40, tmp_path, keep=None))
+    folders = sorted(tmp_path.glob("checkpoint_*"))
+    names = [{path.name for path in (folder / "segments").iterdir()} for folder in folders]
+    first = next(index for index in range(1, len(names)) if names[index] & names[-1] - names[index - 1])
+    assert first < len(names) - 1
+    (shared, *_) = names[first] & names[-1] - names[first - 1]
+    with (folders[-1] / "segments" / shared).open("r+b") as file:  # one file with several names
+        data = bytearray(file.read())
+        data[0] ^= 1
+        file.seek(0)
+        file.write(data)
+    with pytest.warns(UserWarning, match=f"a damaged checkpoint is passed over, .*{shared}"):
+        resumed = ALGOS["erl"].resume_from(tmp_path, environment("erl"))
+    assert resumed.num_timesteps == steps_of(tmp_path)[first - 1]
+
+
+HALVED = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+BUFFERS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "n-step": {"n_steps": 3},
+    "half the memory": {**HALVED, "replay_buffer_class": ReplayBuffer},
+}
+CASES = [
+    (name, kind, n_envs)
+    for name in ("erl_re2", "erl", "pderl", "td7", "pop_td7")
+    for kind, settings in BUFFERS.items()
+    for n_envs in (1, 2)
+    if known(name, settings) == settings and (n_envs == 1 or kind != "n-step")
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "n_envs"), CASES)
+def test_every_kind_of_buffer_goes_on(
+    name: str, kind: str, n_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it in many segments, of rings that have wrapped round, from each checkpoint of a run."""
+    monkeypatch.setattr(segments, "LEAST", 64)
+    monkeypatch.setattr(segments, "CHUNKS", (64, 64))
+
+    def run(folder: Path) -> Any:
+        env = VecNormalize(toy_vec_env(n_envs, vary=3), norm_obs=name not in STEPWISE)
+        if newest_checkpoint(folder) is None:
+            model = make(name, env, buffer_size=100 * n_envs, **BUFFERS[kind])
         else:
-            assert differences(expected, result) == [], file
-    assert "replay_buffer.pkl" in endings
+            model = ALGOS[name].resume_from(folder, env, "cpu")
+        return model.learn(230, GenerationCheckpoint(SAVE_FREQ, folder, keep=None))
+
+    whole = run(tmp_path / "run")
+    expected, folders = fingerprint(whole), sorted((tmp_path / "run").glob("checkpoint_*"))
+    assert len(folders) >= 3 and whole.replay_buffer.full
+    assert any(path.stat().st_nlink > 1 for folder in folders for path in (folder / "segments").iterdir()), "some are shared"
+    for number in {1, len(folders) - 2}:
+        killed = shutil.copytree(folders[number], tmp_path / str(number) / folders[number].name).parent
+        assert differences(expected, fingerprint(run(killed))) == [], number
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_as_large_as_what_is_in_the_buffer(name: str, tmp_path: Path) -> None:
+    """And the next one adds to the disk what is new; with the default size of buffers, of which nearly all is empty."""
+    sizes = known(name, {"buffer_size": 1_000_000, "genetic_memory_size": 100_000})
+    make(name, environment(name), **sizes).learn(170, GenerationCheckpoint(60, tmp_path, keep=None))
+    for folder in tmp_path.glob("checkpoint_*"):
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 600_000, folder
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    """Beside them, folders that are not this class's: a copy of a checkpoint under another name, and notes."""
     (tmp_path / ".checkpoint_000000000007.abc").mkdir()
+    others = ["checkpoint_000000000020_copy", "checkpoint_best", ".checkpoint_notes"]
+    for other in others:
+        (tmp_path / other).mkdir()
+    (tmp_path / "rl_model_20_steps.zip").write_text("of SB3's callback")
     make(CHEAP).learn(170, GenerationCheckpoint(20, tmp_path, keep=2))
-    assert [path.name for path in sorted(tmp_path.glob("*checkpoint_*"))] == [
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {
         "checkpoint_000000000160",
         "checkpoint_000000000170",
-    ]
+        "rl_model_20_steps.zip",
+        *others,
+    }
+
+
+class Scores(BaseCallback):
+    """Says how good the episodes were."""
+
+    def __init__(self, scores: dict[int, float]):
+        super().__init__()
+        self.scores = scores
+
+    def _on_step(self) -> bool:
+        self.model.ep_info_buffer.clear()  # type: ignore[union-attr]
+        passed = [score for step, score in self.scores.items() if step <= self.num_timesteps]
+        if passed:
+            self.model.ep_info_buffer.append({"r": passed[-1], "l": 1, "t": 0.0})  # type: ignore[union-attr]
+        return True
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [60, 160, 170]),
+        ({"keep_every": 3}, [60, 90, 160, 170]),
+        ({"keep": 1, "keep_best": True}, [60, 170]),
+        ({"keep": 1}, [170]),
+        ({"keep": 1, "keep_every": 2}, [60, 120, 170]),
+        ({"keep": None}, [30, 60, 90, 120, 160, 170]),
+    ],
+)
+def test_the_two_last_the_best_and_every_nth(settings: dict[str, Any], kept: list[int], tmp_path: Path) -> None:
+    """The run is interrupted in between, and its numbers go on."""
+    scores = Scores({5: -50.0, 50: 3.0, 70: 1.0, 110: float("nan"), 130: 2.0})
+    with pytest.raises(ZeroDivisionError):
+        stop = ConvertCallback(lambda variables, _: variables["self"].num_timesteps < 111 or 1 / 0)
+        make(CHEAP).learn(170, [scores, GenerationCheckpoint(20, tmp_path, **settings), stop])
+    model = ALGOS[CHEAP].resume_from(tmp_path, toy_vec_env(), "cpu")
+    model.learn(170, [scores, GenerationCheckpoint(20, tmp_path, **settings)])
+    assert [step // 10 * 10 for step in steps_of(tmp_path)] == kept
+    for folder in tmp_path.glob("checkpoint_*"):
+        assert ALGOS[CHEAP].resume_from(folder, toy_vec_env()).num_timesteps == int(folder.name.split("_")[1])
+
+
+def test_the_best_one_is_that_of_the_evaluations(tmp_path: Path) -> None:
+    """Where an ``EvalCallback`` makes them; training episodes do not count then."""
+    evaluation = EvalCallback(toy_vec_env(), eval_freq=1000, verbose=0)
+
+    def evaluate(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        step = variables["self"].num_timesteps
+        evaluation.last_mean_reward = -np.inf if step < 50 else -abs(step - 90.0)
+        return True
+
+    scores = Scores({0: 100.0, 50: -100.0})
+    make(CHEAP).learn(170, [evaluation, scores, ConvertCallback(evaluate), GenerationCheckpoint(20, tmp_path)])
+    first, *others = steps_of(tmp_path)
+    assert 80 <= first <= 100 and len(others) == 2
 
 
 def learn_and_wait(folder: Path) -> None:
@@ -365,7 +515,8 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    for arguments in ({"save_freq": 0}, {"save_freq": 10, "keep": 0}):
+    wrong: list[dict[str, Any]] = [{"save_freq": 0}, {"save_freq": 10, "keep": 0}, {"save_freq": 10, "keep": "best"}]
+    for arguments in (*wrong, {"save_freq": 10, "keep_every": 0}):
         with pytest.raises(ValueError, match=list(arguments)[-1]):
             GenerationCheckpoint(save_path=tmp_path, **arguments)
     with pytest.raises(TypeError, match="GenerationCheckpoint needs a model of sb3_erl; got TD3"):

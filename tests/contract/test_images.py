@@ -12,14 +12,15 @@ from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrappe
 
 from sb3_erl import ALGOS
 from sb3_erl.core.parameters import read_parameters
-from tests.contract.settings import IMAGES, having, known, make, online_and_target
+from tests.contract.settings import GENERATIONAL, IMAGES, having, known, make, online_and_target
 from tests.envs import ImageEnv, toy_vec_env
 
 
 def image_model(name: str, n_envs: int = 1, **overrides: Any) -> Any:
     kwargs = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 4}}
     env = toy_vec_env(n_envs, env_class=ImageEnv, length=5)
-    settings = {"policy_kwargs": kwargs, "buffer_size": 200, "learning_starts": 5, "train_freq": 4, **overrides}
+    often = {"train_freq": 4} if name in GENERATIONAL else {}
+    settings = {"policy_kwargs": kwargs, "buffer_size": 200, "learning_starts": 5, **often, **overrides}
     return make(name, env, policy="CnnPolicy", **settings)
 
 

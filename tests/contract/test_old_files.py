@@ -63,6 +63,7 @@ def test_a_model_predicts_the_same_and_goes_on(label: str, folder: Path, tmp_pat
     model.save(tmp_path / "model")
     again = type(model).load(tmp_path / "model", env=toy_vec_env(), device="cpu")
     assert differences(snapshot(model), snapshot(again)) == []
+    assert differences(snapshot(model), snapshot(pickle.loads(pickle.dumps(model)))) == []
     model.evaluator = "vec"
     assert model.learn(30, reset_num_timesteps=False).num_timesteps >= expected["n"] + 30
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -70,6 +71,18 @@ def test_script_that_resumes_runs_again_and_again(learned: list[Any]) -> None:
     first, second = learned
     assert first is not second and first.num_timesteps == second.num_timesteps == 250
     assert first.run_seed == second.run_seed and first.n_generations == second.n_generations
+
+
+def test_policies_are_exported_and_act(learned: list[Any]) -> None:
+    first, *others = snippets((ROOT / "docs" / "export.md").read_text())
+    exec(compile(first, "export.md", "exec"), {"__name__": "__main__"})
+    raw = np.zeros((1, 3), dtype=np.float32)
+    expected = learned[0].predict(learned[0].get_vec_normalize_env().normalize_obs(raw), deterministic=True)[0]
+    assert len(others) == 3
+    for text in others:
+        found: dict[str, Any] = {}
+        exec(compile(text, "export.md", "exec"), found)
+        np.testing.assert_allclose(found["action"], expected, atol=1e-4)
 
 
 def test_script_that_plans_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

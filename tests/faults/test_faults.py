@@ -152,7 +152,7 @@ def test_closed_environments_are_refused(tmp_path: Path) -> None:
 
 def test_an_unexpected_ending_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that ends in another way is reported, and one that hangs is given up after the time limit."""
-    monkeypatch.setattr("sb3_erl.rollouts.vectorized.what_is_wrong", lambda *_: "")
+    monkeypatch.setattr("sb3_erl.rollouts.rollout.what_is_wrong", lambda *_: "")
     with pytest.raises(Unexpected):
         inject(Fault("nan reward", "dummy", "cem", **SOME), tmp_path)
     monkeypatch.setattr("benchmarks.faults.inject", lambda *_: threading.Event().wait())

@@ -15,7 +15,7 @@ CALLED = {
     "learn", "save", "load", "resume_from", "rng", "train", "set_parameters", "dump_logs",
     "individual", "learner_agent", "learner_agents", "member", "most_novel", "mother_agent", "winner_agent",
     "evolver", "heads", "archive", "best", "workers", "champion_fitness", "champion_return", "n_rollouts", "counted_timesteps",
-    "candidates_for_report", "lineage",
+    "candidates_for_report", "export", "lineage",
 }  # fmt: skip
 """What users of a trained or running model call and read, beside SB3's own."""
 STATED = {

@@ -17,7 +17,7 @@ from sb3_erl.core import noise_table
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.es_optimizers import ClassicAdam, DampedSGD, MomentumSGD
-from sb3_erl.evolution.fitness.shaping import centered_ranks, population_rank, shape_fitness
+from sb3_erl.evolution.fitness.shaping import Ties, centered_ranks, population_rank, shape_fitness
 
 TABLE = NoiseTable(20_000, 5)
 
@@ -80,7 +80,7 @@ def test_offsets_reach_both_ends_of_the_table() -> None:
 def test_short_tables() -> None:
     with pytest.raises(ValueError, match=r"noise_table_size must be at least 10 times the 101 .*got 1000"):
         NoiseTable(1000, 0).check_length(101)
-    with pytest.warns(UserWarning, match="noise_table_size=1000 is less than 1000 times the 100"):
+    with pytest.warns(UserWarning, match="noise_table_size=1000 is less than 100 times the 100"):
         NoiseTable(1000, 0).check_length(100)
     NoiseTable(1000, 0).check_length(1)
     with pytest.raises(ValueError, match="noise_table_size"):
@@ -191,11 +191,14 @@ def test_direction_is_not_divided_by_sigma_and_l2_is_not_scaled(sigma: float) ->
     assert es.mean.dtype == torch.float32
 
 
-def test_equal_fitness_leaves_only_the_pull_toward_zero() -> None:
-    es = strategy(optimizer="sgd", learning_rate=1.0, l2_coeff=0.5)
+@pytest.mark.parametrize("ties", ["average", "stable"])
+def test_equal_fitness_moves_nothing(ties: Ties) -> None:
+    es = strategy(optimizer="sgd", learning_rate=1.0, l2_coeff=0.5, ties=ties)
     before = es.mean.clone()
     es.tell(es.ask(rng()), np.full(8, 3.0))
-    torch.testing.assert_close(es.mean, 0.5 * before)
+    assert torch.equal(es.mean, before) and es.last_update.update_ratio == 0
+    es.tell(es.ask(rng()), np.arange(8.0))
+    assert not torch.equal(es.mean, before)
     from_zero = MirroredES(torch.zeros(7), pop_size=4, table=TABLE)
     from_zero.tell(from_zero.ask(rng()), np.arange(4.0))
     assert from_zero.last_update.update_ratio == math.inf and torch.isfinite(from_zero.mean).all()

@@ -1,0 +1,46 @@
+"""Environments inside copies of models: SB3's wrappers cannot be pickled by themselves, or lose what they wrap."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+
+MADE_ANEW = ("venv", "class_attributes")
+"""Attributes of wrappers that are not copied: what is wrapped, which comes by itself, and what follows from the class."""
+
+
+class EnvironmentState:
+    """
+    A vectorized environment and its wrappers in a form that ``pickle`` and ``copy.deepcopy`` take.
+
+    A wrapper of SB3 asks what it wraps for every attribute that it does not have, and so for what ``pickle`` looks up in an
+    empty object; ``VecNormalize`` leaves out the environment below it.
+
+    :param env: with any number of wrappers
+    :raises TypeError: if the environments live in other processes
+    """
+
+    def __init__(self, env: VecEnv):
+        self.wrappers: list[tuple[type[VecEnvWrapper], dict[str, Any]]] = []
+        """Class and attributes of each, the outermost first."""
+        while isinstance(env, VecEnvWrapper):
+            attributes = {name: value for name, value in vars(env).items() if name not in MADE_ANEW}
+            self.wrappers.append((type(env), attributes))
+            env = env.venv
+        if isinstance(env, SubprocVecEnv):
+            raise TypeError(
+                "env must not live in other processes (SubprocVecEnv) when a model is pickled or deep-copied: they cannot be "
+                "copied. Use a DummyVecEnv, or model.save(path) and load(path, env=...)"
+            )
+        self.innermost = env
+
+    def restored(self) -> VecEnv:
+        """:return: the environment"""
+        env = self.innermost
+        for wrapper_class, attributes in reversed(self.wrappers):
+            wrapper = wrapper_class.__new__(wrapper_class)
+            vars(wrapper).update(attributes, venv=env, class_attributes=dict(inspect.getmembers(wrapper_class)))
+            env = wrapper
+        return env
