@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -173,7 +174,9 @@ def unpacked(state: MemberState, recipe: Recipe, env: VecEnv | None, with_buffer
         model: Any = recipe.algorithm.load(io.BytesIO(state.model), env=env, device=recipe.device, **arguments)
         settle(model, arguments)
         if with_buffer and state.buffer is not None and env is not None:
-            model.load_replay_buffer(io.BytesIO(state.buffer))
+            with warnings.catch_warnings():  # of HER, which says each time what the docstring of run_task says
+                warnings.filterwarnings("ignore", message="The last trajectory in the replay buffer will be truncated")
+                model.load_replay_buffer(io.BytesIO(state.buffer))
         settle_buffer(model, arguments)
     return model
 
