@@ -239,6 +239,23 @@ class PBT(EvolvingModel, BaseAlgorithm):
 
     # ---------------------------------------------------------------- files
 
+    def export(self, path: str | pathlib.Path, normalize: bool = True) -> pathlib.Path:
+        """
+        See :meth:`~sb3_erl.engine.model.EvolvingModel.export`; of the champion, if its class is one of this package.
+
+        :param path: file name with the ending of a format
+        :param normalize: whether the statistics of ``VecNormalize`` become part of the file
+        :return: the file
+        :raises ValueError: if the members are of another class, whose policies have no single network that acts
+        """
+        if not hasattr(self.policy, "deployed"):
+            raise ValueError(
+                f"export() needs members of a class of this package, such as 'td7'; got {self.member_class.__name__}. Save "
+                f"individual({self.champion}), a whole {self.member_class.__name__}, and export it as the documentation of SB3 "
+                "describes"
+            )
+        return super().export(path, normalize)
+
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,

@@ -310,3 +310,9 @@ def test_pickled_buffers_are_small() -> None:
 def test_several_environments() -> None:
     model = make("ppo", toy_vec_env(3, vary=3)).learn(300)
     assert model.n_envs == 3 and set(model.lineage().num_timesteps % 3) == {0}
+
+
+def test_export(tmp_path: Path) -> None:
+    assert make("td7").learn(150).export(tmp_path / "champion.pt").exists()
+    with pytest.raises(ValueError, match=r"export\(\) needs members of a class of this package, such as 'td7'; got PPO"):
+        make("ppo").export(tmp_path / "champion.pt2")
