@@ -37,6 +37,20 @@ def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
 
 
+def arguments_of_members(choice: Any) -> dict[str, Any]:
+    """
+    :param choice: argument ``algorithm_kwargs``
+    :return: a copy
+    :raises TypeError: if it is no mapping
+    """
+    if choice is not None and not isinstance(choice, Mapping):
+        raise TypeError(
+            f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it is a "
+            "mapping, such as {n_steps: 256}"
+        )
+    return dict(choice or {})
+
+
 def check_arguments(model: Any) -> None:
     """
     :param model: a population whose arguments are attributes

@@ -20,7 +20,7 @@ from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.checks import check_common, resolve_policy_and_env
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
-from sb3_erl.populations.checked import check_arguments, checked_member, spaces_explained
+from sb3_erl.populations.checked import arguments_of_members, check_arguments, checked_member, spaces_explained
 from sb3_erl.populations.defaults import default_space, member_class, saved_choice
 from sb3_erl.populations.exploit import make_part
 from sb3_erl.populations.lineage import table
@@ -130,7 +130,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
         self.algorithm_choice = saved_choice(algorithm)
         self.algorithm_key, self.member_class = member_class(algorithm)
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, self.member_class.policy_aliases)
-        self.policy_choice, self.algorithm_kwargs = policy, dict(algorithm_kwargs or {})
+        self.policy_choice, self.algorithm_kwargs = policy, arguments_of_members(algorithm_kwargs)
         self.pop_size, self.ready_steps = pop_size, ready_steps
         self.search_space, self.initial_hyperparameters = search_space, initial_hyperparameters
         self.exploit, self.exploit_kwargs = exploit, exploit_kwargs
@@ -251,7 +251,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
         if not hasattr(self.policy, "deployed"):
             raise ValueError(
                 f"export() needs members of a class of this package, such as 'td7'; got {self.member_class.__name__}. Save "
-                f"individual({self.champion}), a whole {self.member_class.__name__}, and export it as the documentation of SB3 "
+                f"individual({self.champion}), a whole {self.member_class.__name__}, and export it as SB3's documentation "
                 "describes"
             )
         return super().export(path, normalize)

@@ -69,6 +69,7 @@ RATE = {"learning_rate": LogUniform(1e-5, 1e-2)}
             TypeError,
             r"algorithm_kwargs .* PPO, which has no 'n_step'; did you mean 'n_steps'",
         ),
+        ({"algorithm_kwargs": "dict(n_steps=8)"}, TypeError, r"algorithm_kwargs must be None or a dict .*n_steps: 256"),
         ({"algorithm_kwargs": {"seed": 8}}, ValueError, r"algorithm_kwargs must not have 'seed'"),
         ({"exploit": "best"}, ValueError, r"exploit must be one of .*'truncation'.*got 'best'"),
         ({"exploit": 3}, TypeError, r"exploit must be a key.*got 3"),

@@ -167,6 +167,7 @@ def test_optimize_and_train_from_a_trial(algo: str, command: Command, tmp_path: 
     words = ["rl_zoo3", "train", "--algo", algo, "--env", env_of(algo), "-n", "250", "-f", "logs", "--eval-episodes", "1"]
     cheap = ["--conf-file", "cheap.yml"]
     enough = {**SMALL, "noise_table_size": "2000000"}  # for the largest networks that are tried
+    enough["algorithm_kwargs"] = "{n_steps: 64, batch_size: 64}"  # the Zoo evaluates text in few entries of a file
     keys = known(algo, "pop_size", "learning_starts", "buffer_size", "noise_table_size", "algorithm_kwargs")
     lines = [f"  {name}: {enough[name]}\n" for name in keys]
     (tmp_path / "cheap.yml").write_text("default:\n  policy: 'MlpPolicy'\n  n_timesteps: 250\n" + "".join(lines))
