@@ -45,8 +45,8 @@ def arguments_of_members(choice: Any) -> dict[str, Any]:
     """
     if choice is not None and not isinstance(choice, Mapping):
         raise TypeError(
-            f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it is a "
-            "mapping, such as {n_steps: 256}"
+            f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it is "
+            "a mapping, such as {n_steps: 256}"
         )
     return dict(choice or {})
 
