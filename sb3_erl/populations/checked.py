@@ -23,6 +23,7 @@ def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: the same
     :raises TypeError: if one of these is of another type
+    :raises UnsupportedSpaceError: if SB3 refuses the spaces of the environment
     :raises ValueError: if the id of the environment or the device is unknown
     """
     check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
@@ -31,6 +32,8 @@ def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     try:
         with env_ids_explained():
             yield
+    except AssertionError as error:
+        raise UnsupportedSpaceError(f"env must have spaces that SB3 can learn in: {error}") from error
     except RuntimeError as error:
         if "device" not in str(error):
             raise
@@ -45,8 +48,8 @@ def arguments_of_members(choice: Any) -> dict[str, Any]:
     """
     if choice is not None and not isinstance(choice, Mapping):
         raise TypeError(
-            f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it is "
-            "a mapping, such as {n_steps: 256}"
+            f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it "
+            "is a mapping, such as {n_steps: 256}"
         )
     return dict(choice or {})
 

@@ -16,9 +16,9 @@ from sb3_erl.core.action_spaces import inside, is_plain
 from sb3_erl.core.checks import UnsupportedSpaceError
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.rollouts.actions import ToEnvironment
-from tests.contract.settings import make
+from tests.contract.settings import NAMES, make
 
-CONTINUOUS = [name for name, algo in ALGOS.items() if getattr(algo, "takes_continuous_actions", True)]
+CONTINUOUS = [name for name in NAMES if getattr(ALGOS[name], "takes_continuous_actions", True)]
 DISCRETE = [(name, {}) for name, algo in ALGOS.items() if getattr(algo, "takes_discrete_actions", False) is True]
 DISCRETE += [(name, {"learner": "dqn"}) for name in ("erl", "pderl")]
 
@@ -137,7 +137,7 @@ def test_actions_that_are_refused(algo: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED_OBSERVATIONS)
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", NAMES)
 def test_observations_that_are_refused(algo: str, kind: str) -> None:
     space, expected = REFUSED_OBSERVATIONS[kind]
     actions = spaces.Box(-1, 1, (2,), np.float32) if algo in CONTINUOUS else spaces.Discrete(3)
