@@ -41,7 +41,7 @@ def maker(key: str) -> Any:
     return toy_maker(n_actions=3 if key in DISCRETE else None, vary=3)
 
 
-@pytest.mark.parametrize("key", MAIN)
+@pytest.mark.parametrize("key", [key for key in MAIN if key not in ("a2c", "tqc")])
 def test_worker_processes_give_the_same(key: str) -> None:
     here = contents(make(key, VecNormalize(environment(key, 2))).learn(TOTAL))
     workers = ProcessEvaluator(2, maker(key))
@@ -53,7 +53,7 @@ def test_worker_processes_give_the_same(key: str) -> None:
 def test_ray_gives_the_same(key: str) -> None:
     pytest.importorskip("ray")
     here = contents(make(key).learn(TOTAL))
-    there = contents(make(key, evaluator=RayEvaluator(2, maker(key), num_cpus=0.5)).learn(TOTAL))
+    there = contents(make(key, evaluator=RayEvaluator(2, maker(key), num_cpus=0.5, start_timeout=300.0)).learn(TOTAL))
     assert differences(here, there) == []
 
 
