@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.seeding import Stream
@@ -245,5 +246,5 @@ class ESAC(HybridAlgorithm):
 
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; SAC is published with sampled actions."""
-        found = {"learner": self.learner_agent, "sampled_learner": Sampled(self.learner_agent)}
-        return {**found, "mother": self.mother_agent, "winner": self.winner_agent}
+        learner, mother, winner = (in_space(agent) for agent in (self.learner_agent, self.mother_agent, self.winner_agent))
+        return {"learner": learner, "sampled_learner": Sampled(learner), "mother": mother, "winner": winner}

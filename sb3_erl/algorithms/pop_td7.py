@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.td7 import TD7
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.members import Member, Members, Trials, check_pop_size, new_states, read_old_attributes
@@ -124,8 +125,7 @@ class PopTD7(TD7):
         def make_learner(networks: Any, place: int) -> TD7Learner:
             return TD7Learner(networks, self._learner_settings(), place if self.priorities == "individual" else 0)
 
-        settings = self._assessment_settings()
-        self.members = Members(self.member_states, self.policy, make_learner, settings, self.n_envs)
+        self.members = Members(self.member_states, self.policy, make_learner, self._assessment_settings(), self.n_envs)
         self.individuals, self._trials = self.policy.individuals, Trials(self, self.n_selection_episodes)
         self._activate(self.active)
 
@@ -240,7 +240,7 @@ class PopTD7(TD7):
         :return: its live actor; has ``predict``
         :raises IndexError: if it is not kept
         """
-        return self.members[self.members.place_of(index)].networks.actor
+        return in_space(self.members[self.members.place_of(index)].networks.actor)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "individuals", "members", "_trials"]

@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.stepwise import StepwiseAlgorithm
@@ -210,8 +211,8 @@ class TD7(StepwiseAlgorithm):
 
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
-        checkpoint = {} if self._deployed_is_learner else {"checkpoint": self.policy.deployed}
-        return {"learner": self.learner_agent, **checkpoint}
+        checkpoint = {} if self._deployed_is_learner else {"checkpoint": in_space(self.policy.deployed)}
+        return {"learner": in_space(self.learner_agent), **checkpoint}
 
     # ---------------------------------------------------------------- saving
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,16 @@ class ActsInSpace:
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
         """See SB3's ``BasePolicy.predict``, and :func:`inside`."""
         actions, state = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
-        return actions if is_plain(self.action_space) else inside(actions, self.action_space), state
+        return actions if self._is_plain else inside(actions, self.action_space), state
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """See SB3's ``BasePolicy.unscale_action``, and :func:`inside`."""
         actions = super().unscale_action(scaled_action)  # type: ignore[misc]
-        return actions if is_plain(self.action_space) else inside(actions, self.action_space)
+        return actions if self._is_plain else inside(actions, self.action_space)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return is_plain(self.action_space)
 
 
 class InSpace:

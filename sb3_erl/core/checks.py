@@ -63,25 +63,6 @@ def resolve_policy_and_env(
     )
 
 
-def check_spaces(
-    name: str,
-    observation_space: spaces.Space,
-    action_space: spaces.Space,
-    discrete: bool = False,
-    continuous: bool = True,
-) -> None:
-    """
-    :param name: of the class that is constructed
-    :param observation_space: of the environment
-    :param action_space: of the environment
-    :param discrete: whether ``Discrete`` actions are fine
-    :param continuous: whether a bounded Box of actions is fine
-    :raises UnsupportedSpaceError: unless actions are one of those, and observations are arrays that networks can read
-    """
-    check_action_space(name, action_space, discrete, continuous)
-    check_observation_space(name, observation_space)
-
-
 def check_action_space(name: str, space: spaces.Space, discrete: bool = False, continuous: bool = True) -> None:
     """
     :param name: of the class that is constructed
@@ -256,7 +237,7 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
     :param policy_kwargs: argument that some classes extend before it is checked
     :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
     :raises TypeError: if one of these is of another type
-    :raises UnsupportedSpaceError: see :func:`check_spaces`
+    :raises UnsupportedSpaceError: see :func:`check_action_space` and :func:`check_observation_space`
     :raises ValueError: if the id of the environment or the device is unknown
     """
     check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
@@ -273,7 +254,8 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
         if not is_loading and getattr(model, "action_space", None) is not None:
             discrete = getattr(model, "takes_discrete_actions", False)
             continuous = getattr(model, "takes_continuous_actions", True)
-            check_spaces(type(model).__name__, model.observation_space, model.action_space, discrete, continuous)
+            check_action_space(type(model).__name__, model.action_space, discrete, continuous)
+            check_observation_space(type(model).__name__, model.observation_space)
 
 
 def check_range(

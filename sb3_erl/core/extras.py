@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "atari": ("ale_py", "cv2"),
-    "classic": ("pygame",),
-    "dmc": ("dm_control", "shimmy"),
-    "minatar": ("minatar",),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "offline": ("minari", "h5py", "jax"),
-    "plots": ("matplotlib", "pandas", "seaborn"),
-    "ray": ("ray",),
-}
-"""Extras of this package and the top-level modules that they bring."""
+EXTRAS = ("atari", "classic", "dmc", "minatar", "offline", "onnx", "plots", "ray")
+"""Extras of this package that features need."""
 
 
 def missing_extra(subject: str, extra: str, way_out: str = "") -> ImportError:
     """
     :param subject: beginning of the sentence: what is wanted, and what it needs
-    :param extra: key of :data:`EXTRAS`
+    :param extra: one of :data:`EXTRAS`
     :param way_out: another way, or where to read on; comes after the line for pip
     :return: the error to raise, with the line that installs what is needed
     :raises KeyError: if there is no such extra
@@ -27,5 +18,5 @@ def missing_extra(subject: str, extra: str, way_out: str = "") -> ImportError:
     Atari games need ale-py and OpenCV; pip install 'sb3-erl[atari]'
     """
     if extra not in EXTRAS:
-        raise KeyError(f"extra must be one of {sorted(EXTRAS)}; got {extra!r}")
+        raise KeyError(f"extra must be one of {list(EXTRAS)}; got {extra!r}")
     return ImportError(f"{subject}; pip install 'sb3-erl[{extra}]'" + (f", {way_out}" if way_out else ""))

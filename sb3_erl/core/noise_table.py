@@ -41,7 +41,11 @@ def sufficient_size(length: int) -> int:
     >>> sufficient_size(72_000), sufficient_size(1_700_000)
     (25000000, 170000000)
     """
-    return max(DEFAULT_SIZE, 10 * length, min(WINDOWS * length, PUBLISHED_SIZE))
+    return max(DEFAULT_SIZE, _enough(length))
+
+
+def _enough(length: int) -> int:
+    return max(10 * length, min(WINDOWS * length, PUBLISHED_SIZE))
 
 
 class NoiseTable:
@@ -107,7 +111,7 @@ class NoiseTable:
         :param length: of a window
         :raises ValueError: if the table is shorter than ten windows; a warning says so below a hundred windows
         """
-        enough = max(10 * length, min(WINDOWS * length, PUBLISHED_SIZE))
+        enough = _enough(length)
         if self.size < 10 * length:
             raise ValueError(
                 f"noise_table_size must be at least 10 times the {length} parameters that are perturbed at once; "

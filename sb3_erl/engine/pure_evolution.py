@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
@@ -224,7 +225,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; the network that is deployed."""
-        return {"champion" if self.evolver.center() is None else "mean": self.policy.deployed}
+        return {"champion" if self.evolver.center() is None else "mean": in_space(self.policy.deployed)}
 
     # ---------------------------------------------------------------- saving
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import is_vectorized_observation
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_erl.core.action_spaces import inside
 from sb3_erl.core.checks import check_env, check_learn, check_range, spaces_checked
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.envs.packages import register_namespaces
@@ -217,7 +218,7 @@ class CEMAgent(AgentFiles):
                 means[i], left[i], has_mean[i] = plan.mean, self.planner.action_repeat, True
             left[i] -= 1
         remembers = self.planner.warm_start or self.planner.action_repeat > 1
-        acted = actions.astype(self.action_space.dtype)
+        acted = inside(actions, self.action_space)
         return acted if is_batch else acted[0], (means, actions, left, has_mean) if remembers else None
 
     def _state_for(self, observation: np.ndarray) -> Any:
@@ -304,8 +305,8 @@ class CEMAgent(AgentFiles):
             self.logger.record_mean("time/seconds_per_action", time.perf_counter() - begin)
             self.logger.record_mean("planner/predicted_return", plan.best_return)
             self.logger.record_mean("planner/std", float(plan.std.mean()))
-            scaled = 2.0 * (action - low) / (high - low) - 1.0
-        return action.astype(self.action_space.dtype), scaled, plan
+            scaled = 2.0 * (action - low) / np.where(high > low, high - low, 1.0) - 1.0
+        return inside(action, self.action_space), scaled, plan
 
     def _step(self, action: np.ndarray, scaled: np.ndarray, callback: BaseCallback) -> tuple[bool, bool]:
         """:return: whether to go on, and whether the episode is over"""

@@ -193,7 +193,8 @@ class CEMPlanner:
         :param actions: ``(..., action_dim)`` in [-1, 1]
         :return: the same in units of the action space
         """
-        return 0.5 * (self.low + self.high) + 0.5 * (self.high - self.low) * actions  # exact where the space is [-1, 1]
+        scaled = 0.5 * (self.low + self.high) + 0.5 * (self.high - self.low) * actions  # exact where the space is [-1, 1]
+        return np.clip(scaled, self.low, self.high)  # rounding exceeds some bounds
 
     def plan_with(self, state: Any, noise: np.ndarray, previous: np.ndarray | None = None) -> Plan:
         """

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, check_own_extractors, fused_adam
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
-from sb3_erl.policies.layers import PlainNorm, StdNorm
+from sb3_erl.policies.layers import PlainNorm, ReadsImages, StdNorm
 
 
 class CEMRLActor(ERLActor):
@@ -99,12 +99,8 @@ class CEMRLPolicy(DeployedMixin, TowerNetworks):
     """
 
 
-class CEMRLCnnPolicy(CEMRLPolicy):
+class CEMRLCnnPolicy(ReadsImages, CEMRLPolicy):
     """:class:`CEMRLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 class CEMPolicy(ActorOnlyPolicy):

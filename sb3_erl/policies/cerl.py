@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -16,7 +15,7 @@ from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
 from sb3_erl.policies.erl import DeployedPolicy, ERLActor
-from sb3_erl.policies.layers import PlainNorm, StackedLinear
+from sb3_erl.policies.layers import PlainNorm, ReadsImages, StackedLinear
 
 MemberSpec = tuple[type[BasePolicy], dict[str, Any]]
 """Policy class of one learner, and its arguments beside spaces and schedule."""
@@ -57,12 +56,8 @@ class CERLNetworks(TowerNetworks):
         return {"activation": self.activation_fn(), "norm_last": True}
 
 
-class CERLCnnNetworks(CERLNetworks):
+class CERLCnnNetworks(ReadsImages, CERLNetworks):
     """:class:`CERLNetworks` behind SB3's ``NatureCNN``, which keeps its own initialization."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 @th.no_grad()

@@ -12,14 +12,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.layers import StackedLinear, StdNorm, Towers, scale_parameters
+from sb3_erl.policies.layers import ReadsImages, StackedLinear, StdNorm, Towers, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, mlp
 
@@ -342,9 +342,5 @@ class ERLPolicy(DeployedMixin, TD3Policy):
         return {**super()._get_constructor_parameters(), **own}
 
 
-class ERLCnnPolicy(ERLPolicy):
+class ERLCnnPolicy(ReadsImages, ERLPolicy):
     """:class:`ERLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)

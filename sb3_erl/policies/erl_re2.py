@@ -10,13 +10,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.erl import DeployedPolicy, TowerCritic, fused_adam
-from sb3_erl.policies.layers import StackedLinear, scale_parameters
+from sb3_erl.policies.layers import ReadsImages, StackedLinear, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
 
@@ -306,9 +306,5 @@ class ERLRe2Policy(DeployedPolicy):
         return {**super()._get_constructor_parameters(), **mine}
 
 
-class ERLRe2CnnPolicy(ERLRe2Policy):
+class ERLRe2CnnPolicy(ReadsImages, ERLRe2Policy):
     """:class:`ERLRe2Policy` whose encoder, critic and PeVFA each read images through SB3's ``NatureCNN``."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)

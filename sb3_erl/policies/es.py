@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import ContinuousCritic, SACPolicy
@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_erl.core.parameters import copy_buffers
 from sb3_erl.policies.erl import DeployedMixin, DeployedPolicy, ERLActor
-from sb3_erl.policies.layers import BestAction, BinnedAction
+from sb3_erl.policies.layers import BestAction, BinnedAction, ReadsImages
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
@@ -78,12 +78,8 @@ class ActorOnlyPolicy(DeployedPolicy):
         return {**super()._get_constructor_parameters(), "lr_schedule": self._dummy_schedule, **mine}
 
 
-class ActorOnlyCnnPolicy(ActorOnlyPolicy):
+class ActorOnlyCnnPolicy(ReadsImages, ActorOnlyPolicy):
     """:class:`ActorOnlyPolicy` behind SB3's ``NatureCNN``."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 def normalized_columns(layer: nn.Linear, norm: float) -> None:
@@ -236,12 +232,8 @@ class ESACPolicy(DeployedMixin, SACPolicy):
         return super()._predict(observation, deterministic=True)
 
 
-class ESACCnnPolicy(ESACPolicy):
+class ESACCnnPolicy(ReadsImages, ESACPolicy):
     """:class:`ESACPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 def _with_xavier(network: Network) -> Network:

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
@@ -17,7 +17,7 @@ from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
 from sb3_erl.policies.erl import DeployedMixin, ERLActor, check_own_extractors, fused_adam
 from sb3_erl.policies.erl_re2 import PolicyEncoder, PolicyExtendedCritic
-from sb3_erl.policies.layers import StdNorm, scale_parameters
+from sb3_erl.policies.layers import ReadsImages, StdNorm, scale_parameters
 
 
 class EvoRainbowPolicy(DeployedMixin, TowerNetworks):
@@ -48,12 +48,8 @@ class EvoRainbowPolicy(DeployedMixin, TowerNetworks):
             copy_module(self.actor, copied)
 
 
-class EvoRainbowCnnPolicy(EvoRainbowPolicy):
+class EvoRainbowCnnPolicy(ReadsImages, EvoRainbowPolicy):
     """:class:`EvoRainbowPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 class SharedGaussianActor(Actor):
@@ -131,12 +127,8 @@ class PrivateSACPolicy(DeployedMixin, SACPolicy):
         super().__init__(observation_space, action_space, lr_schedule, net_arch, **kwargs)
 
 
-class PrivateSACCnnPolicy(PrivateSACPolicy):
+class PrivateSACCnnPolicy(ReadsImages, PrivateSACPolicy):
     """:class:`PrivateSACPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 class SharedSACPolicy(PrivateSACPolicy):
@@ -201,12 +193,8 @@ class SharedSACPolicy(PrivateSACPolicy):
         return {**super()._get_constructor_parameters(), **self.pevfa_kwargs}
 
 
-class SharedSACCnnPolicy(SharedSACPolicy):
+class SharedSACCnnPolicy(ReadsImages, SharedSACPolicy):
     """:class:`SharedSACPolicy` whose embedding and value networks each read images through SB3's ``NatureCNN``."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 PRIVATE_POLICIES: dict[str, type[BasePolicy]] = {"MlpPolicy": EvoRainbowPolicy, "CnnPolicy": EvoRainbowCnnPolicy}

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
 from sb3_erl.policies.fused_mlp import (
@@ -26,6 +28,13 @@ from sb3_erl.policies.fused_mlp import (
 
 use_plain_norms: ContextVar[bool] = ContextVar("use_plain_norms", default=False)
 """Set by :func:`plain_norms`."""
+
+
+class ReadsImages:
+    """Puts SB3's ``NatureCNN`` before the networks of a policy; stands before the policy's class."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
 
 
 @contextmanager

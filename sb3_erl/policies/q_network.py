@@ -13,6 +13,7 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
 from sb3_erl.policies.erl import DeployedMixin, fused_adam
+from sb3_erl.policies.layers import ReadsImages
 
 
 class QNetworkPolicy(DeployedMixin, DQNPolicy):
@@ -38,12 +39,8 @@ class QNetworkPolicy(DeployedMixin, DQNPolicy):
         return self.make_q_net()
 
 
-class QNetworkCnnPolicy(QNetworkPolicy):
+class QNetworkCnnPolicy(ReadsImages, QNetworkPolicy):
     """:class:`QNetworkPolicy` behind SB3's ``NatureCNN``."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
 
 
 class GridCNN(BaseFeaturesExtractor):

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -18,13 +18,6 @@ from sb3_erl.policies.fused_mlp import Layer, activation_of, can_fuse, perceptro
 from sb3_erl.policies.layers import AvgL1Norm, StackedLinear, constant
 from sb3_erl.policies.rollout_layers import RolloutLayers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, leading_layers, mlp
-
-
-class ReadsImages:
-    """Puts SB3's ``NatureCNN`` before the networks of a policy; it is trained as part of the encoder."""
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
 
 
 class SALEEncoder(nn.Module):

@@ -16,8 +16,8 @@ from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.erl import DeployedPolicy, fused_adam
 from sb3_erl.policies.erl_re2 import PolicyEncoder
-from sb3_erl.policies.layers import AvgL1Norm, constant
-from sb3_erl.policies.sale import ReadsImages, SALEActor, SALECritic, SALEEncoder, copy_constants
+from sb3_erl.policies.layers import AvgL1Norm, ReadsImages, constant
+from sb3_erl.policies.sale import SALEActor, SALECritic, SALEEncoder, copy_constants
 
 
 class CheckpointPolicy(DeployedPolicy):

@@ -38,8 +38,7 @@ class Episodes:
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        made_by_learn = ("_envs", "_guard", "_resetter")
-        return {name: None if name in made_by_learn else value for name, value in vars(self).items()}
+        return {**vars(self), "_envs": None}  # made by each call of learn
 
     def forget(self) -> None:
         """No episode runs any more."""

@@ -262,7 +262,8 @@ class SlotEnvs:
             dones[index] = terminated or truncated
             if dones[index]:
                 info["terminal_observation"] = copied(observation)
-        observations = self._go_on(observations, dones)
+        if dones.any():
+            observations = self._go_on(observations, dones)
         if isinstance(base, DummyVecEnv):
             for index, reward in enumerate(rewards):
                 base.buf_rews[index] = reward

@@ -16,7 +16,7 @@ import numpy as np
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
-from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, read_buffer
+from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, is_large_array, read_buffer
 
 MARK = b"sb3_erl crc32 "
 """Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
@@ -28,9 +28,7 @@ class _Pickler(pickle.Pickler):
     """Leaves out the zeros at the end of large arrays; what it writes is read by ``pickle`` and NumPy alone, and so by SB3."""
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is not np.ndarray or value.dtype.kind not in "biufc" or value.nbytes < LEAST:
-            return NotImplemented
-        if not (value.flags.c_contiguous and value.flags.writeable):
+        if not is_large_array(value):
             return NotImplemented
         filled = value[: filled_rows(value)]
         if value.nbytes - filled.nbytes < LEAST:

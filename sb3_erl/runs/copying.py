@@ -7,6 +7,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_erl.rollouts.slot_reset import wrappers_of
+
 MADE_ANEW = ("venv", "class_attributes")
 """Attributes of wrappers that are not copied: what is wrapped, which comes by itself, and what follows from the class."""
 
@@ -25,10 +27,10 @@ class EnvironmentState:
     def __init__(self, env: VecEnv):
         self.wrappers: list[tuple[type[VecEnvWrapper], dict[str, Any]]] = []
         """Class and attributes of each, the outermost first."""
-        while isinstance(env, VecEnvWrapper):
-            attributes = {name: value for name, value in vars(env).items() if name not in MADE_ANEW}
-            self.wrappers.append((type(env), attributes))
-            env = env.venv
+        for wrapper in wrappers_of(env):
+            attributes = {name: value for name, value in vars(wrapper).items() if name not in MADE_ANEW}
+            self.wrappers.append((type(wrapper), attributes))
+        env = env.unwrapped
         if isinstance(env, SubprocVecEnv):
             raise TypeError(
                 "env must not live in other processes (SubprocVecEnv) when a model is pickled or deep-copied: they cannot be "

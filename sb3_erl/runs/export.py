@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.extras import missing_extra
 from sb3_erl.policies.observation_statistics import ObservationStatistics
+from sb3_erl.rollouts.slot_reset import UNCHANGING, wrappers_of
 
 N_CHECKED = 1000
 """Observations on which a file has to act as ``predict`` does."""
@@ -79,7 +80,7 @@ class ActionMap(nn.Module):
         super().__init__()
         self.is_box, self.squashed, self.shape = isinstance(space, spaces.Box), squashed, tuple(space.shape or ())
         self.dtype = dtype
-        self.first = 0
+        self.first = int(getattr(space, "start", 0))
         """Added to the number of a discrete action."""
         if isinstance(space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(space.low).clone())
@@ -220,11 +221,6 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
     observations = _observations(space, centers, np.random.default_rng(0))
     expected = _predictions(model, normalizers, observations)
     policy = ExportedPolicy(model.policy, normalizations, torch.from_numpy(expected).dtype)
-    if (
-        isinstance(model.action_space, spaces.Discrete)
-        and expected[0] != policy(torch.from_numpy(observations[:1])).numpy()[0]
-    ):
-        policy.actions.first = int(model.action_space.start)  # predict adds it to the network's number
     make, read = FORMATS[path.suffix]
     name = f"{type(model).__name__} with {type(model.policy).__name__}"
     with torch.no_grad(), _quiet():
@@ -258,13 +254,10 @@ def normalizers_of(env: VecEnv | None) -> list[VecNormalize]:
     :return: those that normalize observations, the one next to the environment first
     :raises ValueError: if a wrapper above one of them may change what it gives
     """
-    wrappers: list[VecEnvWrapper] = []
-    while isinstance(env, VecEnvWrapper):
-        wrappers.append(env)
-        env = env.venv
+    wrappers = [] if env is None else wrappers_of(env)
     found = [each for each in reversed(wrappers) if isinstance(each, VecNormalize) and each.norm_obs]
     above = wrappers[: wrappers.index(found[0])] if found else []
-    others = [each for each in above if not isinstance(each, (VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder))]
+    others = [each for each in above if not isinstance(each, (VecNormalize, *UNCHANGING))]
     if others:
         raise ValueError(
             f"env must have no {type(others[0]).__name__} above its VecNormalize, so that normalization can be part of the "

@@ -89,12 +89,16 @@ class _Pickler(pickle.Pickler):
         self.arrays: list[np.ndarray] = []
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is not np.ndarray or value.dtype.kind not in "biufc" or value.nbytes < LEAST:
-            return NotImplemented
-        if not (value.flags.c_contiguous and value.flags.writeable):
+        if not is_large_array(value):
             return NotImplemented
         self.arrays.append(value)
         return array_of_segments, (len(self.arrays) - 1,)
+
+
+def is_large_array(value: Any) -> bool:
+    """:return: whether it is worth it to pickle a value apart from its object: a plain array of numbers, not of a few"""
+    is_of_numbers = type(value) is np.ndarray and value.dtype.kind in "biufc" and value.nbytes >= LEAST
+    return is_of_numbers and value.flags.c_contiguous and value.flags.writeable
 
 
 def array_of_segments(number: int) -> Any:

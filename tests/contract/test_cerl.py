@@ -324,8 +324,6 @@ def test_wrong_portfolios() -> None:
         make_cerl(rollout_size=1)
     with pytest.raises(ValueError, match=r"learner must be one for all learners or a sequence.*\[0\.9, 0\.99\].*got 1"):
         make_cerl(learner=["td3"])
-    with pytest.raises(ValueError, match=r"policy must be one of \['MlpPolicy'\]"):
-        make_cerl(policy="CnnPolicy", learner=["td3", "td7"])
     with pytest.raises(ValueError, match=r"subclass of CERLPolicy; got CERLNetworks.*networks_class"):
         CERL(CERLNetworks, toy_vec_env())
     with pytest.raises(TypeError, match=r"gammas must be a number; got 'near'"):

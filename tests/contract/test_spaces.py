@@ -9,12 +9,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_erl import ALGOS, ERL, VEBRL, DeepGA, OpenAIES
+from sb3_erl import ALGOS, ERL, DeepGA, OpenAIES
 from sb3_erl.core.action_spaces import inside, is_plain
 from sb3_erl.core.checks import UnsupportedSpaceError
 from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.planning import CEMAgent
 from sb3_erl.rollouts.actions import ToEnvironment
 from tests.contract.settings import NAMES, make
 
@@ -96,14 +98,28 @@ def _saved(model: Any) -> Any:
     return file
 
 
-def test_an_agent_of_the_population_acts_in_the_space_too() -> None:
-    env = Strict(spaces.Discrete(3, start=5))
-    model = trained("veb_rl", env)
-    agents = [model.individual(0), *model.candidates_for_report().values()]
-    assert len(agents) >= 3
-    for agent in agents:
+@pytest.mark.parametrize("algo", ["veb_rl", "openai_es", "deep_ga"])
+def test_agents_of_the_population_count_from_the_start_too(algo: str) -> None:
+    model = trained(algo, Strict(spaces.Discrete(3, start=5)))
+    for agent in (model.individual(0), *model.candidates_for_report().values()):
         actions, _ = agent.predict(np.zeros((2, 3), np.float32))
         assert set(actions.tolist()) <= {5, 6, 7}
+
+
+@pytest.mark.parametrize("algo", ["td7", "pop_td7", "esac", "erl_re2"])
+def test_agents_of_a_run_act_within_the_space_too(algo: str) -> None:
+    space = spaces.Box(-2, 2, (2,), np.float16)
+    model = trained(algo, Strict(space))
+    single = [model.individual(0)] if hasattr(model, "individual") else []
+    for agent in (*single, *model.candidates_for_report().values()):
+        assert space.contains(agent.predict(np.zeros(3, np.float32))[0])
+
+
+def test_the_planner_acts_within_the_space() -> None:
+    env = Strict(spaces.Box(-0.1, 0.3, (2,), np.float64))
+    planner = {"horizon": 2, "n_candidates": 4, "n_elites": 2, "n_iterations": 1, "init_std": 100.0}
+    CEMAgent(None, env, planner_kwargs=planner, seed=0).learn(20)
+    assert len(env.taken) == 20 and max(action.max() for action in env.taken) == 0.3  # planned at the bounds
 
 
 REFUSED_ACTIONS = {
@@ -184,14 +200,12 @@ class Clock(gym.Env):
         return np.array([1.7e9 + self.t]), 0.0, False, self.t == 20, {}
 
 
-@pytest.mark.parametrize("algo", CONTINUOUS)
+@pytest.mark.parametrize("algo", [name for name in CONTINUOUS if issubclass(ALGOS[name], OffPolicyAlgorithm)])
 def test_what_vecnormalize_changes_is_not_rounded_before(algo: str) -> None:
     """The learner sees the values that the policy sees."""
     env = VecNormalize(DummyVecEnv([Clock]), training=False, norm_reward=False)
     env.obs_rms.mean, env.obs_rms.var = np.array([1.7e9 + 10]), np.array([36.0])
     model = make(algo, env).learn(60)
-    if not hasattr(model, "replay_buffer"):
-        pytest.skip("no replay buffer")
     batch = model.replay_buffer.sample(200, env=env)
     assert len(np.unique(batch.observations.numpy().round(4))) == 20
 
@@ -233,7 +247,3 @@ def test_no_step_is_taken_where_all_returns_are_equal(ties: Any) -> None:
     before = model.evolver.center().clone()
     model.learn(1000)
     assert model.n_generations >= 20 and (model.evolver.center() == before).all()
-
-
-def test_vebrl_takes_spaces_with_a_start() -> None:
-    assert VEBRL("MlpPolicy", Strict(spaces.Discrete(2, start=7))).action_space.start == 7

@@ -69,8 +69,8 @@ def test_without_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everyday_names_choose_the_papers_networks() -> None:
     assert OpenAIES.policy_aliases["CnnPolicy"] is ESPixelPolicy and DeepGA.policy_aliases["CnnPolicy"] is GAPixelPolicy
-    with pytest.raises(ValueError, match=r"at least 10 times the 4052658 parameters.*noise_table_size=250000000"):
-        DeepGA("CnnPolicy", make_atari(GAME), pop_size=2, truncation=1, n_finalists=1)
+    with pytest.raises(ValueError, match=r"at least 10 times the 4052658 parameters.*noise_table_size=40526580"):
+        DeepGA("CnnPolicy", make_atari(GAME), pop_size=2, truncation=1, n_finalists=1, noise_table_size=25_000_000)
 
 
 def test_learning_goes_on_where_it_was_saved(tmp_path: Path) -> None:
