@@ -97,7 +97,8 @@ def play_episodes(model: Any, env: VecEnv, n_episodes: int, seed: int, steps: St
     """
     Episodes of a member without exploration noise and without learning.
 
-    Episodes are dealt to the environments in advance, so that short ones are not counted more often.
+    Episodes are dealt to the environments in advance, so that short ones are not counted more often; an environment that has
+    played its share goes on unseen, and its steps are not counted.
 
     :param model: with ``predict``
     :param env: begins new episodes; statistics of a ``VecNormalize`` are used and not changed
@@ -122,12 +123,14 @@ def play_episodes(model: Any, env: VecEnv, n_episodes: int, seed: int, steps: St
             masks = {"action_masks": get_action_masks(env)} if needs_masks else {}
             actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=True, **masks)
             observations, rewards, dones, infos = env.step(actions)
+            plays = counts < targets
             raw = rewards if normalizer is None else normalizer.get_original_reward()
             totals, starts = totals + raw, dones
             if steps is not None:
-                steps.add(n_envs, rewards, dones, infos)
+                shown = [info if plays[index] else {} for index, info in enumerate(infos)]
+                steps.add(int(plays.sum()), np.where(plays, rewards, 0.0), dones & plays, shown)
             for index in np.flatnonzero(dones):
-                if counts[index] < targets[index]:
+                if plays[index]:
                     returns.append(float(totals[index]))
                     counts[index] += 1
                 totals[index] = 0.0
