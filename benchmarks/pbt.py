@@ -81,7 +81,7 @@ PPO_DEFAULTS = (
 SAC_DEFAULTS = (("learning_rate", 3e-4), ("batch_size", 256), ("gamma", 0.99), ("tau", 0.005))
 TASKS = {
     "lunar_lander": Task("LunarLander-v3", "ppo", "LunarLander-v3", 64 * 16_384, 4, 16_384, PPO_DEFAULTS),
-    "hopper": Task("Hopper-v5", "sac", "Hopper-v4", 100_000, 4, 2_500, SAC_DEFAULTS),
+    "hopper": Task("Hopper-v5", "sac", "Hopper-v4", 80_000, 4, 2_500, SAC_DEFAULTS),
     "cart_pole": Task("CartPole-v1", "ppo", "CartPole-v1", 100_000, 4, 5_000, PPO_DEFAULTS),
 }
 

@@ -84,8 +84,9 @@ def plan_tasks(model: Any, total_timesteps: int) -> list[Task]:
     :return: the members' work in this generation; in the last one of a call it is what is left, in equal shares
     """
     share = -(-(total_timesteps - model.num_timesteps) // model.pop_size)
-    steps, horizon = min(model.ready_steps, share), -(-total_timesteps // model.pop_size)
-    common = (model.run.address, steps, horizon, model.score, model.n_eval_episodes, model.n_threads)
+    steps, remaining = min(model.ready_steps, share), 1.0 - model.num_timesteps / total_timesteps
+    schedule = (remaining, model.pop_size / total_timesteps)
+    common = (model.run.address, steps, *schedule, model.score, model.n_eval_episodes, model.n_threads)
     return [Task(number, model.recipe, state, *common) for number, state in enumerate(model._members)]
 
 

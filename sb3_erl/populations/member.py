@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_erl.core.seeding import Address, scoped_generators
 from sb3_erl.populations.applying import arguments_with, settle, settle_buffer
 from sb3_erl.populations.episodes import StepRecorder, Steps, play_episodes
-from sb3_erl.populations.replay import dumps
+from sb3_erl.runs.buffer_files import save_buffer
 from sb3_erl.runs.loading import brief
 
 STATISTICS = ("obs_rms", "ret_rms")
@@ -72,7 +72,8 @@ class Task:
     :param state: of the member
     :param address: root of the random numbers of the generation
     :param ready_steps: environment steps of training
-    :param horizon: of the member's steps, at which schedules end
+    :param remaining: progress that remains at the beginning, 1 at that of the call, as SB3's schedules take it
+    :param per_step: by how much it falls with each of the member's steps
     :param score: ``"evaluation"`` for separate episodes, ``"training"`` for the last ones of training
     :param n_eval_episodes: episodes that make up a score
     :param n_threads: of PyTorch while it trains
@@ -83,7 +84,8 @@ class Task:
     state: MemberState
     address: Address
     ready_steps: int
-    horizon: int
+    remaining: float
+    per_step: float
     score: Literal["evaluation", "training"]
     n_eval_episodes: int
     n_threads: int = 1
@@ -96,7 +98,7 @@ class Result:
 
     :param number: of the member
     :param outcome: ``"diverged"`` if numbers of it are not finite any more, ``"failed"`` if something raised an error
-    :param state: after the generation; before it if the member failed
+    :param state: after the generation; before it if the member failed or diverged
     :param score: higher is better, NaN without one
     :param steps: that were made
     :param n_timesteps: the member's own count
@@ -149,14 +151,15 @@ def packed(model: Any, values: Mapping[str, Any], with_buffer: bool = True) -> M
     :param with_buffer: whether its replay buffer is kept, too
     :return: the member as bytes
     """
-    file = io.BytesIO()
+    file, buffer_file = io.BytesIO(), io.BytesIO()
     model.save(file)
-    buffer = getattr(model, "replay_buffer", None)
+    if with_buffer and getattr(model, "replay_buffer", None) is not None:
+        save_buffer(model.replay_buffer, buffer_file)  # without what was never filled
     normalizer = None if model.env is None else unwrap_vec_normalize(model.env)
     return MemberState(
         file.getvalue(),
         dict(values),
-        dumps(buffer) if with_buffer and buffer is not None else None,
+        buffer_file.getvalue() or None,
         None if normalizer is None else read_statistics(normalizer),
     )
 
@@ -263,7 +266,7 @@ def _run_task(task: Task, env: VecEnv) -> Result:
         outcome: Outcome = "trained" if np.isfinite(score) and is_finite(model) else "diverged"
         if task.score == "training" and len(model.ep_info_buffer or ()) == 0 and is_finite(model):
             outcome = "trained"  # no episode has ended yet
-        state = packed(model, task.state.hyperparameters)
+        state = packed(model, task.state.hyperparameters) if outcome == "trained" else task.state
         return Result(task.number, outcome, state, score, steps, int(model.num_timesteps))
     except Exception as error:
         has_diverged = (model is not None and not is_finite(model)) or is_numerical(error)
@@ -286,13 +289,13 @@ def _train(model: Any, task: Task, env: VecEnv, steps: Steps) -> None:
         normalizer.training = True
     env.seed(seed)
     model._last_obs = None  # so that learn() begins with new episodes
-    begin, horizon = model.num_timesteps, max(task.horizon, model.num_timesteps + task.ready_steps)
+    begin = model.num_timesteps
 
     def follow(num_timesteps: int, total_timesteps: int) -> None:
-        model._current_progress_remaining = min(1.0, max(0.0, 1.0 - num_timesteps / horizon))
+        model._current_progress_remaining = max(0.0, task.remaining - task.per_step * (num_timesteps - begin))
 
     model._update_current_progress_remaining = follow
-    follow(begin, horizon)
+    follow(begin, begin)
     extra = {}
     if hasattr(model.learn, "__func__") and "use_masking" in model.learn.__func__.__code__.co_varnames:
         from sb3_contrib.common.maskable.utils import is_masking_supported

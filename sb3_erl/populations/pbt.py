@@ -215,6 +215,27 @@ class PBT(EvolvingModel, BaseAlgorithm):
 
     # ---------------------------------------------------------------- agents
 
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> Any:
+        """
+        Act as the champion.
+
+        :param observation: ``(n_envs, *obs_shape)`` or one observation
+        :param state: of a recurrent policy
+        :param episode_start: ``(n_envs,)``, where episodes begin, for a recurrent policy
+        :param deterministic: whether to act without noise
+        :param action_masks: actions that are allowed, for members of ``MaskablePPO``
+        :return: actions and the next state of a recurrent policy
+        """
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        return self.policy.predict(observation, state, episode_start, deterministic, **masks)
+
     def individual(self, index: int) -> Any:
         """
         :param index: number of a member, from 0

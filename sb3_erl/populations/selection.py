@@ -94,7 +94,7 @@ def select(results: Sequence[Result], rules: Rules, recipe: Recipe, rng: np.rand
             if parent == place:  # nobody is left: it begins this generation again, elsewhere in the space
                 values = {name: knob.sample(rng) for name, knob in rules.space.items()}
             parents[place] = parent
-            new[place] = replaced(states[place], states[parent], values, rules.copy_buffer, rules.copy_statistics)
+            new[place] = replaced(states[place], states[parent], values, buffer=True, statistics=True)  # its own may be why
     champion = max(scored, key=lambda i: scores[i]) if scored else None
     return Selected([new[place] for place in range(len(results))], parents, champion)
 

@@ -54,11 +54,12 @@ def test_a_member_that_diverges_is_replaced_and_never_exploited(key: str) -> Non
     assert all(is_finite(model.individual(number)) for number in range(3)) and is_finite(model)
 
 
-def test_all_members_diverge() -> None:
-    """They begin the generation again, with other hyper-parameters."""
+@pytest.mark.parametrize("key", ["ppo", "dqn"])
+def test_all_members_diverge(key: str) -> None:
+    """They begin the generation again, with other hyper-parameters and the weights of before; DQN acts on without an error."""
     values = [{"learning_rate": 1e30}] * 3
     with pytest.warns(UserWarning, match="has diverged"):
-        model = diverging("ppo", initial_hyperparameters=values).learn(600)
+        model = diverging(key, initial_hyperparameters=values).learn(600)
     table = model.lineage()
     assert set(table.outcome[:3]) == {"diverged"} and list(table.parent[3:6]) == [0, 1, 2]
     assert set(table.outcome) == {"diverged", "trained"} and is_finite(model)

@@ -26,7 +26,6 @@ from sb3_erl.populations.applying import Scaled
 from sb3_erl.populations.exploit import BinaryTournament, GeneticExploit, Truncation
 from sb3_erl.populations.explore import Perturb, Resample
 from sb3_erl.populations.member import unpacked
-from sb3_erl.populations.replay import dumps
 from sb3_erl.populations.selection import acting_network
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
@@ -100,7 +99,8 @@ def test_a_schedule_is_scaled_and_follows_the_whole_run() -> None:
         "a2c", algorithm=Noting, algorithm_kwargs={"n_steps": 16}, learning_rate=linear, search_space=rates, **common
     ).learn(900)
     assert model.n_generations > 2
-    assert seen[0] == pytest.approx(0.02 * (1 - 16 / 300)) and min(seen) < 0.012 and max(seen) < 0.02
+    assert seen[0] == pytest.approx(0.02 * (1 - 16 / 300)) and max(seen) < 0.02
+    assert seen[-1] == min(seen) < 1e-3, "steps of evaluations are progress, too, so the schedule ends with the run"
     assert Scaled(linear, 0.02)(0.5) == pytest.approx(0.01)
 
 
@@ -296,15 +296,11 @@ def test_populations_are_copied_and_pickled() -> None:
         assert differences(contents(model), contents(again)) == []
 
 
-def test_pickled_buffers_are_small() -> None:
-    buffer = make("sac").learn(150).individual(0).replay_buffer
-    large = type(buffer)(100_000, buffer.observation_space, buffer.action_space)
-    for _ in range(10):
-        large.add(np.ones((1, 3)), np.ones((1, 3)), np.ones((1, 2)), np.ones(1), np.zeros(1), [{}])
-    packed = dumps(large)
-    again = pickle.loads(packed)
-    assert len(packed) < 20_000 and again.observations.shape == large.observations.shape
-    assert all(np.array_equal(getattr(again, name), getattr(large, name)) for name in ("observations", "rewards", "actions"))
+def test_members_in_memory_have_no_bytes_for_what_their_buffers_do_not_hold_yet() -> None:
+    model = make("sac", algorithm_kwargs={"buffer_size": 200_000, "learning_starts": 100}).learn(100)
+    assert all(len(state.buffer) < 50_000 for state in model._members)
+    buffer = model.individual(0).replay_buffer
+    assert len(buffer.observations) == 200_000 and buffer.size() == buffer.pos > 0 and buffer.rewards[: buffer.pos].any()
 
 
 def test_several_environments() -> None:
