@@ -36,13 +36,17 @@ KWARGS: dict[str, dict[str, Any]] = {
 POLICY_KWARGS: dict[str, dict[str, Any]] = {
     "ars": {},
     "ppo_lstm": {"net_arch": [8], "lstm_hidden_size": 8},
+    "qrdqn": {"net_arch": [8], "n_quantiles": 5},
     "td7": {"net_arch": [8], "zs_dim": 8},
+    "tqc": {"net_arch": [8], "n_quantiles": 5},
 }
 POLICIES = {"ppo_lstm": "MlpLstmPolicy"}
 DISCRETE = ("dqn", "qrdqn", "ppo_mask")
 ALL = sorted(PARTS["algorithm"])
 MAIN = ("ppo", "a2c", "dqn", "sac", "tqc", "crossq", "td7")
 """Classes that are also killed, resumed and run in workers."""
+SHORT: dict[str, Any] = {"ready_steps": 32, "n_eval_episodes": 1}
+"""For tests in which nothing depends on how long a generation is."""
 
 
 class MaskedEnv(ToyEnv):

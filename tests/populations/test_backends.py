@@ -15,9 +15,9 @@ from sb3_erl import ProcessEvaluator, RayEvaluator
 from sb3_erl.rollouts.soundness import WorkerError
 from tests.contract.helpers import differences
 from tests.envs import ToyEnv, toy_maker
-from tests.populations.settings import DISCRETE, MAIN, contents, environment, make
+from tests.populations.settings import DISCRETE, MAIN, SHORT, contents, environment, make
 
-TOTAL = 320
+TOTAL = 200
 
 
 class Deadly(ToyEnv):
@@ -43,17 +43,18 @@ def maker(key: str) -> Any:
 
 @pytest.mark.parametrize("key", [key for key in MAIN if key not in ("a2c", "tqc")])
 def test_worker_processes_give_the_same(key: str) -> None:
-    here = contents(make(key, VecNormalize(environment(key, 2))).learn(TOTAL))
+    here = contents(make(key, VecNormalize(environment(key, 2)), **SHORT).learn(TOTAL))
     workers = ProcessEvaluator(2, maker(key))
-    there = contents(make(key, VecNormalize(environment(key, 2)), evaluator=workers).learn(TOTAL))
+    there = contents(make(key, VecNormalize(environment(key, 2)), evaluator=workers, **SHORT).learn(TOTAL))
     assert differences(here, there) == []
 
 
 @pytest.mark.parametrize("key", ["ppo", "sac"])
 def test_ray_gives_the_same(key: str) -> None:
     pytest.importorskip("ray")
-    here = contents(make(key).learn(TOTAL))
-    there = contents(make(key, evaluator=RayEvaluator(2, maker(key), num_cpus=0.5, start_timeout=300.0)).learn(TOTAL))
+    here = contents(make(key, **SHORT).learn(TOTAL))
+    workers = RayEvaluator(1, maker(key), num_cpus=0.5, start_timeout=300.0)
+    there = contents(make(key, evaluator=workers, **SHORT).learn(TOTAL))
     assert differences(here, there) == []
 
 
@@ -66,7 +67,7 @@ def test_callbacks_see_the_same_steps_everywhere() -> None:
             found.append((variables["self"].num_timesteps, variables["rewards"].tolist(), variables["dones"].tolist(), ends))
             return True
 
-        make("ppo", **kwargs).learn(TOTAL, look)
+        make("ppo", **SHORT, **kwargs).learn(TOTAL, look)
         return found
 
     here = seen()
@@ -84,7 +85,7 @@ def test_a_worker_that_dies_changes_nothing(tmp_path: Path) -> None:
 
 def test_workers_that_always_die_cost_generations_and_lose_nothing(tmp_path: Path) -> None:
     workers = ProcessEvaluator(1, toy_maker(Deadly, main=os.getpid(), mark=str(tmp_path / "always")))
-    model = make("ppo", evaluator=workers)
+    model = make("ppo", evaluator=workers, pop_size=2)
     before = contents(model)
     with (
         pytest.warns(UserWarning, match="member 0 lost this generation"),

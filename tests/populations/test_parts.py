@@ -29,7 +29,7 @@ from sb3_erl.populations.member import unpacked
 from sb3_erl.populations.selection import acting_network
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
-from tests.populations.settings import contents, environment, make
+from tests.populations.settings import SHORT, contents, environment, make
 
 # -------------------------------------------------------------------- what a new value becomes
 
@@ -67,12 +67,13 @@ def knob_around(value: Any) -> Any:
 @pytest.mark.parametrize(("key", "name", "value", "read"), READ, ids=[f"{row[0]}-{row[1]}" for row in READ])
 def test_a_new_value_reaches_a_model_that_was_trained(key: str, name: str, value: Any, read: Any) -> None:
     first = value - 1 if isinstance(value, int) else value + 0.01
-    model = make(key, search_space={name: knob_around(value)}, initial_hyperparameters=[{name: first}] * 3)
-    model.learn(3 * 48)
+    few = {**SHORT, "pop_size": 2, "n_report_episodes": 0}
+    model = make(key, search_space={name: knob_around(value)}, initial_hyperparameters=[{name: first}] * 2, **few)
+    model.learn(2 * 32)
     state = model._members[0]
     again = unpacked(type(state)(state.model, {name: value}, state.buffer, state.statistics), model.recipe, model.env)
     assert read(again) == pytest.approx(value)
-    again.learn(48, reset_num_timesteps=False)
+    again.learn(32, reset_num_timesteps=False)
     assert read(again) == pytest.approx(value)
 
 
@@ -169,10 +170,11 @@ def test_the_genetic_algorithm_crosses_weights(key: str) -> None:
         "exploit": "ga",
         "exploit_kwargs": {"elite_fraction": 0.3, "tournament_size": 2, "crossover_prob": 1.0},
         "pop_size": 6,
+        **SHORT,
     }
     policy = {} if key == "ars" else {"policy_kwargs": {"net_arch": [8]}}
     plain, crossed = (make(key, **{**kwargs, **policy, **more}) for more in ({"exploit": "none", "exploit_kwargs": None}, {}))
-    before, after = plain.learn(6 * 48), crossed.learn(6 * 48)
+    before, after = plain.learn(6 * 32), crossed.learn(6 * 32)
     vectors = [read_parameters(acting_network(before.individual(i))).numpy() for i in range(6)]
     children = [read_parameters(acting_network(after.individual(i))).numpy() for i in range(6)]
     changed = [i for i in range(6) if not np.array_equal(vectors[i], children[i])]

@@ -13,16 +13,16 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import PBT, GenerationCheckpoint, newest_checkpoint
 from tests.contract.helpers import differences
-from tests.populations.settings import MAIN, contents, environment, make
+from tests.populations.settings import MAIN, SHORT, contents, environment, make
 
-TOTAL = 500
+TOTAL = 300
 
 
 def learn(key: str, folder: Path, dies_at: int | None = None, **kwargs: Any) -> Any:
     """The program of a user whose jobs may be killed: it begins the run of this folder, or goes on with it."""
     env, checkpoints = VecNormalize(environment(key)), folder / "checkpoints"
     if newest_checkpoint(checkpoints) is None:
-        model = make(key, env, **kwargs)
+        model = make(key, env, **SHORT, **kwargs)
     else:
         model = PBT.resume_from(checkpoints, env=env, device="cpu")
     model.set_logger(configure(str(folder), ["csv"]))
@@ -40,7 +40,7 @@ def test_killed_in_the_third_generation(key: str, tmp_path: Path) -> None:
     whole = learn(key, tmp_path / "whole")
     assert whole.n_generations >= 3
     with pytest.raises(ZeroDivisionError):
-        learn(key, tmp_path / "killed", dies_at=460)
+        learn(key, tmp_path / "killed", dies_at=270)
     model = learn(key, tmp_path / "killed")
     assert model.run.is_resumed and differences(contents(whole), contents(model)) == []
     columns = [(folder / "progress.csv").read_text().splitlines() for folder in (tmp_path / "whole", tmp_path / "killed")]
@@ -62,10 +62,10 @@ def test_environments_are_made_again_from_their_id(tmp_path: Path) -> None:
 
 def test_files_of_sb3s_callback(tmp_path: Path) -> None:
     """They are written within generations, so the members in them are those with which the generation began."""
-    make("ppo").learn(500, CheckpointCallback(300, str(tmp_path)))
+    make("ppo").learn(400, CheckpointCallback(300, str(tmp_path)))
     model = PBT.resume_from(tmp_path, environment("ppo"), "cpu")
     assert model.num_timesteps == 300 and model.n_generations == 1
-    assert model.learn(500).num_timesteps >= 500 and model.n_generations > 1
+    assert model.learn(400).num_timesteps >= 400 and model.n_generations > 1
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
