@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.populations.space import Knob
+from sb3_erl.populations.space import Knob, Uniform
 
 _NETWORKS = "it decides which networks a model has, and those cannot change while they are trained"
 _STORED = "it decides what a model has stored, and that cannot change while it is trained"
@@ -39,6 +40,13 @@ REFUSED: dict[str, str] = {
     "_init_setup_model": "it is no hyper-parameter",
 }
 """Arguments that cannot be searched, by name, with the reason."""
+
+_SHARE, _COUNT = (0.0, 1.0), (1, math.inf)
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("gamma", "gae_lambda", "tau", "exploration_fraction", "exploration_final_eps"), _SHARE),
+    **dict.fromkeys(("batch_size", "n_epochs", "n_steps", "policy_delay", "target_update_interval"), _COUNT),
+}
+"""Smallest and largest sensible value of arguments of which SB3 takes any number."""
 
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 """Arguments that SB3 takes as a number or as a function of the remaining progress."""
@@ -140,8 +148,22 @@ def check_names(algorithm: type[BaseAlgorithm], space: Mapping[str, Knob], kwarg
                 f"search_space must not name {argument!r} while algorithm_kwargs has a function for it, which only "
                 f"{', '.join(SCHEDULES)} can be"
             )
+        _check_values(argument, known[argument], space[argument])
     if "n_steps" in space and not issubclass(algorithm, OnPolicyAlgorithm):
         raise ValueError(f"search_space must not name 'n_steps' for {name}: {_STORED}. Give it in algorithm_kwargs")
+
+
+def _check_values(name: str, parameter: inspect.Parameter, knob: Knob) -> None:
+    """:raises ValueError: if a value is no integer where the class wants one, or outside :data:`RANGES`"""
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    for value in knob.values():
+        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        is_integer = isinstance(value, int | np.integer) and is_number and not isinstance(knob, Uniform)
+        if parameter.annotation in (int, "int") and not is_integer:
+            raise ValueError(f"search_space must have integers for {name!r}, such as IntUniform or Choice of them; got {knob}")
+        if is_number and not low <= value <= high:
+            upper = f" and at most {high:g}" if math.isfinite(high) else ""
+            raise ValueError(f"search_space must have values of at least {low:g}{upper} for {name!r}; got {knob}")
 
 
 def check_is_kept(model: Any, names: Iterable[str]) -> None:

@@ -83,6 +83,9 @@ def check_arguments(model: Any) -> None:
     for name in ("env", "policy", "seed", "device"):
         if name in model.algorithm_kwargs:
             raise ValueError(f"algorithm_kwargs must not have {name!r}, which is an argument of PBT itself")
+    for name in ("learning_rate", "policy_kwargs"):
+        if getattr(model, name) and name in model.algorithm_kwargs:
+            raise ValueError(f"algorithm_kwargs must not have {name!r} where PBT's own {name} is given; leave one of them out")
 
 
 def checked_member(model: Any, values: Mapping[str, Any]) -> Any:
@@ -101,6 +104,8 @@ def checked_member(model: Any, values: Mapping[str, Any]) -> Any:
         try:
             member = new_model(recipe, model.env, values, model.run.address, 0)
         except AssertionError as error:
+            if "space" not in str(error):
+                raise ValueError(f"algorithm_kwargs must be arguments that {name} takes: {error}") from error
             raise UnsupportedSpaceError(f"env must be one that {name} can learn in: {error}") from error
         check_ready_steps(member, model.ready_steps, space)
         check_is_kept(member, space)

@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_erl.core.seeding import Address, scoped_generators
-from sb3_erl.populations.applying import arguments_with, settle, settle_buffer
+from sb3_erl.populations.applying import arguments_with, constructor_arguments, settle, settle_buffer
 from sb3_erl.populations.episodes import StepRecorder, Steps, play_episodes
 from sb3_erl.runs.buffer_files import save_buffer
 from sb3_erl.runs.loading import brief
@@ -139,8 +139,6 @@ def new_model(recipe: Recipe, env: VecEnv, values: Mapping[str, Any], address: A
 
 def _known(algorithm: type, arguments: dict[str, Any]) -> dict[str, Any]:
     """Only device and seed, which all of SB3's classes have; a class of a user's own may lack them."""
-    from sb3_erl.populations.applying import constructor_arguments
-
     return {name: value for name, value in arguments.items() if name in constructor_arguments(algorithm)}
 
 

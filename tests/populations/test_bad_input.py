@@ -71,6 +71,28 @@ RATE = {"learning_rate": LogUniform(1e-5, 1e-2)}
         ),
         ({"algorithm_kwargs": "dict(n_steps=8)"}, TypeError, r"algorithm_kwargs must be None or a dict .*n_steps: 256"),
         ({"algorithm_kwargs": {"seed": 8}}, ValueError, r"algorithm_kwargs must not have 'seed'"),
+        (
+            {"algorithm_kwargs": {"policy_kwargs": {"net_arch": [4]}}},
+            ValueError,
+            r"algorithm_kwargs must not have 'policy_kwargs' where PBT's own policy_kwargs is given",
+        ),
+        (
+            {"algorithm_kwargs": {"learning_rate": "lin_3e-4"}, "search_space": {"gamma": Choice([0.9, 0.99])}},
+            ValueError,
+            r"algorithm_kwargs must be arguments that PPO takes: .*lin_3e-4",
+        ),
+        (
+            {"search_space": {"n_epochs": Uniform(1, 3)}},
+            ValueError,
+            r"search_space must have integers for 'n_epochs', such as IntUniform .*got Uniform",
+        ),
+        ({"search_space": {"batch_size": Choice([16, "a"])}}, ValueError, r"search_space must have integers for 'batch_size'"),
+        ({"search_space": {"batch_size": Choice([16, 0])}}, ValueError, r"search_space must have values of at least 1 for"),
+        (
+            {"search_space": {"gamma": Uniform(0.9, 1.5)}},
+            ValueError,
+            r"search_space must have values of at least 0 and at most 1 for 'gamma'; got Uniform\(low=0\.9, high=1\.5\)",
+        ),
         ({"exploit": "best"}, ValueError, r"exploit must be one of .*'truncation'.*got 'best'"),
         ({"exploit": 3}, TypeError, r"exploit must be a key.*got 3"),
         (
