@@ -306,8 +306,20 @@ def test_members_in_memory_have_no_bytes_for_what_their_buffers_do_not_hold_yet(
 
 
 def test_several_environments() -> None:
-    model = make("ppo", toy_vec_env(3, vary=3)).learn(300)
+    """An environment that has played its share of an evaluation goes on unseen: its steps do not count, nor its episodes."""
+    counts: dict[bool, list[int]] = {True: [0], False: [0]}
+    ends: list[int] = []
+
+    def look(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        is_evaluation, total = variables["is_evaluation"], variables["self"].num_timesteps
+        counts[is_evaluation].append(total - sum(counts[True]) - sum(counts[False]))
+        ends.append(int(variables["dones"].sum()) if is_evaluation else 0)
+        return True
+
+    model = make("ppo", toy_vec_env(3, vary=3), n_eval_episodes=2).learn(300, look)
     assert model.n_envs == 3 and set(model.lineage().num_timesteps % 3) == {0}
+    assert set(counts[False][1:]) == {3} and set(counts[True][1:]) == {1, 2}
+    assert sum(ends) == 2 * 3 * model.n_generations
 
 
 def test_export(tmp_path: Path) -> None:
