@@ -31,6 +31,7 @@ from sb3_erl.populations.saved_states import from_plain, to_plain
 from sb3_erl.populations.selection import Rules
 from sb3_erl.populations.space import check_initial, parse_space
 from sb3_erl.remote.choice import EvaluatorChoice
+from sb3_erl.runs.safe_files import ModelFileError
 
 HIDDEN = ("support_multi_env", "monitor_wrapper", "use_sde", "sde_sample_freq", "supported_action_spaces")
 """Arguments of SB3's base class that are the members' own affair."""
@@ -97,6 +98,8 @@ class PBT(EvolvingModel, BaseAlgorithm):
     reported_candidates = ("champion",)
     checkpoint_includes: ClassVar[tuple[str, ...]] = (BUFFERS,)
     """What a checkpoint needs of :meth:`save` beside the rest, so that a run goes on exactly."""
+    trusted_attributes: ClassVar[tuple[str, ...]] = ("_saved_members",)
+    """Saved members are files of SB3's classes, which are not written a second time for files that need not be trusted."""
     champion_return: float | None = None
     """Mean return of the champion in episodes that select nothing, ``None`` before the first generation."""
 
@@ -315,7 +318,16 @@ class PBT(EvolvingModel, BaseAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> PBT:
-        """See :meth:`~sb3_erl.engine.model.EvolvingModel.load`; with the members' replay buffers, if they were saved."""
+        """
+        See :meth:`~sb3_erl.engine.model.EvolvingModel.load`; with the members' replay buffers, if they were saved.
+
+        :raises ModelFileError: with ``trusted=False``, because members are files of SB3's classes, which SB3 reads as pickles
+        """
+        if not kwargs.get("trusted", True):
+            raise ModelFileError(
+                "path must be of a file that is trusted, because a population consists of whole files of SB3's classes, which "
+                "SB3 reads as pickles; got trusted=False. Load it without, if you trust its author"
+            )
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         buffers = read_buffers(path, model.pop_size)
         model._states = [

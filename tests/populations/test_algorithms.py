@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from sb3_erl import PBT
+from sb3_erl import PBT, load_safe
 from sb3_erl.populations.defaults import SPACES, member_class
+from sb3_erl.runs.safe_files import ModelFileError
 from sb3_erl.zoo import hyperparams_file
 from tests.contract.helpers import differences, snapshot
 from tests.populations.settings import ALL, SHORT, contents, environment, make
@@ -50,6 +51,14 @@ def test_replay_buffers_are_saved_if_they_are_asked_for() -> None:
         file.seek(0)
         different = differences(contents(model), contents(PBT.load(file, environment("dqn"))))
         assert all("replay_buffer" in name for name in different) and bool(different) == (include is None)
+
+
+def test_members_are_not_loaded_from_a_file_that_is_not_trusted(tmp_path: Path) -> None:
+    """Each member is a file of another class, which SB3 reads as a pickle."""
+    make("ppo").save(tmp_path / "population")
+    for load in (load_safe, lambda path: PBT.load(path, trusted=False)):
+        with pytest.raises(ModelFileError, match="whole files of SB3's classes, which SB3 reads as pickles"):
+            load(tmp_path / "population.zip")
 
 
 def test_a_seed_gives_the_same_run_again() -> None:
