@@ -98,7 +98,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
     reported_candidates = ("champion",)
     checkpoint_includes: ClassVar[tuple[str, ...]] = (BUFFERS,)
     """What a checkpoint needs of :meth:`save` beside the rest, so that a run goes on exactly."""
-    trusted_attributes: ClassVar[tuple[str, ...]] = ("_saved_members",)
+    _only_trusted: ClassVar[tuple[str, ...]] = ("_saved_members",)
     """Saved members are files of SB3's classes, which are not written a second time for files that need not be trusted."""
     champion_return: float | None = None
     """Mean return of the champion in episodes that select nothing, ``None`` before the first generation."""
