@@ -308,6 +308,18 @@ def _curves(folder: Path, way: str) -> Iterator[Path]:
     return (file for file in sorted(folder.glob(f"{way}_*.csv")) if file.stem.removeprefix(f"{way}_").isdecimal())
 
 
+def print_reached(folder: Path, task: Task, seeds: list[int], n_steps: int) -> None:
+    """Print what each way had reached by a number of steps, also of runs that are not finished."""
+    print(f"| way | by {n_steps} steps: last report, mean of the last three |\n|---|---|")
+    for way in WAYS:
+        for file in (folder / f"{way}_{seed}.csv" for seed in seeds):
+            if file.exists():
+                steps, reports = curve(file, task.pop_size if way == "independent" else 1)
+                found = [report for step, report in zip(steps, reports, strict=True) if step <= n_steps]
+                text = f"{found[-1]:.1f}, {np.mean(found[-3:]):.1f}" if found and steps[-1] >= n_steps else "not reached"
+                print(f"| {file.stem} | {text} |")
+
+
 def main() -> None:
     """Make the runs that are missing, print a table and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -318,10 +330,15 @@ def main() -> None:
     parser.add_argument("--evaluator", default="vec", choices=("vec", "process", "ray"), help="who runs PBT's members")
     parser.add_argument("--output", type=Path, default=Path("docs/results/pbt"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/pbt"))
+    parser.add_argument("--at", type=int, help="make no runs: print what curves that are there had reached by so many steps")
     options = parser.parse_args()
     task = TASKS[options.task]
     folder = options.output / options.task
     folder.mkdir(parents=True, exist_ok=True)
+    if options.at is not None:
+        print_reached(folder, task, options.seeds, options.at)
+        plot(folder, task, options.output / f"{options.task}.png")
+        return
     rows = []
     for seed in options.seeds:
         for way in options.ways:
