@@ -191,7 +191,9 @@ class AlgorithmDirective(Directive):
         key = self.arguments[0]
         cls = ALGOS[key]
         source = self.state.document.settings.env.app.srcdir
-        texts = dict(line.split(": ", 1) for line in " \n".join(self.content).replace("\n  ", " ").split(" \n") if line.strip())
+        texts = dict(
+            line.split(": ", 1) for line in " \n".join(self.content).replace("\n  ", " ").split(" \n") if line.strip()
+        )
         path = Path(source) / "_static" / "generated" / f"{key}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         steps = steps_of(cls, texts)
