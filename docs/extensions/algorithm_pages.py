@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from docutils.parsers.rst import Directive, directives
 from gymnasium import spaces
 
 from sb3_erl import ALGOS
@@ -182,9 +182,10 @@ def draw(steps: list[tuple[str, str]], path: Path) -> None:
 
 
 class AlgorithmDirective(Directive):
-    """``{algorithm} key`` with a line ``step: text`` for each step of a round."""
+    """``{algorithm} key`` with a line ``step: text`` for each step of a round; ``:picture-only:`` leaves the table out."""
 
     required_arguments = 1
+    option_spec = {"picture-only": directives.flag}  # noqa: RUF012 as docutils has it
     has_content = True
 
     def run(self) -> list[nodes.Node]:
@@ -200,7 +201,7 @@ class AlgorithmDirective(Directive):
         draw(steps, path)
         alt = f"One round of {cls.__name__}: " + "; ".join(f"{name}: {text}" for name, text in steps)
         picture = nodes.image(uri=f"/_static/generated/{key}.svg", alt=alt)
-        return [picture, *self._table(cls)]
+        return [picture, *([] if "picture-only" in self.options else self._table(cls))]
 
     def _table(self, cls: Any) -> list[nodes.Node]:
         lines = ["| | |", "|---|---|", *(f"| {name} | {answer} |" for name, answer in usage(cls).items())]
