@@ -112,6 +112,7 @@ class CERL(HybridAlgorithm):
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
     takes_discrete_actions, reported_candidates = False, ("champion",)
+    _warms_up_by = "steps"
     learner: Portfolio
 
     @inherits_arguments(
@@ -263,11 +264,6 @@ class CERL(HybridAlgorithm):
         verbs.tell(self, generation)
         self.manager.reallocate(generation.rng.random(self.rollout_size))
         self.resources = self.manager.state
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _learn(self, generation: Generation) -> None:
         episodes = generation.evaluated

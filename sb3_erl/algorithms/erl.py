@@ -77,6 +77,7 @@ class ERL(HybridAlgorithm):
     """
 
     reported_candidates = ("champion",)
+    _warms_up_by = "steps"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
@@ -167,11 +168,6 @@ class ERL(HybridAlgorithm):
         return make_exchange(self.exchange_class, self.learner, {"sync_period": self.sync_period}, self.exchange_kwargs or {})
 
     # ---------------------------------------------------------------- the parts of a generation
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         if isinstance(self.action_space, spaces.Discrete):

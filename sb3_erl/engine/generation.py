@@ -129,6 +129,8 @@ def run_generation(model: Any, callback: BaseCallback) -> bool:
         for step in model.extra_steps:
             if step.after == verb:
                 step(model, generation)
+        for observer in model.run.observers:
+            observer.after_verb(verb, generation)
     return True
 
 

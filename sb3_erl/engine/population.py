@@ -111,6 +111,7 @@ class Population:
             evolver.tell(candidates, fitness, rng)
         else:
             evolver.tell(candidates, fitness, rng, migrants)
+        evolver.outsiders = frozenset()
 
     def best(self) -> Tensor | None:
         """:return: ``(n_params,)``, the best individual of the last generation as it was evaluated; ``None`` if not known"""

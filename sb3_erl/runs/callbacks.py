@@ -154,7 +154,7 @@ class GenerationCheckpoint(BaseCallback):
             if self._recipe is not None:
                 (folder / ENVIRONMENT).write_bytes(self._recipe)
             log, callbacks = copy_logs(model.logger, folder / LOGS), read_callbacks(self._root)
-            run = {"log": log, "callbacks": callbacks, "generators": read_generators()}
+            run = {"log": log, "callbacks": callbacks, "generators": read_generators(), "latest": model.run.latest}
             (folder / RUN).write_bytes(pickle.dumps(run))
         self._saved_at, self._number = model.num_timesteps, number
         self._newest = checkpoint_at(self.save_path, model.num_timesteps)
