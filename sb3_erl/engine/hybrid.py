@@ -80,7 +80,7 @@ class HybridAlgorithm(OffPolicyModel):
     learner_needs: ClassVar[tuple[str, ...]] = ()
     """Methods that a learner must have."""
     policy: Any
-    _warms_up_by = "learner steps"
+    _warms_up_by: ClassVar[str | None] = "learner steps"
     deploy: Any = "champion"
     champion_fitness: float | None = None
     """Fitness of the last evaluated champion, ``None`` before the first evaluation."""

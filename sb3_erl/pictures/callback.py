@@ -46,25 +46,23 @@ class PopulationCallback(BaseCallback):
     """
     Shows what the population of any class with generations does; ``sb3-erl plot FOLDER`` draws it.
 
-    Each generation becomes a row of :meth:`table` and of ``population.csv``, and its most telling numbers go to SB3's logger, so
-    that TensorBoard and CSV files have them. The run is not changed: weights are the same, to the last bit, without the callback.
+    Each generation becomes a row of :meth:`table` and of ``population.csv``, and its most telling numbers go to SB3's logger,
+    so that TensorBoard and CSV files have them. The run is not changed: weights are the same, to the last bit, without the
+    callback.
 
-    ================================= ===========================================================================================
-    ``fitness_min`` to ``_max``       quantiles of the fitness; ``fitness_is_return`` says whether it is the return of whole
-                                      episodes
-    ``learner_return``                mean return of the learner's episodes; ``learner_beats`` is the share of individuals that
-                                      are worse
+    ================================= ===================================================================================
+    ``fitness_min`` to ``_max``       quantiles; ``fitness_is_return``: whether it is the return of whole episodes
+    ``learner_return``                mean of the learner's episodes; ``learner_beats``: share of individuals below it
     ``deployed``, ``deployed_return`` what ``predict`` acts with, and its latest known return in training
     ``parameter_diversity``           mean Euclidean distance of two individuals' parameters
-    ``action_diversity``              mean distance of their actions, in [-1, 1] each, on 64 observations of the first generation
-    ``elites_age``, ``oldest_age``    generations that elites (mean), or the oldest individual, have lived through unchanged
-    ``elites_random`` and so on       how the elites were made, as shares: at random, drawn from a distribution (``sample``), by
-                                      ``mutation`` or ``crossover``, by the ``learner``, or in a way that an evolver does not tell
-    ``made_random`` and so on         the same for what is new in this generation; ``made_copy`` is the share of unchanged copies
-    ``lines``, ``from_learner``       lines of descent that are left, by first parents; share of individuals that descend from
-                                      the learner
+    ``action_diversity``              mean distance of their actions, in [-1, 1], on 64 observations of the beginning
+    ``elites_age``, ``oldest_age``    generations that elites (mean) or the oldest have lived through unchanged
+    ``elites_random`` and so on       how elites were made, as shares: at random, drawn from a distribution (``sample``),
+                                      by ``mutation`` or ``crossover``, by the ``learner``, or ``unknown``
+    ``made_random`` and so on         the same for what is new in a generation; ``made_copy``: share of unchanged copies
+    ``lines``, ``from_learner``       lines of descent that are left, by first parents; share that descends from the learner
     ``warm_up``                       1 while the learner does not learn yet
-    ================================= ===========================================================================================
+    ================================= ===================================================================================
 
     Where environments report a place (mazes), ``endpoints.csv`` has where the population's episodes ended.
 
@@ -257,11 +255,12 @@ class PopulationCallback(BaseCallback):
 
     def _age_of_elite(self, age: int, number: int) -> int:
         """Age of the champion; of an elite that is kept apart from the population, generations since it became the elite."""
-        genome = getattr(self.model.evolver, "elite", None)  # type: ignore[attr-defined]
-        if not hasattr(genome, "offsets"):
+        genome = getattr(getattr(self.model, "evolver", None), "elite", None)
+        offsets = getattr(genome, "offsets", None)
+        if offsets is None:
             return age
-        if self._elite_since[0] != genome.offsets:
-            self._elite_since = (genome.offsets, number)
+        if self._elite_since[0] != offsets:
+            self._elite_since = (offsets, number)
         return number - self._elite_since[1]
 
     # ---------------------------------------------------------------- the table
@@ -284,7 +283,7 @@ def _monitor_folder(env: Any) -> pathlib.Path | None:
         env = env.venv
     if not isinstance(env, DummyVecEnv):
         return None
-    inner = env.envs[0]
+    inner: Any = env.envs[0]
     while inner is not None:
         file = getattr(vars(inner).get("results_writer"), "file_handler", None)
         if file is not None:
@@ -297,7 +296,7 @@ def _place(env: Any) -> dict[str, Any] | None:
     """The map of environments in which an episode ends at a place: walls, start and goal."""
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    domain = env.envs[0].unwrapped if isinstance(env, DummyVecEnv) else env
+    domain: Any = env.envs[0].unwrapped if isinstance(env, DummyVecEnv) else env
     place = getattr(domain, "maze", domain)
     if not hasattr(place, "lines"):
         return None

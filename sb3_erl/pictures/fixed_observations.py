@@ -15,8 +15,8 @@ class FixedObservations:
     """
     So many observations, evenly spaced over the steps of the first generation that was seen.
 
-    While they are collected the spacing doubles whenever there are twice as many as wanted, so that neither the number of steps
-    must be known nor are there ever more.
+    While they are collected the spacing doubles whenever there are twice as many as wanted, so that the number of steps need
+    not be known.
 
     :param n: how many
     """

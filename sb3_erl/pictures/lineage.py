@@ -10,7 +10,7 @@ import numpy as np
 from sb3_erl.evolution.operators.origins import COPY, ORIGINS, OUTSIDE, Origins
 
 NO_LINE = -1
-"""Line of descent of an individual that is drawn from a distribution."""
+"""Line of descent of an individual that is drawn from a distribution, or whose parents are not known."""
 
 
 @dataclass
@@ -20,7 +20,8 @@ class Lineage:
 
     :param born: ``(n,)`` generation in which each was made, as it is now
     :param kinds: ``(n,)`` how it was made, one of :data:`~sb3_erl.evolution.operators.origins.ORIGINS`
-    :param lines: ``(n,)`` number of the individual that it descends from by first parents: a random one, or one from outside
+    :param lines: ``(n,)`` number of the individual that it descends from by first parents: a random one, or one from outside;
+        :data:`NO_LINE` where that is not known
     :param outside: ``(n,)`` whether that one came from outside, as copies of a learner do
     :param n_lines: lines that there have been
     """
@@ -52,13 +53,14 @@ class Lineage:
                 line, outside = (self.lines[parent], self.outside[parent]) if known else (None, parent == OUTSIDE)
                 if origins.founders:
                     line = origins.founders[i]
-                elif kind == "sample":
+                elif line is None and kind not in ("random", "learner"):
                     line = NO_LINE
                 elif line is None:
                     line, following.n_lines = following.n_lines, following.n_lines + 1
                 own = (number, kind, line, outside)
-            for column, value in zip((following.born, following.kinds, following.lines, following.outside), own, strict=True):
-                column.append(value)  # type: ignore[arg-type]
+            columns: list[list[Any]] = [following.born, following.kinds, following.lines, following.outside]
+            for column, value in zip(columns, own, strict=True):
+                column.append(value)
         return following
 
     def ages(self, number: int) -> np.ndarray:
@@ -78,6 +80,6 @@ class Lineage:
 
     @property
     def n_alive(self) -> int:
-        """Lines of descent that are left; 0 where individuals are drawn from a distribution."""
+        """Lines of descent that are left; 0 where some are not known."""
         lines = set(self.lines)
         return 0 if NO_LINE in lines else len(lines)

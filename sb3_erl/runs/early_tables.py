@@ -42,7 +42,8 @@ class EarlyTables:
         self._next_steps, self._next_time = math.inf, time.monotonic() + SECONDS
 
     def _show(self) -> None:
-        model, values = self._model, {}
+        model = self._model
+        values: dict[str, Any] = {}
         if model.ep_info_buffer:
             values["rollout/ep_len_mean"] = float(np.mean([info["l"] for info in model.ep_info_buffer]))
             values["rollout/ep_rew_mean"] = float(np.mean([info["r"] for info in model.ep_info_buffer]))
@@ -58,7 +59,7 @@ class EarlyTables:
             values["time/warm_up"] = note
         for writer in model.logger.output_formats:
             if isinstance(writer, HumanOutputFormat) and not writer.own_file:
-                writer.write(dict(sorted(values.items())), dict.fromkeys(values, ()), model.num_timesteps)  # type: ignore[arg-type]
+                writer.write(dict(sorted(values.items())), dict.fromkeys(values, ()), model.num_timesteps)
         self.has_shown()
 
 

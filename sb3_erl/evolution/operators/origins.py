@@ -24,7 +24,7 @@ class Origins:
     :param kinds: ``(n,)``, each one of :data:`ORIGINS` or :data:`COPY`
     :param parents: ``(n,)`` number of the first parent among the individuals that were told last, :data:`NO_PARENT` without
         one, :data:`OUTSIDE` for descendants of an individual from outside
-    :param founders: ``(n,)`` numbers of the random individuals that they descend from, where the evolver knows them; else empty
+    :param founders: ``(n,)`` numbers of the random individuals that they descend from, empty where they are not known
     """
 
     kinds: tuple[str, ...]
