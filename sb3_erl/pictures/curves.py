@@ -17,7 +17,7 @@ from sb3_erl.pictures.population_figure import PopulationTable, running_mean
 
 EVALUATIONS = "evaluations.npz"
 MONITORS = "*monitor.csv"
-SEEDS = "seed_*.csv"
+SEEDS = "*seed_*.csv"
 WINDOW = 20
 """Training episodes whose returns are averaged."""
 
@@ -66,7 +66,8 @@ def tested(path: pathlib.Path) -> Curve | None:
         rows = list(csv.DictReader(file))
     if not rows or not {"steps", "mean"} <= set(rows[0]):
         return None
-    return Curve(*(np.array([float(row[name] or "nan") for row in rows]) for name in ("steps", "mean")))
+    steps, mean = (np.array([float(row[name] or "nan") for row in rows]) for name in ("steps", "mean"))
+    return Curve(steps, mean)
 
 
 def of_deployed(folder: pathlib.Path) -> Curve | None:
@@ -134,7 +135,8 @@ def grouped(runs: Sequence[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
     for run in runs:
         whole = run.resolve()
         stem = re.sub(r"_\d+$", "", whole.stem if whole.is_file() else whole.name)
-        name = whole.parent.name if whole.is_file() and stem == "seed" else f"{whole.parent.name}/{stem}"
+        stem = re.sub(r"_?seed$", "", stem) if whole.is_file() else stem
+        name = f"{whole.parent.name}/{stem}" if stem else whole.parent.name
         groups.setdefault(name, []).append(run)
     return groups
 
@@ -150,7 +152,7 @@ def choose_source(runs: Sequence[pathlib.Path]) -> tuple[str, list[Curve]]:
         if all(curve is not None for curve in curves):
             return label, [curve for curve in curves if curve is not None]
     raise ValueError(
-        f"runs must all have {EVALUATIONS}, or all have monitor files, to be drawn together; got {[str(run) for run in runs]}. "
+        f"runs must all have {EVALUATIONS}, or all monitor files, to be drawn together; got {[str(run) for run in runs]}. "
         "Draw them one by one, or train all with an EvalCallback"
     )
 
@@ -206,7 +208,7 @@ def draw_curves(paths: Iterable[pathlib.Path | str]) -> Any:
         axes.plot(steps, mean, color=color, linewidth=1.8, label=text)
         ends = max(curve.warm_up for curve in own)
         if len(groups) > 1 and ends > 0:
-            axes.axvline(ends, color=color, linestyle=":", linewidth=1.2, label="end of its warm-up")
+            axes.axvline(ends, color=color, linestyle=":", linewidth=1.2, label=f"warm-up of {name} ends")
     title = "Learning curve" if len(groups) == 1 else "Learning curves"
     if max(n_seeds) > 1:
         band = "95 % interval of the mean" if max(n_seeds) > 2 else "range of the seeds"

@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def finish(axes: Any, title: str, ylabel: str, n_columns: int = 3, others: Any = None) -> None:
+def finish(axes: Any, title: str, ylabel: str, n_columns: int = 3, others: Any = None, n_rows: int = 0) -> None:
     """
     Give axes over steps their title, names with units, and a legend between title and data.
 
@@ -36,12 +36,13 @@ def finish(axes: Any, title: str, ylabel: str, n_columns: int = 3, others: Any =
     :param ylabel: of the vertical axis, with its unit
     :param n_columns: entries of the legend in a row
     :param others: further axes in the same place, whose lines belong into the legend
+    :param n_rows: rows of the legend for which there is room, at least as many as it has
     """
     handles, labels = axes.get_legend_handles_labels()
     if others is not None:
         more = others.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
-    n_rows = -(-len(handles) // n_columns)
+    n_rows = max(n_rows, -(-len(handles) // n_columns))
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8 + 15 * n_rows)
     if handles:
         where: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": n_columns, "borderaxespad": 0.2}
@@ -50,8 +51,14 @@ def finish(axes: Any, title: str, ylabel: str, n_columns: int = 3, others: Any =
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
     axes.margins(x=0.01)
+    axes.set_xlim(left=0)
     axes.spines["top"].set_visible(False)
     thousands(axes)
+
+
+def marker_of(n: int) -> str:
+    """:return: how points of a line are marked, which has to be seen if there are few of them"""
+    return "o" if n < 12 else ""
 
 
 def thousands(axes: Any) -> None:

@@ -68,8 +68,12 @@ def action_diversity(model: Any, candidates: Tensor, observations: Observation) 
         answers = [actor(take(observations, slice(None)), (i,) * n_observations) for i in range(len(rows))]
     actions = np.stack(answers).astype(np.float32)  # (individuals, observations, action_dim)
     first, second = np.triu_indices(len(rows), k=1)
-    if isinstance(model.action_space, spaces.Discrete):
+    space = model.action_space
+    if not isinstance(space, spaces.Box):
         return float((actions[first] != actions[second]).any(axis=-1).mean())
+    if not model.policy.squash_output:  # in the units of the environment, which clips them
+        low, high = space.low.ravel(), space.high.ravel()
+        actions = 2 * (np.clip(actions, low, high) - low) / (high - low) - 1
     return float(np.linalg.norm(actions[first] - actions[second], axis=-1).mean())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_erl.evolution.operators.origins import ORIGINS
 from sb3_erl.pictures.callback import TABLE
-from sb3_erl.pictures.drawing import BLUE, CYCLE, GRAY, GREEN, ORANGE, VERMILION, finish, mark_warm_up, new_figure
+from sb3_erl.pictures.drawing import BLUE, CYCLE, GRAY, GREEN, ORANGE, VERMILION, finish, mark_warm_up, marker_of, new_figure
 from sb3_erl.pictures.generation_files import read_about, read_rows
 
 ORIGIN_COLORS = dict(zip(ORIGINS, (CYCLE[5], CYCLE[0], CYCLE[2], CYCLE[4], CYCLE[1], GRAY), strict=True))
@@ -47,9 +47,11 @@ class PopulationTable:
 
     @property
     def warm_up_ends(self) -> float:
-        """Step at which the last generation of the warm-up ended, 0 without one."""
-        waiting = self["timesteps"][self["warm_up"] == 1]
-        return float(waiting[-1]) if len(waiting) else 0.0
+        """Step from which on the learner learns: where the first generation after the warm-up ended; 0 without a warm-up."""
+        steps, waits = self["timesteps"], self["warm_up"] == 1
+        if not waits.any():
+            return 0.0
+        return float(steps[min(int(np.flatnonzero(waits)[-1]) + 1, len(steps) - 1)])
 
     @property
     def name(self) -> str:
@@ -85,7 +87,8 @@ def _fitness(axes: Any, table: PopulationTable) -> None:
         ribbon = {name: table[f"fitness_{name}"][shown] for name in ("min", "q25", "median", "q75", "max")}
         axes.fill_between(steps[shown], ribbon["min"], ribbon["max"], color=BLUE, alpha=0.15, linewidth=0, label="all")
         axes.fill_between(steps[shown], ribbon["q25"], ribbon["q75"], color=BLUE, alpha=0.35, linewidth=0, label="middle half")
-        axes.plot(steps[shown], ribbon["median"], color=BLUE, linewidth=1.6, label="median individual")
+        marked = {"marker": marker_of(int(shown.sum())), "markersize": 3}
+        axes.plot(steps[shown], ribbon["median"], color=BLUE, linewidth=1.6, label="median individual", **marked)
     if is_return.any() or not shown.any():
         for column, color, style, name in (
             ("learner_return", ORANGE, "-", "learner"),
@@ -94,9 +97,9 @@ def _fitness(axes: Any, table: PopulationTable) -> None:
             known = np.isfinite(table[column])
             if known.any():
                 axes.plot(steps[known], table[column][known], style, color=color, linewidth=1.2, label=name)
-        finish(axes, "Fitness of the population", "return of an episode (sum of rewards)")
+        finish(axes, "Fitness of the population", "return of an episode (sum of rewards)", n_rows=2)
         return
-    finish(axes, "Fitness of the population", f"fitness ({table.about.get('fitness', 'not a return')})")
+    finish(axes, "Fitness of the population", f"fitness ({table.about.get('fitness', 'not a return')})", n_rows=2)
 
 
 def _diversity(axes: Any, table: PopulationTable) -> None:
@@ -112,7 +115,7 @@ def _diversity(axes: Any, table: PopulationTable) -> None:
         place.set_ylim(bottom=0)
     right.set_ylabel("distance of actions, scaled to [-1, 1]")
     right.spines["top"].set_visible(False)
-    finish(axes, "Diversity: mean distance of two individuals", "distance of parameters", others=right)
+    finish(axes, "Diversity: mean distance of two individuals", "distance of parameters", others=right, n_rows=2)
 
 
 def _ages(axes: Any, table: PopulationTable) -> None:
@@ -126,15 +129,17 @@ def _ages(axes: Any, table: PopulationTable) -> None:
         known = np.isfinite(table[column])
         if known.any():
             axes.plot(steps[known], table[column][known], style, color=color, linewidth=1.4, label=name)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(-0.04 * max(axes.get_ylim()[1], 1), max(axes.get_ylim()[1], 1))
+    axes.yaxis.get_major_locator().set_params(integer=True)
     known, right = np.isfinite(lines), None
     if known.any():
         right = axes.twinx()
         right.plot(steps[known], lines[known], color=GREEN, linewidth=1.4, drawstyle="steps-post", label="lines left (right)")
-        right.set_ylim(bottom=0)
+        right.set_ylim(-0.04 * max(lines[known].max(), 1), 1.05 * max(lines[known].max(), 1))
+        right.yaxis.get_major_locator().set_params(integer=True)
         right.set_ylabel("lines of descent that are left")
         right.spines["top"].set_visible(False)
-    finish(axes, "Ages and lines of descent", "age (generations unchanged)", 4, right)
+    finish(axes, "Ages and lines of descent", "age (generations unchanged)", 3, right, n_rows=2)
 
 
 def _origins(axes: Any, table: PopulationTable) -> None:
@@ -146,12 +151,14 @@ def _origins(axes: Any, table: PopulationTable) -> None:
         present = {kind: share for kind, share in shares.items() if share.max() > 0}
         colors = [ORIGIN_COLORS[kind] for kind in present]
         names = [{"sample": "drawn"}.get(kind, kind) for kind in present]
-        axes.stackplot(table["timesteps"][known], *present.values(), colors=colors, labels=names, alpha=0.85, linewidth=0)
+        axes.stackplot(
+            table["timesteps"][known], *present.values(), colors=colors, labels=names, alpha=0.85, linewidth=0, step="mid"
+        )
         title = "How elites were made" + ("" if window == 1 else f" (mean of {window} generations)")
     else:
         title = "How elites were made"
     axes.set_ylim(0, 1)
-    finish(axes, title, "share of the elites", 4)
+    finish(axes, title, "share of the elites", 4, n_rows=2)
 
 
 def running_window(n: int) -> int:
