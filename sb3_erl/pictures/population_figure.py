@@ -121,6 +121,11 @@ def _diversity(axes: Any, table: PopulationTable) -> None:
 def _ages(axes: Any, table: PopulationTable) -> None:
     """How long individuals stay, and how many lines of descent are left."""
     steps, lines = table["timesteps"], table["lines"]
+    if not np.isfinite(lines).any() and not (table["oldest_age"] > 0).any():
+        axes.text(0.5, 0.5, "individuals are new in every generation", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        finish(axes, "Ages and lines of descent", "age (generations unchanged)", n_rows=2)
+        return
     for column, color, style, name in (
         ("oldest_age", GRAY, ":", "oldest individual"),
         ("elites_age", BLUE, "-", "elites (mean)"),
