@@ -149,7 +149,8 @@ class PopulationCallback(BaseCallback):
         return not self._observations.is_complete
 
     def _on_step(self) -> bool:
-        if not self._observations.is_complete and "new_obs" in self.locals:
+        ended = self.locals["dones"][0]  # back-ends differ in what they show then
+        if not self._observations.is_complete and "new_obs" in self.locals and not ended:
             self._observations.look(self.locals["new_obs"])
         return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_erl import ALGOS, GANS, GenerationCheckpoint, PopulationCallback, newest_checkpoint
+from sb3_erl import ALGOS, GANS, GenerationCheckpoint, PopulationCallback, ProcessEvaluator
 from sb3_erl.envs import VecHardMaze
 from sb3_erl.pictures.callback import COLUMNS, ENDS, TABLE
 from sb3_erl.pictures.generation_files import read_about, read_rows
 from tests.contract.helpers import Tables, differences, snapshot
 from tests.contract.settings import GENERATIONAL, HYBRIDS, STEPWISE, make, whole
-from tests.envs import toy_vec_env
+from tests.envs import ToyEnv, toy_vec_env
 
 STEPS = 260
 
@@ -101,7 +100,8 @@ def test_files_of_a_killed_and_resumed_run_have_no_row_twice(name: str, tmp_path
 
     def train(folder: Path, total: int, model: Any) -> Any:
         model.set_logger(configure(str(folder), ["csv"]))
-        callbacks = CallbackList([GenerationCheckpoint(60, folder / "checkpoints"), PopulationCallback(folder)])
+        saves = GenerationCheckpoint(40, folder / "checkpoints", keep=None)
+        callbacks = CallbackList([saves, PopulationCallback(folder)])
         return model.learn(total, callbacks)
 
     def environment() -> VecNormalize:
@@ -110,9 +110,9 @@ def test_files_of_a_killed_and_resumed_run_have_no_row_twice(name: str, tmp_path
     straight = train(tmp_path / "straight", STEPS, make(name, environment()))
     folder = tmp_path / "killed"
     train(folder, STEPS, make(name, environment()))
-    newest = newest_checkpoint(folder / "checkpoints")
-    assert newest is not None
-    shutil.rmtree(newest)  # as if the process had died before it was written
+    _, _, *later = sorted((folder / "checkpoints").glob("checkpoint_*"))
+    for checkpoint in later:  # as if the process had died before they were written
+        shutil.rmtree(checkpoint)
     text = (folder / TABLE).read_text()
     (folder / TABLE).write_text(text + "7,1234,0,")  # a line that the kill has cut
     resumed = ALGOS[name].resume_from(folder / "checkpoints", env=environment(), device="cpu")
@@ -150,7 +150,10 @@ def test_without_a_folder_rows_survive_a_checkpoint(tmp_path: Path) -> None:
     straight.learn(STEPS, callback)
     begun, first = make("erl"), PopulationCallback()
     begun.learn(STEPS, [GenerationCheckpoint(60, tmp_path, keep=None), first])
-    resumed, later = ALGOS["erl"].resume_from(sorted(tmp_path.glob("checkpoint_*"))[0], env=toy_vec_env()), PopulationCallback()
+    resumed, later = (
+        ALGOS["erl"].resume_from(sorted(tmp_path.glob("checkpoint_*"))[0], env=toy_vec_env()),
+        PopulationCallback(),
+    )
     resumed.learn(STEPS, later)
     np.testing.assert_equal(later.rows, callback.rows)
 
@@ -195,8 +198,8 @@ def test_in_worker_processes(tmp_path: Path) -> None:
     """Which report no observations of pure evolution: actions are compared on random ones then."""
     here, there = PopulationCallback(), PopulationCallback()
     make("erl").learn(120, here)
-    make("erl", evaluator="process").learn(120, there)
-    np.testing.assert_equal(copy.deepcopy(here.rows), there.rows)
+    make("erl", evaluator=ProcessEvaluator(1, make_env=ToyEnv)).learn(120, there)
+    np.testing.assert_equal(here.rows, there.rows)
     alone = PopulationCallback()
-    make("cem", evaluator="process").learn(120, alone)
+    make("cem", evaluator=ProcessEvaluator(1, make_env=ToyEnv)).learn(120, alone)
     assert all(np.isfinite(row["action_diversity"]) for row in alone.rows)
