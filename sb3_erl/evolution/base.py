@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.core.array_text import in_short
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
 from sb3_erl.evolution.operators.origins import Origins
 
@@ -126,7 +127,8 @@ class Evolver(nn.Module):
         return {}
 
     def __repr__(self) -> str:
-        words = [f"{name}={getattr(self, name)!r}" for name in ("pop_size", "n_params", *self.shown) if hasattr(self, name)]
+        names = [name for name in ("pop_size", "n_params", *self.shown) if hasattr(self, name)]
+        words = [f"{name}={in_short(getattr(self, name))}" for name in names]
         return f"{type(self).__name__}({', '.join(words)})"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

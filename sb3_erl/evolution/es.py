@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,9 +33,9 @@ class ESUpdate:
     :param update_ratio: L2 norm of the step relative to that of the mean before it
     """
 
-    shaped: np.ndarray
-    direction: np.ndarray
-    gradient: np.ndarray
+    shaped: np.ndarray = field(repr=False)
+    direction: np.ndarray = field(repr=False)
+    gradient: np.ndarray = field(repr=False)
     grad_norm: float
     update_ratio: float
 

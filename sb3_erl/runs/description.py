@@ -6,6 +6,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_erl.runs.early_tables import deployed, warm_up
+
 
 def env_name(env: VecEnv | None) -> str:
     """:return: the id of an environment, else the name of its class; without asking other processes"""
@@ -22,7 +24,8 @@ def env_name(env: VecEnv | None) -> str:
 def describe(model: Any) -> str:
     """
     :param model: of this package
-    :return: system, policy, environment, population and learner where there are any, steps and generations; a line each
+    :return: system, policy, environment, population and learner where there are any, steps and generations, and what
+        ``predict`` acts with; a line each
     """
     policy, env = getattr(model, "policy", None), getattr(model, "env", None)
     lines = [type(model).__name__]
@@ -38,14 +41,30 @@ def describe(model: Any) -> str:
         kind = "" if evolver is None else f", {type(evolver).__name__}"
         lines.append(f"  population:  {model.pop_size}{kind}")
     if hasattr(model, "learner"):
-        rule = getattr(model.learner, "rule", None)
-        kind = "" if rule is None else f" ({type(rule).__name__})"
-        lines.append(f"  learner:     {type(model.learner).__name__}{kind}, {model._n_updates:,} updates")
+        waits = warm_up(model)
+        note = "" if waits is None else f", begins after a warm-up: {waits}"
+        lines.append(f"  learner:     {learner_name(model.learner)}, {model._n_updates:,} updates{note}")
     trained = f"{model.num_timesteps:,} steps"
     if hasattr(model, "n_generations"):
         trained += f", {model.n_generations:,} generation{'s' * (model.n_generations != 1)}"
     lines.append(f"  trained:     {trained}, seed {model.run_seed}")
+    name, value = deployed(model)
+    lines.append(f"  predict:     acts with the {name}" + ("" if value is None else f", return {value:,.1f} in training"))
     return "\n".join(lines)
+
+
+def learner_name(learner: Any) -> str:
+    """
+    :param learner: of a model
+    :return: by what rule it learns, such as "TD3"; of several learners those of all
+    """
+    members = getattr(learner, "members", None)
+    if members is not None:
+        names = [learner_name(member) for member in members]
+        return ", ".join(name if names.count(name) == 1 else f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+    rule = getattr(learner, "rule", getattr(learner, "model", None))
+    name = type(learner if rule is None else rule).__name__
+    return name.removeprefix("Shared").removesuffix("Learner").removesuffix("Rule") or name
 
 
 def _space(space: Any) -> str:

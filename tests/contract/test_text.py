@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gymnasium as gym
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
@@ -9,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS
 from sb3_erl.runs.description import env_name
+from sb3_erl.runs.early_tables import deployed
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
 from tests.envs import toy_vec_env
 
@@ -17,9 +20,10 @@ from tests.envs import toy_vec_env
 def test_a_printed_model_says_what_it_is(name: str) -> None:
     model = make(name).learn(60)
     lines = str(model).splitlines()
-    assert lines[0] == type(model).__name__ and 4 <= len(lines) <= 6
+    assert lines[0] == type(model).__name__ and 5 <= len(lines) <= 7
     parts = {line.split(":")[0].strip(): line for line in lines[1:]}
-    assert set(parts) >= {"policy", "environment", "trained"}
+    assert set(parts) >= {"policy", "environment", "trained", "predict"}
+    assert f"acts with the {deployed(model)[0]}" in parts["predict"]
     assert type(model.policy).__name__ in parts["policy"] and "ToyEnv" in parts["environment"]
     assert f"{model.num_timesteps} steps" in parts["trained"] and "seed 3" in parts["trained"]
     n = getattr(model, "n_generations", None)
@@ -29,6 +33,7 @@ def test_a_printed_model_says_what_it_is(name: str) -> None:
     assert ("learner" in parts) == (name in HYBRIDS)
     if name in HYBRIDS:
         assert f"{model._n_updates} updates" in parts["learner"]
+        assert not {"Learner", "Rule", "Shared"} & set(re.findall("[A-Z][a-z]+", parts["learner"]))
 
 
 def test_short_form() -> None:
