@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_erl.core.extras import missing_extra
@@ -18,6 +18,7 @@ from sb3_erl.pictures.lineage import Lineage
 from sb3_erl.runs.description import env_name
 from sb3_erl.runs.early_tables import deployed
 from sb3_erl.runs.run import Run
+from sb3_erl.runs.run_state import numbered_callbacks
 
 TABLE, ENDS = "population.csv", "endpoints.csv"
 """Files in the folder: a row per generation, and where episodes ended, if environments report a place."""
@@ -66,8 +67,9 @@ class PopulationCallback(BaseCallback):
 
     Where environments report a place (mazes), ``endpoints.csv`` has where the population's episodes ended.
 
-    :param folder: where the files are written; ``None`` for the folder of the environments' monitor files, as in the Zoo's
-        ``callback: sb3_erl.PopulationCallback``, and for no file without such. A resumed run continues them
+    :param folder: where the files are written; ``None`` for the folder of the environments' monitor files or of an
+        ``EvalCallback``'s evaluations, as in the Zoo's ``callback: sb3_erl.PopulationCallback``, and for no file without such.
+        A resumed run continues them
     :param n_observations: observations on which actions are compared, at least 1; 0 to compare none
     :param verbose: 1 to say where the file is
     :raises ValueError: at the start of training with a class that has no generations (``TD7``, ``PopTD7``)
@@ -105,7 +107,7 @@ class PopulationCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         model: Any = self.model
-        folder = _monitor_folder(self.training_env) if self.folder is None else self.folder
+        folder = self.folder or _monitor_folder(self.training_env) or _folder_of_others(self.locals["callback"])
         if model.n_generations == 0:
             self._last, self._next = Lineage.empty(), None
         self._epoch = getattr(model.evolver, "epoch", None)
@@ -291,6 +293,12 @@ def _monitor_folder(env: Any) -> pathlib.Path | None:
             return pathlib.Path(file.name).parent
         inner = vars(inner).get("env")
     return None
+
+
+def _folder_of_others(root: BaseCallback) -> pathlib.Path | None:
+    """The folder in which an ``EvalCallback`` writes its evaluations, if there is one that does."""
+    found = (getattr(each, "log_path", None) for _, each in numbered_callbacks(root) if isinstance(each, EvalCallback))
+    return next((pathlib.Path(path).parent for path in found if path), None)
 
 
 def _place(env: Any) -> dict[str, Any] | None:

@@ -14,13 +14,13 @@ from sb3_erl.pictures.population_figure import draw_population
 
 KINDS = ("population", "ends", "curves")
 HELP = """\
-Draw pictures of runs: folders that the Zoo, a PopulationCallback, an EvalCallback or Monitor wrote to.
+Draw pictures of runs: folders that the Zoo, a PopulationCallback, an EvalCallback or Monitor wrote.
 
-  sb3-erl plot logs/erl_re2/Pendulum-v1_1    writes population.png, learning_curve.png, endpoints.png
-  sb3-erl plot logs/erl/Pendulum-v1_* logs/td3/Pendulum-v1_*    one curve each, with the band of its seeds
+  sb3-erl plot logs/erl_re2/Pendulum-v1_1   writes population.png, learning_curve.png, endpoints.png
+  sb3-erl plot logs/erl/Pendulum-v1_* logs/td3/Pendulum-v1_*   a curve each, with the band of seeds
 
 The population is drawn where there is a population.csv: callback=PopulationCallback(folder), in the
-Zoo -params callback:"'sb3_erl.PopulationCallback'" or callback: sb3_erl.PopulationCallback in its files.
+Zoo -params callback:"'sb3_erl.PopulationCallback'", or the same in a file of hyperparameters.
 """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import TD3
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
@@ -172,7 +172,16 @@ def test_the_folder_of_monitor_files_is_found(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, monitor_dir=str(tmp_path)))
     model = ALGOS["cem"]("MlpPolicy", env, pop_size=2, policy_kwargs={"net_arch": [4]}, device="cpu")
     model.learn(800, PopulationCallback())
-    assert len(read_rows(tmp_path / TABLE)) == 1 or len(read_rows(tmp_path / TABLE)) == 2
+    assert [row["generation"] for row in read_rows(tmp_path / TABLE)] == list(range(1, model.n_generations + 1)) != []
+
+
+def test_beside_other_processes_it_is_the_folder_of_evaluations(tmp_path: Path) -> None:
+    """In the Zoo with ``--vec-env subproc``: monitor files of other processes are not asked for."""
+    env = toy_vec_env(2, subprocess=True)
+    evaluation = EvalCallback(toy_vec_env(), eval_freq=1000, log_path=str(tmp_path), verbose=0)
+    make("cem", env).learn(100, [evaluation, PopulationCallback()])
+    env.close()
+    assert len(read_rows(tmp_path / TABLE)) >= 2
 
 
 def test_no_folder_and_no_monitor_file_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
