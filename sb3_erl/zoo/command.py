@@ -10,6 +10,7 @@ OWN = {
     "list": ("systems", "the systems: paper, actions, learners"),
     "plot": ("plot", "pictures of runs: the population, learning curves, end points in mazes"),
     "doctor": ("doctor", "versions, threads, bfloat16, GPU, renderer, extras; what to install"),
+    "info": ("info", "what is in a model's file, without unpickling it"),
     "plan": ("plan", "play episodes with the CEM planner"),
 }
 """Commands of our own: the module of this folder that does it, and what it does."""
