@@ -18,8 +18,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_erl.core.checks import check_learn
 from sb3_erl.rollouts.soundness import environments_watched
 from sb3_erl.runs.copying import EnvironmentState
-from sb3_erl.runs.description import describe, env_name
-from sb3_erl.runs.early_tables import EarlyTables, last_line
+from sb3_erl.runs.description import EarlyTables, describe, env_name, last_line
 from sb3_erl.runs.export import export_policy
 from sb3_erl.runs.loading import load_model, saved_class
 from sb3_erl.runs.moved_modules import renamed_tensors

@@ -26,7 +26,7 @@ from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
-from sb3_erl.runs.early_tables import log_warm_up, remember_logged
+from sb3_erl.runs.description import log_warm_up, remember_logged
 
 
 class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):

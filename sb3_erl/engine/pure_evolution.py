@@ -27,7 +27,7 @@ from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job, PopulationActor
-from sb3_erl.runs.early_tables import remember_logged
+from sb3_erl.runs.description import remember_logged
 
 if TYPE_CHECKING:
     from sb3_erl.remote.evaluator import RemoteEvaluator

@@ -15,8 +15,7 @@ from sb3_erl.pictures import measures
 from sb3_erl.pictures.fixed_observations import FixedObservations
 from sb3_erl.pictures.generation_files import GenerationFile
 from sb3_erl.pictures.lineage import Lineage
-from sb3_erl.runs.description import env_name
-from sb3_erl.runs.early_tables import deployed
+from sb3_erl.runs.description import deployed, env_name
 from sb3_erl.runs.run import Run
 from sb3_erl.runs.run_state import numbered_callbacks
 

@@ -17,7 +17,7 @@ from sb3_erl.core.interrupts import torch_modes_kept
 from sb3_erl.core.observations import zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
-from sb3_erl.runs.early_tables import EarlyTables
+from sb3_erl.runs.description import EarlyTables
 from sb3_erl.runs.progress import count_steps, with_progress_bar
 from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
 

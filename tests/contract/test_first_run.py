@@ -11,8 +11,8 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_erl import ALGOS, GenerationCheckpoint
-from sb3_erl.runs import early_tables
-from sb3_erl.runs.early_tables import deployed, warm_up
+from sb3_erl.runs import description
+from sb3_erl.runs.description import deployed, warm_up
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, make, whole
 from tests.envs import toy_vec_env
 
@@ -103,7 +103,7 @@ def test_no_tables_without_an_interval(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("name", ["erl", *STEPWISE])
 def test_a_long_generation_is_heard_of(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """There is a table now and then, by the clock."""
-    monkeypatch.setattr(early_tables, "SECONDS", 0.0)
+    monkeypatch.setattr(description, "SECONDS", 0.0)
     settings = {"pop_size": 60} if name in GENERATIONAL else {}
     make(name, verbose=1, **settings).learn(560, log_interval=10_000)
     assert capsys.readouterr().out.count("total_timesteps") >= 5

@@ -10,8 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS
-from sb3_erl.runs.description import env_name
-from sb3_erl.runs.early_tables import deployed
+from sb3_erl.runs.description import deployed, env_name
 from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, make
 from tests.envs import toy_vec_env
 
