@@ -46,6 +46,8 @@ class CERL(HybridAlgorithm):
     """
     Collaborative evolutionary reinforcement learning.
 
+    Where the right discount factor is not known: ``CERL("Humanoid-v5", verbose=1).learn(1_000_000)``; for continuous actions.
+
     Khadka et al. (ICML 2019), https://arxiv.org/abs/1905.00976; authors' code: IntelAI/cerl. A GA evolves actors on their
     episode return; beside it learn several learners that differ in their discount factor. All transitions go into one
     replay buffer, on which every learner trains; a fixed number of exploring episodes per generation is shared out to the

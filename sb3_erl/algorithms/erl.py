@@ -30,6 +30,9 @@ class ERL(HybridAlgorithm):
     """
     Evolutionary reinforcement learning.
 
+    A population and a gradient learner that share all transitions; for continuous actions, with ``learner="dqn"`` for discrete
+    ones: ``ERL("Pendulum-v1", learner="td3", verbose=1).learn(50_000)``, then ``model.predict`` acts with the best individual.
+
     Khadka & Tumer (NeurIPS 2018), https://arxiv.org/abs/1805.07917; authors' code:
     ShawK91/Evolutionary-Reinforcement-Learning, 2018 revision. A GA evolves actors on their episode return, all their
     transitions train a separate learner, and every few generations the learner's actor replaces the weakest individual.

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from sb3_erl.core.observations import Observation, take
+from sb3_erl.core.observations import Observation
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.evolution.base import best_first
 
@@ -62,19 +62,18 @@ def action_diversity(model: Any, candidates: Tensor, observations: Observation) 
     rows = sampled_rows(len(candidates))
     if len(rows) < 2:
         return float("nan")
-    n_observations = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    with scoped_generators(np.random.SeedSequence(0)):  # networks that are made here must not touch the run's numbers
-        actor = model.population.act(candidates[torch.from_numpy(rows).to(candidates.device)])
-        answers = [actor(take(observations, slice(None)), (i,) * n_observations) for i in range(len(rows))]
-    actions = np.stack(answers).astype(np.float32)  # (individuals, observations, action_dim)
+    representation, answers = model.population.representation, []
+    with scoped_generators(np.random.SeedSequence(0)):  # the network that is made here must not touch the run's numbers
+        network = representation.agent(candidates[int(rows[0])])
+        for row in rows:
+            representation.write(candidates[int(row)], network)
+            answers.append(network.predict(observations, deterministic=True)[0])
+    actions, space = np.stack(answers), model.action_space  # (individuals, observations, ...)
     first, second = np.triu_indices(len(rows), k=1)
-    space = model.action_space
     if not isinstance(space, spaces.Box):
-        return float((actions[first] != actions[second]).any(axis=-1).mean())
-    if not model.policy.squash_output:  # in the units of the environment, which clips them
-        low, high = space.low.ravel(), space.high.ravel()
-        actions = 2 * (np.clip(actions, low, high) - low) / (high - low) - 1
-    return float(np.linalg.norm(actions[first] - actions[second], axis=-1).mean())
+        return float((actions[first] != actions[second]).mean())
+    scaled = ((actions - space.low) / (space.high - space.low) * 2 - 1).reshape(*actions.shape[:2], -1)
+    return float(np.linalg.norm(scaled[first] - scaled[second], axis=-1).mean())
 
 
 def elites(model: Any, fitness: np.ndarray) -> list[int]:

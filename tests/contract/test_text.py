@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -33,6 +35,19 @@ def test_a_printed_model_says_what_it_is(name: str) -> None:
     if name in HYBRIDS:
         assert f"{model._n_updates} updates" in parts["learner"]
         assert not {"Learner", "Rule", "Shared"} & set(re.findall("[A-Z][a-z]+", parts["learner"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_line_of_code_in_a_docstring_fits_the_class(name: str) -> None:
+    """Where a docstring begins with an example, it is one of this class, with arguments that it has."""
+    text = (inspect.getdoc(ALGOS[name]) or "").split(":param")[0]
+    found = re.search(r"``(\w+)(\([^`]*?\))\.learn\(", text)
+    if found is None:
+        assert name not in ("erl", "erl_re2", "cerl", "pderl", "cem", "deep_ga", "ga_ns")
+        return
+    cls: Any = ALGOS[name]
+    assert found.group(1) == cls.__name__
+    eval(f"inspect.signature(cls).bind{found.group(2)}", {"inspect": inspect, "cls": cls})
 
 
 def test_short_form() -> None:
