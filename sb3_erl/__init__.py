@@ -34,6 +34,7 @@ from sb3_erl.runs.checkpoints import newest_checkpoint
 from sb3_erl.runs.loading import load_parameters
 
 if TYPE_CHECKING:
+    from sb3_erl.pictures.callback import PopulationCallback
     from sb3_erl.remote.process import ProcessEvaluator
     from sb3_erl.remote.ray import RayEvaluator
 
@@ -93,6 +94,7 @@ __all__ = [
     "LogUniform",
     "OpenAIES",
     "PopTD7",
+    "PopulationCallback",
     "ProcessEvaluator",
     "RandomSearch",
     "RayEvaluator",
@@ -108,10 +110,10 @@ __all__ = [
     "register",
 ]
 
-_LATER = {"ProcessEvaluator": "process", "RayEvaluator": "ray"}
+_LATER = {"ProcessEvaluator": "remote.process", "RayEvaluator": "remote.ray", "PopulationCallback": "pictures.callback"}
 
 
 def __getattr__(name: str) -> Any:  # imported when they are wanted
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sb3_erl.remote.{_LATER[name]}"), name)
+    return getattr(import_module(f"sb3_erl.{_LATER[name]}"), name)

@@ -19,6 +19,8 @@ class CEM(EvolutionaryAlgorithm):
     """
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
 
+    Without gradients, for continuous actions: ``CEM("Swimmer-v5", verbose=1).learn(500_000)``.
+
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
     :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay
     buffer, no gradients. The network is CEM-RL's actor.

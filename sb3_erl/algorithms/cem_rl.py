@@ -81,7 +81,7 @@ class CEMRL(HybridAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "learn", "evaluate", "score", "tell", "deploy", "log")
-    deploy_choices, reported_candidates = ("mean", "champion"), ("mean",)
+    deploy_choices, reported_candidates, _warms_up_by = ("mean", "champion"), ("mean",), "steps"
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")
 

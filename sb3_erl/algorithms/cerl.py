@@ -46,6 +46,8 @@ class CERL(HybridAlgorithm):
     """
     Collaborative evolutionary reinforcement learning.
 
+    Where the right discount factor is not known: ``CERL("Humanoid-v5", verbose=1).learn(1_000_000)``; for continuous actions.
+
     Khadka et al. (ICML 2019), https://arxiv.org/abs/1905.00976; authors' code: IntelAI/cerl. A GA evolves actors on their
     episode return; beside it learn several learners that differ in their discount factor. All transitions go into one
     replay buffer, on which every learner trains; a fixed number of exploring episodes per generation is shared out to the
@@ -112,6 +114,7 @@ class CERL(HybridAlgorithm):
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
     takes_discrete_actions, reported_candidates = False, ("champion",)
+    _warms_up_by = "steps"
     learner: Portfolio
 
     @inherits_arguments(
@@ -263,11 +266,6 @@ class CERL(HybridAlgorithm):
         verbs.tell(self, generation)
         self.manager.reallocate(generation.rng.random(self.rollout_size))
         self.resources = self.manager.state
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _learn(self, generation: Generation) -> None:
         episodes = generation.evaluated

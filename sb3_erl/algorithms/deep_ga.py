@@ -32,6 +32,8 @@ class DeepGA(EvolutionaryAlgorithm):
     """
     A genetic algorithm with mutation and truncation selection only, whose genomes are lists of seeds.
 
+    Without gradients, for any actions and large networks: ``DeepGA("CartPole-v1", pop_size=100).learn(200_000)``.
+
     Such et al. (2017), https://arxiv.org/abs/1712.06567; authors' code: uber-research/deep-neuroevolution,
     ``gpu_implementation/ga.py``. Each generation mutates parents that are picked uniformly among the best; the best of a
     generation are evaluated again, beside the elite, and the best of these is the elite, which is deployed. Actions may be

@@ -30,6 +30,9 @@ class ERL(HybridAlgorithm):
     """
     Evolutionary reinforcement learning.
 
+    A population and a gradient learner that share all transitions; for continuous actions, with ``learner="dqn"`` for discrete
+    ones: ``ERL("Pendulum-v1", learner="td3", verbose=1).learn(50_000)``, then ``model.predict`` acts with the best individual.
+
     Khadka & Tumer (NeurIPS 2018), https://arxiv.org/abs/1805.07917; authors' code:
     ShawK91/Evolutionary-Reinforcement-Learning, 2018 revision. A GA evolves actors on their episode return, all their
     transitions train a separate learner, and every few generations the learner's actor replaces the weakest individual.
@@ -77,6 +80,7 @@ class ERL(HybridAlgorithm):
     """
 
     reported_candidates = ("champion",)
+    _warms_up_by = "steps"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
@@ -167,11 +171,6 @@ class ERL(HybridAlgorithm):
         return make_exchange(self.exchange_class, self.learner, {"sync_period": self.sync_period}, self.exchange_kwargs or {})
 
     # ---------------------------------------------------------------- the parts of a generation
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         if isinstance(self.action_space, spaces.Discrete):

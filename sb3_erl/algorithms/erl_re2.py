@@ -39,6 +39,8 @@ class ERLRe2(HybridAlgorithm):
     """
     ERL-Re2: evolutionary reinforcement learning with two-scale state and policy representation.
 
+    For continuous actions and few environment steps: ``ERLRe2("HalfCheetah-v5", verbose=1).learn(1_000_000)``.
+
     Hao, Li, Tang, Zheng, Fu, Meng (ICLR 2023), https://arxiv.org/abs/2210.17375; authors' code: yeshenpy/ERL-Re2. One
     nonlinear state encoder is shared; every policy is a linear head on it. A GA works on head rows, a TD3 learner trains
     its own head, and a policy-extended value function (PeVFA) trains the encoder for the population and replaces most of

@@ -78,7 +78,7 @@ class ESAC(HybridAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ESACPolicy, "CnnPolicy": ESACCnnPolicy}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "learn", "score", "tell", "deploy", "log")
-    deploy_choices, reported_candidates = ("sac", "mother", "winner"), ("sampled_learner",)
+    deploy_choices, reported_candidates, _warms_up_by = ("sac", "mother", "winner"), ("sampled_learner",), None
     evolver: MixedES
 
     @inherits_arguments("learner", "pop_size", "evolver", "exchange", "exchange_kwargs", "population_policy_kwargs")

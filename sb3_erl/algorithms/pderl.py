@@ -42,6 +42,9 @@ class PDERL(ERL):
     """
     Proximal distilled evolutionary reinforcement learning.
 
+    ERL for networks that plain crossover and mutation would break; for continuous actions, with ``learner="dqn"`` for discrete
+    ones: ``PDERL("Hopper-v5", verbose=1).learn(1_000_000)``.
+
     Bodnar, Day, Lio (AAAI 2020), https://arxiv.org/abs/1906.09807; authors' code: crisbodnar/pderl. ERL in which each
     individual remembers what it has seen: crossover teaches a child what its parents do in those states, in each the
     parent whose action the critic prefers; mutation divides its noise by the sensitivity of the actions to each weight.

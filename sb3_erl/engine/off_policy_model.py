@@ -26,6 +26,7 @@ from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
+from sb3_erl.runs.description import log_warm_up, remember_logged
 
 
 class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
@@ -60,6 +61,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
+    _warms_up_by: ClassVar[str | None] = "steps"
+    """What ``learning_starts`` counts: all ``"steps"``, ``"learner steps"`` only; ``None`` where nothing waits for it."""
     learner: Learner
 
     def __init__(
@@ -189,6 +192,20 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         :param batch_size: transitions per update, the model's own by default
         """
         self._learner_host.train(gradient_steps, batch_size)
+
+    @property
+    def _warm_up(self) -> tuple[int, float, str] | None:
+        """Steps that were taken and are needed before the learner learns, and which of them are counted."""
+        if self._warms_up_by is None or self.replay_buffer is None:
+            return None
+        n_steps = self.n_learner_steps if self._warms_up_by == "learner steps" else self.replay_buffer.size()  # type: ignore[attr-defined]
+        return n_steps, self.learning_starts, self._warms_up_by
+
+    def dump_logs(self) -> None:
+        """Write the log table; while the learner waits for ``learning_starts``, the table on the screen says how long."""
+        log_warm_up(self)
+        remember_logged(self)
+        super().dump_logs()
 
     @property
     def _default_batch_size(self) -> int:

@@ -27,6 +27,7 @@ from sb3_erl.evolution.fitness.base import Fitness, make_fitness
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job, PopulationActor
+from sb3_erl.runs.description import remember_logged
 
 if TYPE_CHECKING:
     from sb3_erl.remote.evaluator import RemoteEvaluator
@@ -221,6 +222,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
+        remember_logged(self)
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     def candidates_for_report(self) -> dict[str, Any]:

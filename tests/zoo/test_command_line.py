@@ -220,7 +220,7 @@ def test_switch_and_the_command_of_ours(command: Command, tmp_path: Path) -> Non
 
 def test_command_of_ours_explains_itself(command: Command, tmp_path: Path) -> None:
     assert "usage: sb3-erl" in command("sb3-erl", "--help", cwd=tmp_path).stdout
-    assert "unknown script 'trian'" in command("sb3-erl", "trian", cwd=tmp_path, fails=True).stderr
+    assert "unknown command 'trian'" in command("sb3-erl", "trian", cwd=tmp_path, fails=True).stderr
 
 
 @one_of_each_family
