@@ -17,6 +17,8 @@ def is_plain(space: spaces.Space) -> bool:
     """
     if isinstance(space, spaces.Discrete):
         return int(space.start) == 0
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return space.dtype == np.int64 and not np.any(getattr(space, "start", 0))
     if not isinstance(space, spaces.Box):
         return True
     return space.dtype in (np.float32, np.float64) and not scaling_exceeds(space)
@@ -35,15 +37,17 @@ def scaling_exceeds(space: spaces.Box) -> bool:
 
 def inside(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
     """
-    :param actions: one or several, scaled to the bounds; for ``Discrete`` numbers that count from 0
+    :param actions: one or several, scaled to the bounds; for ``Discrete`` and ``MultiDiscrete`` numbers that count from 0
     :param space: of actions
-    :return: actions that ``space.contains``: clipped, of its dtype; for ``Discrete`` from its ``start`` on
+    :return: actions that ``space.contains``: clipped, of its dtype, in a box of whole numbers the nearest ones; numbers of
+        choices count from the ``start`` of the space
     """
     if isinstance(space, spaces.Discrete):
         return actions + space.start
     if isinstance(space, spaces.Box):
-        return np.clip(actions, space.low, space.high).astype(space.dtype)
-    return actions
+        clipped = np.clip(actions, space.low, space.high)
+        return (clipped if space.dtype.kind == "f" else np.rint(clipped)).astype(space.dtype)
+    return (actions + getattr(space, "start", 0)).astype(space.dtype)
 
 
 class ActsInSpace:

@@ -21,6 +21,10 @@ class UnsupportedSpaceError(ValueError, AssertionError):
     """An observation or action space that a class cannot work with (also an AssertionError, as SB3 raises it)."""
 
 
+MULTI_INPUT = "MultiInputPolicy"
+"""Alias of policies that read Dict observations."""
+
+
 def resolve_policy_and_env(
     policy: Any, env: Any, default_policy: str, policy_aliases: Collection[str]
 ) -> tuple[str | type[BasePolicy], Any]:
@@ -46,8 +50,7 @@ def resolve_policy_and_env(
         if policy in policy_aliases:
             return policy, env
         if env is not None:
-            way_out = " (flatten dict observations with gymnasium.wrappers.FlattenObservation)" if "Multi" in policy else ""
-            raise ValueError(f"policy must be one of {sorted(policy_aliases)} or a policy class; got {policy!r}{way_out}")
+            raise ValueError(f"policy must be one of {sorted(policy_aliases)} or a policy class; got {policy!r}")
         if ":" in policy or policy in gym.registry:
             return default_policy, policy
         close = difflib.get_close_matches(policy, list(gym.registry), n=3, cutoff=0.5)
@@ -56,46 +59,58 @@ def resolve_policy_and_env(
             f"got {policy!r}. The closest ids are {close}"
         )
     if env is None and policy is not None and hasattr(policy, "observation_space"):
-        return default_policy, policy
+        return MULTI_INPUT if isinstance(policy.observation_space, spaces.Dict) else default_policy, policy
     raise TypeError(
         f"policy must be an alias out of {sorted(policy_aliases)}, a policy class, an environment or an environment id; "
         f"got {type(policy).__name__}"
     )
 
 
-def check_action_space(name: str, space: spaces.Space, discrete: bool = False, continuous: bool = True) -> None:
+SEVERAL_CHOICES = (spaces.MultiDiscrete, spaces.MultiBinary)
+"""Spaces of several discrete choices at a time."""
+
+
+def check_action_space(
+    name: str, space: spaces.Space, discrete: bool = False, continuous: bool = True, several: bool = False
+) -> None:
     """
     :param name: of the class that is constructed
     :param space: of the environment's actions
     :param discrete: whether ``Discrete`` actions are fine
-    :param continuous: whether a bounded Box of real numbers is fine
+    :param continuous: whether a bounded Box is fine
+    :param several: whether :data:`SEVERAL_CHOICES` are fine
     :raises UnsupportedSpaceError: unless actions are one of those
     """
-    if discrete and isinstance(space, spaces.Discrete):
+    if (discrete and isinstance(space, spaces.Discrete)) or (several and isinstance(space, SEVERAL_CHOICES)):
         return
+    if isinstance(space, SEVERAL_CHOICES):
+        kinds = " or ".join(["Box"] * continuous + ["Discrete"] * discrete)
+        raise UnsupportedSpaceError(
+            f"{name} needs an env with one kind of action at a time (gymnasium.spaces.{kinds}); got action_space={space}. Use "
+            "a class of pure evolution, such as OpenAIES, DeepGA or CEM, which takes several discrete choices at a time; or a "
+            "gymnasium.ActionWrapper with a Discrete space that numbers all combinations"
+        )
     if not continuous:
         raise UnsupportedSpaceError(
             f"{name} needs an env with discrete actions (gymnasium.spaces.Discrete); got action_space={space}. "
             "Use a class for continuous actions, such as ERL, or let a gymnasium.ActionWrapper choose among a few actions"
         )
     if not isinstance(space, spaces.Box):
-        kinds = "continuous actions (gymnasium.spaces.Box)" + (" or Discrete ones" if discrete else "")
-        other = "" if discrete else ", or a method for discrete actions such as ERL with learner='dqn'"
+        kinds = "continuous actions (gymnasium.spaces.Box)" + " or discrete ones" * discrete
+        others = ", or a class for discrete actions, such as OpenAIES, or ERL with learner='dqn'" * (not discrete)
         raise UnsupportedSpaceError(
-            f"{name} needs an env with {kinds}; got action_space={space}. "
-            f"Use a continuous version of the task{other}; several discrete choices at a time become one by a "
-            "gymnasium.ActionWrapper with a Discrete space"
-        )
-    if space.dtype.kind != "f":
-        raise UnsupportedSpaceError(
-            f"{name} needs an env whose actions are real numbers; got action_space={space} of {space.dtype}. Wrap it in "
-            "gymnasium.wrappers.TransformAction(env, lambda action: np.rint(action).astype(env.action_space.dtype), "
-            "spaces.Box(low, high, dtype=np.float32))"
+            f"{name} needs an env with {kinds}; got action_space={space}. Use a continuous version of the task{others}; a "
+            "gymnasium.ActionWrapper can make one array of several parts"
         )
     if 0 in space.shape:
         raise UnsupportedSpaceError(
             f"{name} needs an env whose actions have at least one component; got action_space={space}. "
             "A gymnasium.ActionWrapper can offer a Box of shape (1,) and drop the action"
+        )
+    if space.dtype.kind not in "fiu":
+        raise UnsupportedSpaceError(
+            f"{name} needs an env whose actions are numbers; got action_space={space} of {space.dtype}. A "
+            "gymnasium.ActionWrapper can offer a Box of float32, or a MultiBinary space"
         )
     if not np.isfinite([*space.low.ravel(), *space.high.ravel()]).all():
         raise UnsupportedSpaceError(
@@ -104,7 +119,8 @@ def check_action_space(name: str, space: spaces.Space, discrete: bool = False, c
         )
     with np.errstate(over="ignore"):
         span = space.high.astype(np.float32) - space.low.astype(np.float32)
-        if not (np.isfinite(span * 2).all() and np.isfinite((space.high - space.low) * 2).all()):
+        overflows = ((space.high - space.low) < 0).any() if space.dtype.kind == "i" else False
+        if overflows or not (np.isfinite(span * 2).all() and np.isfinite((space.high - space.low) * 2).all()):
             raise UnsupportedSpaceError(
                 f"{name} needs an env whose actions have bounds of which the difference is a number of its dtype; got "
                 f"action_space={space}. Wrap it in gymnasium.wrappers.RescaleAction(env, -1, 1) or in an ActionWrapper with "
@@ -112,16 +128,22 @@ def check_action_space(name: str, space: spaces.Space, discrete: bool = False, c
             )
 
 
-def check_observation_space(name: str, space: spaces.Space) -> None:
+def check_observation_space(name: str, space: spaces.Space, takes_dicts: bool = True) -> None:
     """
     :param name: of the class that is constructed
     :param space: of the environment's observations
-    :raises UnsupportedSpaceError: unless observations are arrays that SB3's networks can read
+    :param takes_dicts: whether a Dict of arrays is fine
+    :raises UnsupportedSpaceError: unless observations are arrays, or a Dict of arrays, that SB3's networks can read
     """
+    if isinstance(space, spaces.Dict) and takes_dicts and space.spaces:
+        for key, part in space.spaces.items():
+            check_observation_space(f"{name}, for the key {key!r} of its Dict observations,", part, takes_dicts=False)
+        return
     flat = "gymnasium.wrappers.FlattenObservation"
     expected, way_out = "", ""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        expected, way_out = "array observations", f"Wrap it in {flat} or SB3's VecExtractDictObs"
+        expected = "arrays, or one Dict of arrays, as observations" if takes_dicts else "array observations"
+        way_out = f"Wrap it in {flat} or SB3's VecExtractDictObs"
     elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         expected = "observations of a Box, Discrete, MultiDiscrete or MultiBinary space"
         way_out = "A gymnasium.ObservationWrapper can turn them into an array of numbers"
@@ -139,6 +161,22 @@ def check_observation_space(name: str, space: spaces.Space) -> None:
         expected, way_out = "MultiDiscrete observations with one axis", f"Wrap it in {flat}"
     if expected:
         raise UnsupportedSpaceError(f"{name} needs an env with {expected}; got observation_space={space}. {way_out}")
+
+
+def check_policy(model: Any, policy: Any) -> None:
+    """
+    :param model: has its spaces
+    :param policy: alias or class
+    :raises UnsupportedSpaceError: if it is the alias of networks that read other observations
+    """
+    is_dict, space = isinstance(model.observation_space, spaces.Dict), model.observation_space
+    if not isinstance(policy, str) or policy == "AutoPolicy" or is_dict == (policy == MULTI_INPUT):
+        return
+    right = f"{MULTI_INPUT!r} for Dict observations" if is_dict else "'MlpPolicy' or 'CnnPolicy' for observations in one array"
+    raise UnsupportedSpaceError(
+        f"policy must be {right}; got {policy!r} with observation_space={space}. "
+        + ("Or wrap the env in gymnasium.wrappers.FlattenObservation" if is_dict else f"{MULTI_INPUT!r} needs a Dict space")
+    )
 
 
 def check_env(model: Any) -> None:
@@ -228,7 +266,9 @@ def env_ids_explained() -> Iterator[None]:
 
 
 @contextmanager
-def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False) -> Iterator[None]:
+def spaces_checked(
+    model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False, policy: Any = None
+) -> Iterator[None]:
     """
     Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
 
@@ -236,8 +276,9 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: argument that some classes extend before it is checked
     :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
+    :param policy: alias or class of the policy, ``None`` for an agent without networks, which takes arrays only
     :raises TypeError: if one of these is of another type
-    :raises UnsupportedSpaceError: see :func:`check_action_space` and :func:`check_observation_space`
+    :raises UnsupportedSpaceError: see :func:`check_action_space`, :func:`check_observation_space` and :func:`check_policy`
     :raises ValueError: if the id of the environment or the device is unknown
     """
     check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
@@ -252,10 +293,12 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
     finally:
         if not is_loading and getattr(model, "action_space", None) is not None:
-            discrete = getattr(model, "takes_discrete_actions", False)
-            continuous = getattr(model, "takes_continuous_actions", True)
-            check_action_space(type(model).__name__, model.action_space, discrete, continuous)
-            check_observation_space(type(model).__name__, model.observation_space)
+            kinds = {"discrete": ("takes_discrete_actions", False), "continuous": ("takes_continuous_actions", True)}
+            kinds["several"] = ("takes_several_choices", False)
+            taken = {kind: getattr(model, *where) for kind, where in kinds.items()}
+            check_action_space(type(model).__name__, model.action_space, **taken)
+            check_observation_space(type(model).__name__, model.observation_space, takes_dicts=policy is not None)
+            check_policy(model, policy)
 
 
 def check_range(

@@ -18,7 +18,7 @@ from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler, step_optimizer
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.policies.layers import BestAction
-from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkPolicy
+from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkMultiInputPolicy, QNetworkPolicy
 from sb3_erl.policies.sequential import fuse_sequentials
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -84,6 +84,7 @@ class DQNLearner(Learner):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
         "MlpPolicy": QNetworkPolicy,
         "CnnPolicy": QNetworkCnnPolicy,
+        "MultiInputPolicy": QNetworkMultiInputPolicy,
         "AutoPolicy": QNetworkAutoPolicy,
     }
     action_space_class = spaces.Discrete
