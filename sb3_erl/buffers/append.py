@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
 from sb3_erl.buffers.rollout_steps import TRUNCATED, Steps, Transition
@@ -47,6 +48,8 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
         buffer.pos = rows.stop % buffer.buffer_size
 
 
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+"""Keys of the observations of an environment with goals."""
 BufferClass = type[ReplayBuffer] | None
 """Class of a replay buffer; ``None`` for SB3's choice."""
 
@@ -74,6 +77,11 @@ def buffer_class_for(space: spaces.Space, choice: BufferClass, n_steps: int = 1)
         raise ValueError(
             f"replay_buffer_class must be one for {'Dict observations' if is_dict else 'observations in one array'}, such as "
             f"{right}; got {choice.__name__} with observation_space={space}"
+        )
+    if issubclass(choice, HerReplayBuffer) and not set(GOAL_KEYS) <= set(space):  # type: ignore[call-overload]
+        raise ValueError(
+            f"replay_buffer_class=HerReplayBuffer needs an env with goals, whose observations have the keys {GOAL_KEYS} and "
+            f"which has the method compute_reward; got observation_space={space}. Use DictReplayBuffer"
         )
     return choice
 

@@ -81,6 +81,11 @@ def check_action_space(
     :param several: whether :data:`SEVERAL_CHOICES` are fine
     :raises UnsupportedSpaceError: unless actions are one of those
     """
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) > 1:
+        raise UnsupportedSpaceError(
+            f"{name} needs an env whose bits have one axis, which is what SB3 supports; got action_space={space}. Wrap it in "
+            "gymnasium.wrappers.TransformAction(env, lambda bits: bits.reshape(env.action_space.shape), spaces.MultiBinary(n))"
+        )
     if (discrete and isinstance(space, spaces.Discrete)) or (several and isinstance(space, SEVERAL_CHOICES)):
         return
     if isinstance(space, SEVERAL_CHOICES):
