@@ -42,7 +42,7 @@ def resolve_policy_and_env(
     if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
         raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
     given = env if hasattr(env, "observation_space") else policy
-    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Dict | spaces.Tuple):
+    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Tuple):
         check_observation_space("the policy", space)  # before SB3 makes arrays for observations that have no shape
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env
@@ -178,10 +178,8 @@ def check_policy(model: Any, policy: Any) -> None:
     if not isinstance(policy, str) or policy == "AutoPolicy" or is_dict == (policy == MULTI_INPUT):
         return
     right = f"{MULTI_INPUT!r} for Dict observations" if is_dict else "'MlpPolicy' or 'CnnPolicy' for observations in one array"
-    raise UnsupportedSpaceError(
-        f"policy must be {right}; got {policy!r} with observation_space={space}. "
-        + ("Or wrap the env in gymnasium.wrappers.FlattenObservation" if is_dict else f"{MULTI_INPUT!r} needs a Dict space")
-    )
+    way_out = "Or wrap the env in gymnasium.wrappers.FlattenObservation" if is_dict else f"{MULTI_INPUT!r} needs a Dict space"
+    raise UnsupportedSpaceError(f"policy must be {right}; got {policy!r} with observation_space={space}. {way_out}")
 
 
 def check_env(model: Any) -> None:
@@ -298,10 +296,9 @@ def spaces_checked(
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
     finally:
         if not is_loading and getattr(model, "action_space", None) is not None:
-            kinds = {"discrete": ("takes_discrete_actions", False), "continuous": ("takes_continuous_actions", True)}
-            kinds["several"] = ("takes_several_choices", False)
-            taken = {kind: getattr(model, *where) for kind, where in kinds.items()}
-            check_action_space(type(model).__name__, model.action_space, **taken)
+            defaults = {"takes_discrete_actions": False, "takes_continuous_actions": True, "takes_several_choices": False}
+            taken = [getattr(model, name, default) for name, default in defaults.items()]
+            check_action_space(type(model).__name__, model.action_space, *taken)
             check_observation_space(type(model).__name__, model.observation_space, takes_dicts=policy is not None)
             check_policy(model, policy)
 

@@ -47,7 +47,9 @@ def transitions(model: Any) -> dict[str, np.ndarray]:
     for name in ("observations", "next_observations"):
         if isinstance(arrays.get(name), dict):
             arrays |= {f"{name}.{key}": part for key, part in arrays[name].items()}
-    found = {name: array[:size].copy() for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    found = {
+        name: array[:size].copy() for name, array in arrays.items() if isinstance(array, np.ndarray) and array.dtype != object
+    }
     for index, tree in enumerate(getattr(buffer, "trees", [])):
         found[f"priority.{index}"] = tree.priority[: tree.size].copy()
         found[f"max_priority.{index}"] = np.array(tree.max_priority)
