@@ -82,7 +82,7 @@ def row_access(observation: Observation) -> tuple[Callable[..., Any], Callable[.
     return (take, put) if isinstance(observation, dict) else (operator.getitem, operator.setitem)
 
 
-def combine(function: Callable[..., np.ndarray], *observations: Any) -> Any:
+def combine(function: Callable[..., Any], *observations: Any) -> Any:
     """
     Apply a function to arrays, for dicts key by key.
 

@@ -60,7 +60,7 @@ class SB3Learner(Learner):
     ):
         model = learner_class(policy=policy_class, env=None, device=device, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
-        buffer_class = DictReplayBuffer if isinstance(observation_space, spaces.Dict) else ReplayBuffer
+        buffer_class: Any = DictReplayBuffer if isinstance(observation_space, spaces.Dict) else ReplayBuffer
         model.replay_buffer = buffer_class(1, observation_space, action_space, device)  # never filled
         stand_in: Any = SimpleNamespace(action_space=action_space)
         model.env = stand_in  # SAC reads its target entropy from there

@@ -144,8 +144,8 @@ def one_hot_before(*networks: nn.Module) -> Iterator[Callable[[Any], Any]]:
     try:
         yield prepare
     finally:
-        for model, *before in kept:
-            model.observation_space, model.normalize_images = before
+        for model, own_space, own_normalizes in kept:
+            model.observation_space, model.normalize_images = own_space, own_normalizes
 
 
 def _prepared_space(space: spaces.Space) -> spaces.Space:

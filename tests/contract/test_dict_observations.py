@@ -42,7 +42,13 @@ POLICY = "MultiInputPolicy"
 CONTINUOUS_HYBRIDS = [name for name in HYBRIDS if name not in DISCRETE]
 OWN_WAYS = list(dict.fromkeys([*ONE_OF_EACH_FAMILY, "pderl", "openai_es"]))
 """Classes that stand for others where only the kind of class matters."""
-VARIANTS = [("erl", "td7"), ("erl", "sac"), ("erl", "stable_baselines3:SAC"), ("erl", "dqn"), ("pderl", "dqn")]
+VARIANTS: list[tuple[str, Any]] = [
+    ("erl", "td7"),
+    ("erl", "sac"),
+    ("erl", "stable_baselines3:SAC"),
+    ("erl", "dqn"),
+    ("pderl", "dqn"),
+]
 VARIANTS += [("cem_rl", "td7"), ("cem_rl", "sac"), ("cerl", ["td7", "td3"]), ("erl_re2", "td7"), ("evo_rainbow", "sac")]
 """Learners whose networks or buffers are not the default's."""
 

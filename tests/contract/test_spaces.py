@@ -120,7 +120,7 @@ def test_several_choices_at_a_time(algo: str, kind: str) -> None:
     assert len(env.taken) >= 90 and len({str(action) for action in env.taken}) > 1
     observations = np.random.default_rng(0).uniform(-10, 10, (50, 3)).astype(np.float32)
     many, _ = model.predict(observations)
-    assert many.shape == (50, *env.action_space.shape) and many.dtype == env.action_space.dtype
+    assert many.shape == (50, *(env.action_space.shape or ())) and many.dtype == env.action_space.dtype
     single = [model.predict(row, deterministic=True)[0] for row in observations[:5]]
     assert all(env.action_space.contains(action) for action in (*many, *single)) and np.array_equal(single, many[:5])
     loaded = ALGOS[algo].load(_saved(model), env=Strict(SEVERAL[kind]))
