@@ -66,9 +66,10 @@ format: $(READY)  ## rewrite the sources in the project's format
 bench: $(READY)  ## measure speed [BENCH_FLAGS="--threads 1 2 --only updates stepping"]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(BENCH_FLAGS)
 
-faults: $(READY)  ## kill runs and resume them, then inject faults [KILL_FLAGS=--kills=50] [FAULT_FLAGS=...]
+faults: $(READY)  ## kill runs and resume them, inject faults, damage files [KILL_FLAGS=--kills=50] [FAULT_FLAGS=...] [FUZZ_FLAGS=...]
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.kill_resume $(KILL_FLAGS)
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.faults $(FAULT_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.file_fuzz $(FUZZ_FLAGS)
 
 campaign: $(READY)  ## make the missing runs of the campaign at idle priority, until interrupted [JOBS=2]
 	$(BIN)/python -m benchmarks.campaign run --jobs $(JOBS)

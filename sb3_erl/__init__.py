@@ -21,6 +21,7 @@ from sb3_erl.algorithms.td7 import TD7
 from sb3_erl.algorithms.veb_rl import VEBRL
 from sb3_erl.core.registry import register
 from sb3_erl.engine.hybrid import HybridAlgorithm
+from sb3_erl.engine.model import load_safe
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.steps import Reseed, every
 from sb3_erl.evolution.base import Distribution, Evolver
@@ -93,6 +94,7 @@ __all__ = [
     "__version__",
     "every",
     "load_parameters",
+    "load_safe",
     "needs",
     "newest_checkpoint",
     "register",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +54,19 @@ PARTS: dict[str, dict[str, Any]] = {
     "step": {},
 }
 """For each kind its parts by key: ``"module:Name"``, which is imported when it is wanted, or the part itself."""
+
+
+_imports: ContextVar[bool] = ContextVar("_imports", default=True)
+
+
+@contextmanager
+def nothing_imported() -> Iterator[None]:
+    """In the block, ``"package.module:Name"`` finds parts of modules that are loaded, or that were registered, only."""
+    token = _imports.set(False)
+    try:
+        yield
+    finally:
+        _imports.reset(token)
 
 
 def register(kind: str, name: str, part: Any) -> None:
@@ -106,6 +123,9 @@ def resolve(kind: str, choice: Any, argument: str | None = None) -> Any:
 
 def _imported(path: str, argument: str) -> Any:
     module_name, _, name = path.partition(":")
+    is_known = any(path == known for parts in PARTS.values() for known in parts.values())
+    if not (is_known or _imports.get() or module_name in sys.modules):
+        raise ValueError(f"{argument} must be a part whose module is imported; got {path!r} from a file that is not trusted")
     try:
         part: Any = import_module(module_name)
         for attribute in name.split("."):

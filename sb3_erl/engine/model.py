@@ -20,11 +20,12 @@ from sb3_erl.rollouts.soundness import environments_watched
 from sb3_erl.runs.copying import EnvironmentState
 from sb3_erl.runs.description import describe, env_name
 from sb3_erl.runs.export import export_policy
-from sb3_erl.runs.loading import load_model
+from sb3_erl.runs.loading import load_model, saved_class
 from sb3_erl.runs.moved_modules import renamed_tensors
 from sb3_erl.runs.resuming import resume
 from sb3_erl.runs.run import Run
-from sb3_erl.runs.saving import family, save_model
+from sb3_erl.runs.safe_files import family
+from sb3_erl.runs.saving import save_model
 
 SelfModel = TypeVar("SelfModel", bound="EvolvingModel")
 
@@ -198,8 +199,8 @@ class EvolvingModel(BaseAlgorithm):
         **kwargs: Any,
     ) -> SelfModel:
         """
-        Load a model, see ``BaseAlgorithm.load``. SB3's format holds pickles: load files of people you trust only, and use
-        :func:`~sb3_erl.runs.loading.load_parameters` for others.
+        Load a model, see ``BaseAlgorithm.load``. Pickles, which may run any code, are read for what stands in no other form
+        only (``verbose=1`` says what); ``trusted=False`` reads none, as :func:`load_safe`.
 
         :param path: file name (``.zip`` may be left out) or open file
         :param env: environment to go on in or its id, ``None`` to predict only
@@ -207,14 +208,17 @@ class EvolvingModel(BaseAlgorithm):
         :param custom_objects: replace what cannot be unpickled, by name
         :param print_system_info: also of the system that saved the model
         :param force_reset: whether ``env`` is reset before the next ``learn``
-        :param kwargs: attributes to change
+        :param kwargs: attributes to change; and ``trusted``, whether pickles in the file may be read. Without,
+            ``tensorboard_log`` is ``None``, since it is a folder that a file would choose
         :return: the model
         :raises FileNotFoundError: if there is no such file
+        :raises ModelFileError: a ValueError, if a file that is not trusted is damaged, or holds what only a pickle can
         :raises ValueError: if the file is damaged, or not a model of this class and version, or the id unknown
         :raises TypeError: if there is no such attribute to change
         """
-        arguments = (env, device, custom_objects, print_system_info, force_reset)
-        return load_model(cls, super().load, path, *arguments, **kwargs)
+        arguments = {"device": device, "print_system_info": print_system_info, "force_reset": force_reset}
+        trusted = kwargs.pop("trusted", True)  # no argument of its own, as this method takes what SB3's takes
+        return load_model(cls, super().load, path, env, custom_objects, trusted, arguments, **kwargs)
 
     def set_parameters(
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
@@ -288,3 +292,21 @@ class EvolvingModel(BaseAlgorithm):
 
     def __str__(self) -> str:
         return describe(self)
+
+
+def load_safe(path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | str | None = None, **kwargs: Any) -> EvolvingModel:
+    """
+    Load a model of any class of this package from a file that need not be trusted: no code in it is run.
+
+    Reads only the JSON and the tensors that ``save`` writes beside SB3's pickles; ``docs/safe_files.md`` says what they hold.
+    The model is that of ``load``, except that its ``tensorboard_log`` is ``None``: no file chooses where files are written.
+
+    :param path: file name (``.zip`` may be left out) or open file
+    :param env: environment to go on in or its id, ``None`` to predict only
+    :param kwargs: further arguments of :meth:`EvolvingModel.load`, such as ``device``, or attributes to change
+    :return: the model
+    :raises FileNotFoundError: if there is no such file
+    :raises ModelFileError: a ValueError, if the file is damaged, was made to do harm, is of another package or an earlier
+        version, or holds something that only a pickle can, which is named
+    """
+    return saved_class(path, EvolvingModel).load(path, env, trusted=False, **kwargs)

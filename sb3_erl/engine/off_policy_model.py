@@ -233,21 +233,27 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         """
         Save the replay buffer as far as it is filled, in a file that SB3 reads; a crash leaves the previous file whole.
 
-        :param path: file name (``.pkl`` is added) or open file
-        :raises ValueError: if there is none
+        :param path: file name (``.pkl`` is added) or open file. ``"<name>.npz"`` gives a file of arrays and JSON without a
+            pickle, which SB3 does not read
+        :raises ValueError: if there is none, or, for ``.npz``, it is of a class of yours
         """
         save_buffer(self.replay_buffer, path)
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True, trusted: bool = True
+    ) -> None:
         """
-        Load a replay buffer; if that fails the model keeps its own. The file is a pickle: load those of people you trust only.
+        Load a replay buffer; if that fails the model keeps its own. Unless its name ends in ``.npz`` the file is a pickle:
+        load those of people you trust only.
 
         :param path: file name (``.pkl`` may be left out) or open file
         :param truncate_last_traj: for HER buffers only
+        :param trusted: whether a pickle may be read
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if the file is damaged, of a model with other environments, or has another number of priority sets
+        :raises ValueError: if the file is damaged, of a model with other environments, has another number of priority sets,
+            or is a pickle that is not trusted. An ``.npz`` file must be of a buffer of the same class and size
         """
-        load_buffer(self, super().load_replay_buffer, path, truncate_last_traj, self._n_priorities)
+        load_buffer(self, super().load_replay_buffer, path, truncate_last_traj, self._n_priorities, trusted)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_learner_host"]

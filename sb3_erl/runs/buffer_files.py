@@ -1,4 +1,8 @@
-"""Replay buffer files: written whole or not at all, as far as they are filled, with a checksum that is checked by loading."""
+"""
+Replay buffer files: written whole or not at all, as far as they are filled, with a checksum that is checked by loading.
+
+SB3's are pickles. Those whose name ends in ``.npz`` hold arrays and JSON only: no code in one is run by loading it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_erl.buffers.plain_files import read_plain, write_plain
 from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.observations import arrays_of, shape_of
 from sb3_erl.runs.loading import File, brief, named, opened
@@ -23,7 +28,7 @@ from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, i
 MARK = b"sb3_erl crc32 "
 """Stands before the eight hexadecimal digits of a checksum at the end of a file, which unpickling does not read."""
 BLOCK = 1 << 20
-"""Bytes that are read at once for a checksum."""
+"""Bytes that are read at once."""
 
 
 class _Pickler(pickle.Pickler):
@@ -51,13 +56,18 @@ def save_buffer(buffer: Any, path: File) -> None:
     Write what ``save_replay_buffer`` of SB3 writes, without the zeros that stand for what was never filled.
 
     :param buffer: replay buffer
-    :param path: file name (``.pkl`` is added), whose previous file stays whole if saving fails; or open file
-    :raises ValueError: if there is no replay buffer
+    :param path: file name (``.pkl`` is added), whose previous file stays whole if saving fails; or open file. A file whose
+        name ends in ``.npz`` holds no pickle
+    :raises ValueError: if there is no replay buffer, or it is of a class that only a pickle can hold
     """
     if buffer is None:
         raise ValueError("replay_buffer must be there to be saved; got None. Construct or load the model with an env")
     if not isinstance(path, str | pathlib.Path):
         _Pickler(path, pickle.HIGHEST_PROTOCOL).dump(buffer)
+        return
+    if pathlib.Path(path).suffix == ".npz":
+        with replacing(path, ".npz") as temporary, open(temporary, "wb") as file:
+            write_plain(buffer, file, filled_rows)
         return
     with replacing(path, ".pkl") as temporary:
         with open(temporary, "wb") as file:
@@ -66,7 +76,12 @@ def save_buffer(buffer: Any, path: File) -> None:
 
 
 def load_buffer(
-    model: Any, sb3_load: Callable[[Any, bool], None], path: File, truncate_last_traj: bool, n_priorities: int
+    model: Any,
+    sb3_load: Callable[[Any, bool], None],
+    path: File,
+    truncate_last_traj: bool,
+    n_priorities: int,
+    trusted: bool = True,
 ) -> None:
     """
     :param model: keeps its own replay buffer if the file cannot be loaded
@@ -74,10 +89,21 @@ def load_buffer(
     :param path: file name (``.pkl`` may be left out) or open file; also that of a checkpoint, whose segments are beside it
     :param truncate_last_traj: for HER buffers only
     :param n_priorities: sets of priorities that a buffer with priorities must have
+    :param trusted: whether a pickle may be read
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the file is damaged, of a model with other environments, or has another number of priority sets
+    :raises ValueError: if the file is damaged, of a model with other environments, or has another number of priority sets; or
+        a pickle that is not trusted
     """
     kept = model.replay_buffer
+    if _is_plain(path):
+        with pickle_explained(path), opened(path, "npz") as file:
+            read_plain(file, kept)
+        return
+    if not trusted:
+        raise ValueError(
+            f"{named(path)} must be a replay buffer without pickles, which save_replay_buffer('<name>.npz') writes; it is "
+            "none. Load it without trusted=False if you trust its author"
+        )
     try:
         with pickle_explained(path), old_modules_found():
             check_seal(path)
@@ -92,6 +118,22 @@ def load_buffer(
     except BaseException:
         model.replay_buffer = kept
         raise
+
+
+# -------------------------------------------------------------------- files without pickles
+
+
+def _is_plain(path: File) -> bool:
+    """Whether a file is one of arrays: by its name, or, where it is open already, by how it begins."""
+    if isinstance(path, str | pathlib.Path):
+        return pathlib.Path(path).suffix == ".npz"
+    start = path.tell()
+    found = path.read(4) == b"PK\x03\x04"
+    path.seek(start)
+    return found
+
+
+# -------------------------------------------------------------------- pickles
 
 
 _waiting: dict[int, Any] = {}

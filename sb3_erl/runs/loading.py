@@ -10,17 +10,20 @@ import pathlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, Any
 
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.core.registry import nothing_imported
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.runs.moved_modules import (
     RENAMED_ATTRIBUTES,
@@ -29,7 +32,24 @@ from sb3_erl.runs.moved_modules import (
     renamed_parts,
     variables_of_own_learners,
 )
-from sb3_erl.runs.saving import family
+from sb3_erl.runs.safe_files import (
+    OF_THE_MACHINE,
+    SETTINGS,
+    TENSORS,
+    ModelFileError,
+    SafeContents,
+    as_sb3_file,
+    family,
+    memory_limited,
+    one_error,
+    printable,
+    read_safe,
+    read_settings,
+    system_info,
+    unfit_attributes,
+    with_variables,
+)
+from sb3_erl.runs.saving import is_pickled
 
 VARIABLES = ("pytorch_variables", "tensors")
 """Members of an SB3 zip that hold single tensors, which ``set_parameters`` does not take."""
@@ -73,7 +93,14 @@ def load_parameters(path: File, device: th.device | str = "cpu") -> dict[str, di
 
 
 def load_model(
-    cls: Any, sb3_load: Callable[..., Any], path: File, env: GymEnv | str | None, *arguments: Any, **kwargs: Any
+    cls: Any,
+    sb3_load: Callable[..., Any],
+    path: File,
+    env: GymEnv | str | None,
+    custom_objects: dict[str, Any] | None,
+    trusted: bool,
+    arguments: dict[str, Any],
+    **kwargs: Any,
 ) -> Any:
     """
     See :meth:`~sb3_erl.engine.model.EvolvingModel.load`.
@@ -82,6 +109,8 @@ def load_model(
     :param sb3_load: ``load`` of its SB3 base class
     :param path: file name or open file
     :param env: environment, its id, or ``None``
+    :param custom_objects: attributes by name in place of those of the file
+    :param trusted: whether pickles are read where there is nothing else
     :param arguments: further arguments of ``sb3_load``
     :param kwargs: attributes to change
     :return: the model
@@ -90,7 +119,14 @@ def load_model(
     :raises TypeError: if there is no such attribute to change
     """
     path = file_beside_folder(path)
-    data = check_model_file(path, family(cls))
+    replaced = {**(custom_objects or {}), **kwargs}
+    if trusted:
+        data = check_model_file(path, family(cls))
+        with opened(path, "zip") as file, one_error(named(path)):
+            contents, about = read_safe(file), system_info(file)
+    else:
+        contents = safe_contents(path, cls, replaced)
+        data = dict(contents.attributes)
     # SB3's own tests hand the arguments of off-policy classes to every class
     known = {*data, *(name for owner in (cls, OffPolicyAlgorithm) for name in inspect.signature(owner.__init__).parameters)}
     unknown = sorted(set(kwargs) - known)
@@ -100,9 +136,87 @@ def load_model(
     register_namespaces(env)
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
+    if not trusted:
+        assert contents is not None
+        with one_error(named(path)), memory_limited(contents), nothing_imported():
+            source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(custom_objects or ()), {})
+            objects = {**contents.attributes, **OF_THE_MACHINE, **replaced}
+            return with_variables(sb3_load(source, env, custom_objects=objects, **arguments, **kwargs), contents)
     with misfits_explained(path, cls.__name__), old_modules_found():
-        file, attributes = with_names_of_today(path, data, kwargs.get("learner"))
-        return sb3_load(file, env, *arguments, **renamed_attributes(kwargs, attributes))
+        if contents is None or not contents.attributes:
+            _say_unpickled(path, data, {}, replaced)
+            file, attributes = with_names_of_today(path, data, kwargs.get("learner"))
+            return sb3_load(file, env, custom_objects=custom_objects, **arguments, **renamed_attributes(kwargs, attributes))
+        _say_unpickled(path, data, contents.attributes, replaced)
+        objects = {**{name: value for name, value in contents.attributes.items() if name in data}, **(custom_objects or {})}
+        rest = {name: value for name, value in data.items() if name not in objects}
+        source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
+        return sb3_load(source, env, custom_objects=objects, **arguments, **renamed_attributes(kwargs, data))
+
+
+def _say_unpickled(path: File, data: dict[str, Any], known: Collection[str], replaced: Collection[str]) -> None:
+    """Print, where the model is not silent, which attributes are read by running what stands in a file."""
+    pickled = [name for name, value in data.items() if is_pickled(value) and name not in known and name not in replaced]
+    if pickled and isinstance(data.get("verbose"), int) and data["verbose"] >= 1:
+        names = printable(", ".join(sorted(pickled)))
+        print(f"{named(path)}: unpickled {names}, which runs what stands in them; load_safe() does not")
+
+
+def safe_contents(path: File, cls: Any, replaced: dict[str, Any]) -> SafeContents:
+    """
+    :param path: of a file that is not trusted
+    :param cls: class that is to be loaded
+    :param replaced: attributes that the caller has values for
+    :return: what it holds without pickles
+    :raises FileNotFoundError: if there is no such file
+    :raises ModelFileError: if that is not a whole model of the class
+    """
+    with opened(path, "zip") as file, one_error(named(path)):
+        contents = read_safe(file)
+    if contents is None:
+        raise ModelFileError(
+            f"{named(path)} must have the members {SETTINGS} and {TENSORS}, which this version writes; it has none, as files "
+            "of earlier versions and of SB3. If you trust its author, load() it and save() it again; else take its networks "
+            "with load_parameters()"
+        )
+    if contents.algorithm != family(cls):
+        raise ModelFileError(
+            f"{named(path)} must hold a saved {family(cls)}; it is a saved {contents.algorithm}. Use {contents.algorithm}.load"
+        )
+    refused = {name: reason for name, reason in contents.refused.items() if name not in {*replaced, *OF_THE_MACHINE}}
+    if refused:
+        raise ModelFileError(
+            f"{named(path)} holds what only a pickle can: {'; '.join(refused.values())}. Give your own by name, as in "
+            f"load_safe(path, custom_objects={{{next(iter(refused))!r}: ...}}), or load() the file if you trust its author"
+        )
+    policy = replaced["policy_class"] if "policy_class" in replaced else contents.attributes.get("policy_class")
+    hidden = unfit_attributes(contents, cls)
+    if hidden or not isinstance(policy, type) or not issubclass(policy, BasePolicy):
+        raise ModelFileError(f"{named(path)} must hold a {family(cls)}; it has {hidden or policy} among its attributes")
+    return contents
+
+
+def saved_class(path: File, base: Any) -> Any:
+    """
+    :param path: of a file that is not trusted
+    :param base: of all classes
+    :return: the class of this package of which it holds a model
+    :raises FileNotFoundError: if there is no such file
+    :raises ModelFileError: if there is no such class
+    """
+    path = file_beside_folder(path)
+    with opened(path, "zip") as file, one_error(named(path)), zipfile.ZipFile(file) as archive:
+        settings = read_settings(archive)
+    waiting, found = [base], {}
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if cls.__module__.startswith("sb3_erl."):
+            found[cls.__name__] = cls
+    name = base.__name__ if settings is None else settings.get("algorithm")
+    if not isinstance(name, str) or name not in found or (settings is not None and name == base.__name__):
+        raise ModelFileError(f"{named(path)} must hold a model of this package; it says {str(name)[:80]!r}")
+    return found[name]
 
 
 def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -> tuple[File, dict[str, Any]]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pathlib
 import warnings
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
-from stable_baselines3.common.save_util import data_to_json, recursive_getattr, save_to_zip_file
+import safetensors.torch
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.save_util import data_to_json, open_path, recursive_getattr
+from stable_baselines3.common.utils import get_system_info
 
 from sb3_erl.core.atomic_files import replacing
-
-
-def family(cls: type) -> str:
-    """:return: name of the class of this package that a class is, or is derived from"""
-    return next(base.__name__ for base in cls.__mro__ if base.__module__.startswith("sb3_erl."))
+from sb3_erl.core.safe_names import NAME, misplaced
+from sb3_erl.core.safe_values import NotPlain, Writer
+from sb3_erl.runs.safe_files import FORMAT, MAX_SETTINGS, OF_THE_MACHINE, RUN_TIME, SETTINGS, TENSORS, arguments_of, family
 
 
 def save_model(
@@ -29,6 +34,8 @@ def save_model(
     """
     ``BaseAlgorithm.save``, but a crash leaves the previous file whole, and no attribute of the user's prevents the rest.
 
+    The file is SB3's, with two more members that hold the same without pickles, see :func:`write_safe`.
+
     :param model: of this package
     :param path: file name (``.zip`` is added) or open file
     :param exclude: attributes to leave out
@@ -39,16 +46,67 @@ def save_model(
     left_out = {*(exclude or ()), *model._excluded_save_params()} - set(include or ())
     left_out |= {name.split(".")[0] for name in (*state_dicts, *variables)}
     attributes = {name: value for name, value in vars(model).items() if name not in left_out}
-    contents = {
-        "data": _savable({**attributes, **plain_state}),
-        "params": model.get_parameters(),
-        "pytorch_variables": {name: recursive_getattr(model, name) for name in variables},
-    }
+    attributes.update(plain_state)
+    parameters = model.get_parameters()
+    single = {name: recursive_getattr(model, name) for name in variables}
+    data = data_to_json(_savable(attributes))
+
+    def write(target: pathlib.Path | io.BufferedIOBase) -> None:
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr("data", data)
+            for name, tensors in {"pytorch_variables": single, **parameters}.items():
+                with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                    th.save(tensors, member)
+            archive.writestr("_stable_baselines3_version", stable_baselines3.__version__)
+            archive.writestr("system_info.txt", get_system_info(print_info=False)[1])
+            write_safe(archive, type(model), attributes, parameters, single)
+
     if isinstance(path, str | pathlib.Path):
         with replacing(path, ".zip") as temporary:
-            save_to_zip_file(temporary, **contents)
+            write(temporary)
     else:
-        save_to_zip_file(path, **contents)
+        write(open_path(path, "w", verbose=0, suffix="zip"))
+
+
+def write_safe(
+    archive: zipfile.ZipFile, cls: type, attributes: dict[str, Any], parameters: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    """
+    Add the two members to a zip file. Attributes that only a pickle can hold are named in them with the reason.
+
+    :param archive: open for writing
+    :param cls: of the model
+    :param attributes: values by name
+    :param parameters: state dicts by name
+    :param variables: single tensors by name
+    """
+    writer, written, refused, arguments = Writer(), {}, {}, arguments_of(cls)
+    for name, value in attributes.items():
+        n_tensors = len(writer.tensors)
+        try:
+            if name in RUN_TIME or NAME.fullmatch(name) is None:
+                raise NotPlain(f"{name}: not part of a model without code")
+            written[name] = writer.write(value, name)
+            if name not in OF_THE_MACHINE and (found := misplaced(name, value, name in arguments)) is not None:
+                del written[name]
+                raise NotPlain(f"{name}: {found}, which does not belong there")
+        except NotPlain as reason:
+            refused[name] = str(reason)
+            for key in list(writer.tensors)[n_tensors:]:
+                del writer.tensors[key]
+    settings: dict[str, Any] = {"format": FORMAT, "algorithm": family(cls), "attributes": written, "refused": refused}
+    try:
+        settings["parameters"] = {name: writer.write(value, name) for name, value in parameters.items()}
+        settings["variables"] = {name: writer.write(value, name) for name, value in variables.items()}
+    except NotPlain as reason:  # a network of the user's with state that is no tensor
+        settings |= {"parameters": None, "variables": None, "refused": {**refused, "parameters": str(reason)}}
+        settings["attributes"], writer.tensors = {}, {}
+    tensors = safetensors.torch.save(writer.tensors)
+    settings["sha256"] = hashlib.sha256(tensors).hexdigest()
+    text = json.dumps(settings, allow_nan=False).encode()
+    if len(text) <= MAX_SETTINGS:
+        archive.writestr(SETTINGS, text)
+        archive.writestr(TENSORS, tensors)
 
 
 class _Pickled:
@@ -99,3 +157,8 @@ def _has_other_keys(value: Any) -> bool:
     if isinstance(value, dict):
         return any(not isinstance(key, str) or _has_other_keys(part) for key, part in value.items())
     return isinstance(value, list | tuple) and any(_has_other_keys(part) for part in value)
+
+
+def is_pickled(value: Any) -> bool:
+    """:return: whether SB3 unpickles an attribute that stands so in the file"""
+    return isinstance(value, dict) and ":serialized:" in value

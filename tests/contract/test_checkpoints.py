@@ -388,7 +388,8 @@ def test_a_checkpoint_is_as_large_as_what_is_in_the_buffer(name: str, tmp_path: 
     sizes = known(name, {"buffer_size": 1_000_000, "genetic_memory_size": 100_000})
     make(name, environment(name), **sizes).learn(170, GenerationCheckpoint(60, tmp_path, keep=None))
     for folder in tmp_path.glob("checkpoint_*"):
-        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 600_000, folder
+        # the tensors of a model stand in its file twice, as SB3's and without pickles
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 900_000, folder
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:

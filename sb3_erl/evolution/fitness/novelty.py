@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from sb3_erl.core.array_text import array_to_text, text_to_array
+from sb3_erl.core.array_text import array_of_npy, array_to_text, text_to_array
 from sb3_erl.core.checks import check_choice, check_range
 
 Behaviors = np.ndarray | Sequence[np.ndarray]
@@ -182,10 +183,13 @@ class NoveltyArchive:
         :param path: file that :meth:`save` wrote, by name or open
         :return: an equal archive
         """
-        with np.load(path, allow_pickle=False) as file:
-            n_added, max_size = (int(value) for value in file["settings"])
-            archive = cls(str(file["distance"]), max_size or None)  # type: ignore[arg-type]
-            archive.entries = [part.copy() for part in np.split(file["rows"], np.cumsum(file["lengths"])[:-1]) if len(part)]
+        with zipfile.ZipFile(path) as file:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+                raise ValueError(f"path must be a file that save() wrote; {path} is compressed")
+            arrays = {name: array_of_npy(file.read(f"{name}.npy")) for name in ("rows", "lengths", "settings", "distance")}
+        n_added, max_size = (int(value) for value in arrays["settings"])
+        archive = cls(str(arrays["distance"]), max_size or None)  # type: ignore[arg-type]
+        archive.entries = [part.copy() for part in np.split(arrays["rows"], np.cumsum(arrays["lengths"])[:-1]) if len(part)]
         archive.n_added = n_added
         return archive
 
