@@ -166,6 +166,17 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(name: str, tmp_path: Path
     assert differences(snapshot(straight), snapshot(resumed.learn(130))) == []
 
 
+@pytest.mark.parametrize("name", ["erl", "td7", "openai_es"])
+def test_files_without_pickles_hold_dicts(name: str, tmp_path: Path) -> None:
+    model = dict_model(name).learn(60)
+    model.save(tmp_path / "model")
+    loaded = ALGOS[name].load(tmp_path / "model", env=model.get_env(), trusted=False)
+    if name in HYBRIDS:
+        model.save_replay_buffer(tmp_path / "buffer.npz")
+        loaded.load_replay_buffer(tmp_path / "buffer.npz", trusted=False)
+    assert differences(snapshot(model), snapshot(loaded)) == []
+
+
 # -------------------------------------------------------------------- wrappers
 
 
