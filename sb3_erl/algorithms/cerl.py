@@ -24,7 +24,7 @@ from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec
 from sb3_erl.learners.portfolio import Portfolio, build_portfolio, portfolio_specs
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
+from sb3_erl.policies.cerl import CERL_POLICIES, CERLPolicy
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -109,7 +109,7 @@ class CERL(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CERLPolicy, "CnnPolicy": CERLCnnPolicy}
+    policy_aliases = CERL_POLICIES
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy

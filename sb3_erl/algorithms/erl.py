@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -21,7 +21,7 @@ from sb3_erl.engine.replace import make_exchange
 from sb3_erl.evolution.base import Migration, check_capability
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy
+from sb3_erl.policies.erl import ERL_POLICIES
 from sb3_erl.rollouts.exploration import EpsilonGreedyExploration, NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -81,7 +81,7 @@ class ERL(HybridAlgorithm):
 
     reported_candidates = ("champion",)
     _warms_up_by = "steps"
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
+    policy_aliases = ERL_POLICIES
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
     def __init__(

@@ -282,6 +282,9 @@ class EvolvingModel(BaseAlgorithm):
     def __setstate__(self, state: dict[str, Any]) -> None:
         env = None if state["env"] is None else state["env"].restored()
         vars(self).update(state, env=env, _vec_normalize_env=None if env is None else unwrap_vec_normalize(env))
+        buffer: Any = state.get("replay_buffer")
+        if env is not None and hasattr(buffer, "set_env"):  # hindsight asks the environments for rewards
+            buffer.set_env(env)
 
     # ---------------------------------------------------------------- text
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_erl.buffers.append import store_for_networks
+from sb3_erl.buffers.append import buffer_class_for, store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -96,7 +96,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, list(self._aliases()))
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)
-        with spaces_checked(self, verbose, policy_kwargs, is_loading=not _init_setup_model):
+        with spaces_checked(self, verbose, policy_kwargs, not _init_setup_model, policy):
             super().__init__(
                 policy=policy,
                 env=env,
@@ -147,7 +147,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         policy_kwargs, buffer_kwargs, given = self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
-        self.replay_buffer_class = self._default_buffer_class() if given is None else given
+        chosen = self._default_buffer_class() if given is None else given
+        self.replay_buffer_class = buffer_class_for(self.observation_space, chosen, self.n_steps if given is None else 1)
         if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
             self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
         try:

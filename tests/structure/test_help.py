@@ -20,6 +20,7 @@ CALLED = {
 """What users of a trained or running model call and read, beside SB3's own."""
 STATED = {
     "default_policy", "policy_aliases", "deploy", "deploy_choices", "takes_discrete_actions", "takes_continuous_actions",
+    "takes_several_choices",
     "own_log_interval", "generation_order", "episode_needs", "learner_needs", "published_rates", "mode", "is_of_population",
     "reported_candidates", "trains_whole_models", "checkpoint_includes",
 }  # fmt: skip
