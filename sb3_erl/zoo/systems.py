@@ -12,7 +12,7 @@ class System:
     What a line of the list says.
 
     :param paper: authors, year and where the paper is
-    :param actions: ``"box"`` (continuous), ``"discrete"``, or both
+    :param actions: ``"box"`` (continuous), ``"discrete"``, ``"multi"`` (``MultiDiscrete`` and ``MultiBinary``)
     :param learners: values of ``learner``, the default first; empty for evolution alone
     """
 
@@ -24,6 +24,7 @@ class System:
 CONTI, SUCH = "Conti et al. 2018, arXiv:1712.06560", "Such et al. 2017, arXiv:1712.06567"
 POURCHOT, RAINBOW = "Pourchot & Sigaud 2019, arXiv:1810.01222", "Li, Zheng et al. 2024, ICML"
 ANY = "ddpg td3 td7 sac dqn, SB3"
+ALL = "box, discrete, multi"
 SYSTEMS: dict[str, System] = {
     "erl": System("Khadka & Tumer 2018, arXiv:1805.07917", "box, discrete", ANY),
     "pderl": System("Bodnar et al. 2020, arXiv:1906.09807", "box, discrete", ANY),
@@ -36,14 +37,15 @@ SYSTEMS: dict[str, System] = {
     "veb_rl": System("Li, Hao et al. 2024, ICML", "discrete", "dqn"),
     "td7": System("Fujimoto et al. 2023, arXiv:2306.02451", "box", "td7"),
     "pop_td7": System("several TD7 with one replay buffer", "box", "td7"),
-    "cem": System(POURCHOT, "box"),
-    "openai_es": System("Salimans et al. 2017, arXiv:1703.03864", "box, discrete"),
-    "deep_ga": System(SUCH, "box, discrete"),
-    "random_search": System(SUCH, "box, discrete"),
-    "ga_ns": System(SUCH, "box, discrete"),
-    "ns_es": System(CONTI, "box, discrete"),
-    "nsr_es": System(CONTI, "box, discrete"),
-    "nsra_es": System(CONTI, "box, discrete"),
+    "cem": System(POURCHOT, ALL),
+    "openai_es": System("Salimans et al. 2017, arXiv:1703.03864", ALL),
+    "deep_ga": System(SUCH, ALL),
+    "random_search": System(SUCH, ALL),
+    "ga_ns": System(SUCH, ALL),
+    "ns_es": System(CONTI, ALL),
+    "nsr_es": System(CONTI, ALL),
+    "nsra_es": System(CONTI, ALL),
+    "pbt": System("Jaderberg et al. 2017, arXiv:1711.09846", "those of its members", "whole models of SB3"),
 }
 """By key in ``sb3_erl.ALGOS``; hybrids first. The tests compare it with the classes."""
 
