@@ -45,7 +45,7 @@ SYSTEMS: dict[str, System] = {
     "ns_es": System(CONTI, ALL),
     "nsr_es": System(CONTI, ALL),
     "nsra_es": System(CONTI, ALL),
-    "pbt": System("Jaderberg et al. 2017, arXiv:1711.09846", "those of its members", "whole models of SB3"),
+    "pbt": System("Jaderberg et al. 2017, arXiv:1711.09846", "of its members", "any of SB3"),
 }
 """By key in ``sb3_erl.ALGOS``; hybrids first. The tests compare it with the classes."""
 
