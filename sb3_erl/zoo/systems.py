@@ -12,7 +12,7 @@ class System:
     What a line of the list says.
 
     :param paper: authors, year and where the paper is
-    :param actions: ``"box"`` (continuous), ``"discrete"``, ``"multi"`` (``MultiDiscrete`` and ``MultiBinary``)
+    :param actions: ``"box"`` (continuous), ``"discrete"``, or ``"every kind"``: ``MultiDiscrete`` and ``MultiBinary``, too
     :param learners: values of ``learner``, the default first; empty for evolution alone
     """
 
@@ -24,7 +24,7 @@ class System:
 CONTI, SUCH = "Conti et al. 2018, arXiv:1712.06560", "Such et al. 2017, arXiv:1712.06567"
 POURCHOT, RAINBOW = "Pourchot & Sigaud 2019, arXiv:1810.01222", "Li, Zheng et al. 2024, ICML"
 ANY = "ddpg td3 td7 sac dqn, SB3"
-ALL = "box, discrete, multi"
+ALL = "every kind"
 SYSTEMS: dict[str, System] = {
     "erl": System("Khadka & Tumer 2018, arXiv:1805.07917", "box, discrete", ANY),
     "pderl": System("Bodnar et al. 2020, arXiv:1906.09807", "box, discrete", ANY),
