@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 given = $(if $(filter command,$(origin $(1))),$(2) $($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults soak smoke campaign campaign-report check lint format types bench clean distclean
+.PHONY: help install demo test faults soak smoke campaign campaign-report check lint format types bench docs clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,10 @@ soak: $(READY)  ## two hours with workers that are killed, for each back-end [SO
 check: lint  ## format, lint, types, tests and doctests: run before every commit
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
 		--doctest-modules $(PACKAGE) tests $(PYTEST_FLAGS)
+
+docs: $(READY)  ## the documentation site, in docs/_build/html; warnings are errors
+	$(PIP) -q -c constraints.txt -e '.[docs]'
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

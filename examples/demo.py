@@ -5,7 +5,8 @@ Train ERL-Re2 on a MuJoCo task until it has visibly learned, and show it: figure
     python -m examples.demo --env Ant-v4 --steps 1000000       # the headline run: many hours
     make demo ENV=Ant-v4 STEPS=1000000                         # the same after installing everything
 
-Files are written to ``--out``: ``erl_re2_<env>.zip``, ``learning_curve.png``, ``evaluations.npz``, ``video.mp4``.
+Files are written to ``--out``: ``erl_re2_<env>.zip``, ``learning_curve.png``, ``population.png``, ``population.csv``,
+``evaluations.npz``, ``video.mp4``.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter
 
-from sb3_erl import ERLRe2
+from sb3_erl import ERLRe2, PopulationCallback
+from sb3_erl.pictures.population_figure import draw_population
 
 DEMO_ENV, DEMO_STEPS = "Hopper-v5", 12_000
 SHORT_RUN = 100_000
@@ -32,31 +33,11 @@ SHORT_RUN = 100_000
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-class PopulationHistory(BaseCallback, KVWriter):
-    """Collects what the model logs about its population, generation by generation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, Any]] = []
-
-    def _on_training_start(self) -> None:
-        self.logger.output_formats.append(self)
-
-    def _on_step(self) -> bool:
-        return True
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        if "population/fitness_mean" in key_values:
-            self.rows.append({"steps": step, **key_values})
-
-    def close(self) -> None:
-        pass
-
-    def whole_episodes(self) -> dict[str, np.ndarray]:
-        """Generations whose fitness is the return of whole episodes: the surrogate fitness is on another scale."""
-        rows = [row for row in self.rows if row["population/fitness_mode"] == "mc"]
-        keys = {"steps": "steps", **{name: f"population/fitness_{name}" for name in ("max", "mean", "std")}}
-        return {name: np.array([float(row[key]) for row in rows]) for name, key in keys.items()}
+def whole_episodes(table: Any) -> dict[str, np.ndarray]:
+    """Generations whose fitness is the return of whole episodes: the surrogate fitness is on another scale."""
+    rows = table[table["fitness_is_return"].astype(bool)]
+    names = {"steps": "timesteps", "mean": "fitness_mean", "low": "fitness_min", "high": "fitness_max"}
+    return {name: rows[column].to_numpy(float) for name, column in names.items()}
 
 
 class Progress(EvalCallback):
@@ -95,10 +76,8 @@ def plot(path: Path, env_id: str, population: dict[str, np.ndarray], evaluation:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, mean, std = population["steps"], population["mean"], population["std"]
-    axes.plot(steps, mean, color="C0", linewidth=1, label="population, mean and std of a generation")
-    axes.fill_between(steps, mean - std, mean + std, color="C0", alpha=0.2, linewidth=0)
-    axes.plot(steps, population["max"], color="C0", linestyle=":", label="champion of a generation")
+    axes.plot(population["steps"], population["mean"], color="C0", linewidth=1, label="population: mean, worst and best")
+    axes.fill_between(population["steps"], population["low"], population["high"], color="C0", alpha=0.2, linewidth=0)
     results = np.array(evaluation.evaluations_results)
     axes.errorbar(
         evaluation.evaluations_timesteps,
@@ -157,15 +136,17 @@ def main(arguments: list[str] | None = None) -> float:
     progress = Progress(
         eval_env, eval_freq=max(steps // n_evaluations, 1), n_eval_episodes=5, log_path=str(args.out), verbose=0
     )
-    history = PopulationHistory()
-    model.learn(steps, callback=[progress, history])
+    watch = PopulationCallback(args.out)
+    model.learn(steps, callback=[progress, watch])
 
     file = args.out / f"erl_re2_{args.env.replace('/', '-')}.zip"
     model.save(file)
     mean, std = evaluate_policy(model, eval_env, n_eval_episodes=10)
-    plot(args.out / "learning_curve.png", args.env, history.whole_episodes(), progress, random)
+    plot(args.out / "learning_curve.png", args.env, whole_episodes(watch.table()), progress, random)
+    draw_population(args.out).savefig(args.out / "population.png", dpi=110)
     print(f"\nrandom actions   {random:8.1f} +- {random_std:.1f}\nERL-Re2          {mean:8.1f} +- {std:.1f}")
     print(f"model:           {file}\nlearning curve:  {args.out / 'learning_curve.png'}")
+    print(f"population:      {args.out / 'population.png'}")
     if film(args.env, file, args.out / "video.mp4"):
         print(f"video:           {args.out / 'video.mp4'}")
     else:

@@ -27,11 +27,14 @@ from sb3_erl.engine.steps import Reseed, every
 from sb3_erl.evolution.base import Distribution, Evolver
 from sb3_erl.evolution.fitness.base import Fitness, needs
 from sb3_erl.learners.td_rule import TDRule
+from sb3_erl.populations.pbt import PBT
+from sb3_erl.populations.space import Choice, IntUniform, LogUniform, Uniform
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 from sb3_erl.runs.checkpoints import newest_checkpoint
 from sb3_erl.runs.loading import load_parameters
 
 if TYPE_CHECKING:
+    from sb3_erl.pictures.callback import PopulationCallback
     from sb3_erl.remote.process import ProcessEvaluator
     from sb3_erl.remote.ray import RayEvaluator
 
@@ -52,6 +55,7 @@ ALGOS: dict[str, type[Any]] = {
     "nsr_es": NSRES,
     "nsra_es": NSRAES,
     "openai_es": OpenAIES,
+    "pbt": PBT,
     "pderl": PDERL,
     "pop_td7": PopTD7,
     "random_search": RandomSearch,
@@ -71,9 +75,11 @@ __all__ = [
     "NSES",
     "NSRAES",
     "NSRES",
+    "PBT",
     "PDERL",
     "TD7",
     "VEBRL",
+    "Choice",
     "DeepGA",
     "Distribution",
     "ERLRe2",
@@ -84,13 +90,17 @@ __all__ = [
     "Fitness",
     "GenerationCheckpoint",
     "HybridAlgorithm",
+    "IntUniform",
+    "LogUniform",
     "OpenAIES",
     "PopTD7",
+    "PopulationCallback",
     "ProcessEvaluator",
     "RandomSearch",
     "RayEvaluator",
     "Reseed",
     "TDRule",
+    "Uniform",
     "__version__",
     "every",
     "load_parameters",
@@ -100,10 +110,10 @@ __all__ = [
     "register",
 ]
 
-_LATER = {"ProcessEvaluator": "process", "RayEvaluator": "ray"}
+_LATER = {"ProcessEvaluator": "remote.process", "RayEvaluator": "remote.ray", "PopulationCallback": "pictures.callback"}
 
 
 def __getattr__(name: str) -> Any:  # imported when they are wanted
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sb3_erl.remote.{_LATER[name]}"), name)
+    return getattr(import_module(f"sb3_erl.{_LATER[name]}"), name)

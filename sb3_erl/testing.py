@@ -30,6 +30,10 @@ OFTEN: dict[str, dict[str, Any]] = {"crossover": {"crossover_prob": 1.0}, "mutat
 """Settings with which a part of a kind is used in each generation, as far as a class has such arguments."""
 
 
+NOT_TRIED = ("exploit", "explore", "algorithm")
+"""Kinds of parts of :class:`~sb3_erl.populations.pbt.PBT`, whose members are models of other classes."""
+
+
 class PartError(AssertionError):
     """A part does not keep a promise; the message says which one, and what usually is the reason."""
 
@@ -64,8 +68,8 @@ def check_part(
 
     cls = ERL if algorithm is None else algorithm
     kind = _kind_of(part) if kind is None else kind
-    if kind not in PARTS:
-        raise ValueError(f"kind must be one of {sorted(PARTS)}; got {kind!r}")
+    if kind not in tried_kinds():
+        raise ValueError(f"kind must be one of {tried_kinds()}; got {kind!r}")
     arguments = {**_known(cls, {**SMALL, **OFTEN.get(kind, {})}), "device": "cpu", **kwargs}
     argument = "generation_steps" if kind == "step" else kind
 
@@ -99,12 +103,17 @@ _RANDOM = "all random numbers must come from the generator that is handed in, or
 _STATE = "state that changes must be saved: in buffers of an nn.Module, or by state_dict() and load_state_dict(state)"
 
 
+def tried_kinds() -> list[str]:
+    """:return: kinds of parts that :func:`check_part` can try"""
+    return sorted(set(PARTS) - set(NOT_TRIED))
+
+
 def _kind_of(part: Any) -> str:
     """:raises ValueError: if it cannot be told"""
-    kinds = [kind for kind, known in PARTS.items() if isinstance(part, str) and part in known]
+    kinds = [kind for kind in tried_kinds() if isinstance(part, str) and part in PARTS[kind]]
     if len(kinds) == 1:
         return kinds[0]
-    unknown = f"kind must be given, one of {sorted(PARTS)}; it cannot be told from {part!r}"
+    unknown = f"kind must be given, one of {tried_kinds()}; it cannot be told from {part!r}"
     if isinstance(part, str) and ":" not in part:
         raise ValueError(unknown)
     found = resolve("step", part)

@@ -99,6 +99,35 @@ class ImageEnv(ToyEnv):
         return self._picture(state), *rest
 
 
+class DictEnv(ToyEnv):
+    """
+    :class:`ToyEnv` seen as a dict: its state, a number that says in which third of its range the first one is, and a picture.
+
+    :param image: whether there is a picture
+    :param choice: whether there is the number
+    """
+
+    def __init__(self, length: int = 8, image: bool = False, choice: bool = True, **kwargs: Any):
+        super().__init__(length, **kwargs)
+        parts: dict[str, spaces.Space] = {"vector": spaces.Box(-10, 10, (3,), np.float32)}
+        parts |= {"choice": spaces.Discrete(3)} if choice else {}
+        parts |= {"picture": spaces.Box(0, 255, (36, 36, 1), np.uint8)} if image else {}
+        self.observation_space = spaces.Dict(parts)  # type: ignore[assignment]
+
+    def _parts(self, state: np.ndarray) -> dict[str, Any]:
+        picture = np.resize(np.clip(128 + 60 * state, 0, 255), (36, 36, 1)).astype(np.uint8)
+        whole = {"vector": state, "choice": int(np.clip(1.5 + 1.5 * state[0], 0, 2)), "picture": picture}
+        return {key: whole[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        state, info = super().reset(seed=seed)
+        return self._parts(state), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        state, *rest = super().step(action)
+        return self._parts(state), *rest
+
+
 class OddSpaces(ToyEnv):
     """
     :class:`ToyEnv` that announces other spaces, to see them refused; it is never stepped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,9 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
     for row in axes:
         row[0].set_ylabel("return of the deployed policy")
     handles = {label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle("Mean over seeds (n), band from the worst to the best seed; stars: published figures", fontsize=10)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * n_columns), fontsize=8)
+    title = "Mean over seeds (n), band from the worst to the best seed; stars: published figures"
+    figure.suptitle(textwrap.fill(title, 52 * n_columns), fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -12,12 +12,14 @@ from sb3_erl.core.checks import check_choice
 from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.population import candidates_of, cem_arguments
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
-from sb3_erl.policies.cem_rl import CEMCnnPolicy, CEMPolicy
+from sb3_erl.policies.cem_rl import CEM_POLICIES
 
 
 class CEM(EvolutionaryAlgorithm):
     """
     The cross-entropy method on policy parameters: CEM-RL without its gradients.
+
+    Without gradients, for continuous actions: ``CEM("Swimmer-v5", verbose=1).learn(500_000)``.
 
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222, the baseline "CEM"; see
     :class:`~sb3_erl.evolution.cem.DiagonalCEM` for the distribution and its differences from the authors' code. No replay
@@ -35,7 +37,7 @@ class CEM(EvolutionaryAlgorithm):
     :param deploy: who acts in ``predict``: the ``"mean"`` of the distribution or the ``"champion"`` of the last generation
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMPolicy, "CnnPolicy": CEMCnnPolicy}
+    policy_aliases = CEM_POLICIES
     reported_candidates = ("mean",)
 
     @inherits_arguments()

@@ -26,7 +26,7 @@ from sb3_erl.evolution.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.gradient_steps import GradientSteps
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.cem_rl import CEMRLCnnPolicy, CEMRLPolicy
+from sb3_erl.policies.cem_rl import CEM_RL_POLICIES
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import Job, PopulationActor
 
@@ -79,9 +79,9 @@ class CEMRL(HybridAlgorithm):
     :param deploy: who acts in ``predict``: the ``"mean"`` of the Gaussian or the ``"champion"`` of the last generation
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CEMRLPolicy, "CnnPolicy": CEMRLCnnPolicy}
+    policy_aliases = CEM_RL_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "learn", "evaluate", "score", "tell", "deploy", "log")
-    deploy_choices, reported_candidates = ("mean", "champion"), ("mean",)
+    deploy_choices, reported_candidates, _warms_up_by = ("mean", "champion"), ("mean",), "steps"
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")
 

@@ -24,7 +24,7 @@ from sb3_erl.learners.allocation import ResourceManager
 from sb3_erl.learners.choice import LearnerChoice, LearnerSpec
 from sb3_erl.learners.portfolio import Portfolio, build_portfolio, portfolio_specs
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.cerl import CERLCnnPolicy, CERLPolicy
+from sb3_erl.policies.cerl import CERL_POLICIES, CERLPolicy
 from sb3_erl.rollouts.exploration import NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -45,6 +45,8 @@ VARIATION: dict[str, tuple[str, dict[str, Any]]] = {
 class CERL(HybridAlgorithm):
     """
     Collaborative evolutionary reinforcement learning.
+
+    Where the right discount factor is not known: ``CERL("Humanoid-v5", verbose=1).learn(1_000_000)``; for continuous actions.
 
     Khadka et al. (ICML 2019), https://arxiv.org/abs/1905.00976; authors' code: IntelAI/cerl. A GA evolves actors on their
     episode return; beside it learn several learners that differ in their discount factor. All transitions go into one
@@ -107,11 +109,12 @@ class CERL(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CERLPolicy, "CnnPolicy": CERLCnnPolicy}
+    policy_aliases = CERL_POLICIES
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "learn", "deploy", "log")
     policy: CERLPolicy
     takes_discrete_actions, reported_candidates = False, ("champion",)
+    _warms_up_by = "steps"
     learner: Portfolio
 
     @inherits_arguments(
@@ -263,11 +266,6 @@ class CERL(HybridAlgorithm):
         verbs.tell(self, generation)
         self.manager.reallocate(generation.rng.random(self.rollout_size))
         self.resources = self.manager.state
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _learn(self, generation: Generation) -> None:
         episodes = generation.evaluated

@@ -22,8 +22,7 @@ from sb3_erl.engine.representation import WholeNetworks
 from sb3_erl.evolution.base import best_index
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.seed_ga import SeedGA
-from sb3_erl.policies.es import ESLinearPolicy, ESPolicy
-from sb3_erl.policies.es_pixels import GAPixelPolicy
+from sb3_erl.policies.es_pixels import GA_POLICIES
 from sb3_erl.remote.recipes import RebuiltActor, Renumbered, actor_factory
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
@@ -31,6 +30,8 @@ from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 class DeepGA(EvolutionaryAlgorithm):
     """
     A genetic algorithm with mutation and truncation selection only, whose genomes are lists of seeds.
+
+    Without gradients, for any actions and large networks: ``DeepGA("CartPole-v1", pop_size=100).learn(200_000)``.
 
     Such et al. (2017), https://arxiv.org/abs/1712.06567; authors' code: uber-research/deep-neuroevolution,
     ``gpu_implementation/ga.py``. Each generation mutates parents that are picked uniformly among the best; the best of a
@@ -65,12 +66,7 @@ class DeepGA(EvolutionaryAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ESPolicy,
-        "LinearPolicy": ESLinearPolicy,
-        "CnnPolicy": GAPixelPolicy,
-    }
-    takes_discrete_actions = True
+    policy_aliases = GA_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = (
         "collect_reference", "ask", "evaluate", "score", "revalidate", "tell", "deploy", "log",
     )  # fmt: skip

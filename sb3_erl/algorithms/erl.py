@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -21,7 +21,7 @@ from sb3_erl.engine.replace import make_exchange
 from sb3_erl.evolution.base import Migration, check_capability
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.erl import ERLCnnPolicy, ERLPolicy
+from sb3_erl.policies.erl import ERL_POLICIES
 from sb3_erl.rollouts.exploration import EpsilonGreedyExploration, NoiseExploration, PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
@@ -29,6 +29,9 @@ from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 class ERL(HybridAlgorithm):
     """
     Evolutionary reinforcement learning.
+
+    A population and a gradient learner that share all transitions; for continuous actions, with ``learner="dqn"`` for discrete
+    ones: ``ERL("Pendulum-v1", learner="td3", verbose=1).learn(50_000)``, then ``model.predict`` acts with the best individual.
 
     Khadka & Tumer (NeurIPS 2018), https://arxiv.org/abs/1805.07917; authors' code:
     ShawK91/Evolutionary-Reinforcement-Learning, 2018 revision. A GA evolves actors on their episode return, all their
@@ -77,7 +80,8 @@ class ERL(HybridAlgorithm):
     """
 
     reported_candidates = ("champion",)
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLPolicy, "CnnPolicy": ERLCnnPolicy}
+    _warms_up_by = "steps"
+    policy_aliases = ERL_POLICIES
 
     @inherits_arguments(learning_starts=640, batch_size=128, tau=0.001)
     def __init__(
@@ -167,11 +171,6 @@ class ERL(HybridAlgorithm):
         return make_exchange(self.exchange_class, self.learner, {"sync_period": self.sync_period}, self.exchange_kwargs or {})
 
     # ---------------------------------------------------------------- the parts of a generation
-
-    @property
-    def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.size() > self.learning_starts
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         if isinstance(self.action_space, spaces.Discrete):

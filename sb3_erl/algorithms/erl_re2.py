@@ -31,13 +31,15 @@ from sb3_erl.learners.shared_heads import SharedTD7Learner
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.learners.td7 import TD7Learner
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy, PolicyEncoder, PolicyExtendedCritic
+from sb3_erl.policies.erl_re2 import ERL_RE2_POLICIES, PolicyEncoder, PolicyExtendedCritic
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor
 
 
 class ERLRe2(HybridAlgorithm):
     """
     ERL-Re2: evolutionary reinforcement learning with two-scale state and policy representation.
+
+    For continuous actions and few environment steps: ``ERLRe2("HalfCheetah-v5", verbose=1).learn(1_000_000)``.
 
     Hao, Li, Tang, Zheng, Fu, Meng (ICLR 2023), https://arxiv.org/abs/2210.17375; authors' code: yeshenpy/ERL-Re2. One
     nonlinear state encoder is shared; every policy is a linear head on it. A GA works on head rows, a TD3 learner trains
@@ -101,7 +103,7 @@ class ERLRe2(HybridAlgorithm):
     """
 
     reported_candidates = ("learner", "champion")
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLRe2Policy, "CnnPolicy": ERLRe2CnnPolicy}
+    policy_aliases = ERL_RE2_POLICIES
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     deploy_choices = (None, "learner", "champion", "checkpoint")
 

@@ -22,7 +22,7 @@ from sb3_erl.engine.rollout_phase import ReplayStore, ScoresOnly, time_limit
 from sb3_erl.evolution.esac import MixedES, Signal
 from sb3_erl.learners.allocation import annealed_probability, check_annealing
 from sb3_erl.learners.sac import SACLearner
-from sb3_erl.policies.es import ESACCnnPolicy, ESACPolicy
+from sb3_erl.policies.es import ESAC_POLICIES
 from sb3_erl.rollouts.exploration import PolicyExploration, UniformExploration
 from sb3_erl.rollouts.jobs import EpisodeBatch, Explorer, Job, PopulationActor
 
@@ -76,9 +76,9 @@ class ESAC(HybridAlgorithm):
     :raises ValueError: if an argument is out of range, there are more bases than pairs, or actions are not continuous
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ESACPolicy, "CnnPolicy": ESACCnnPolicy}
+    policy_aliases = ESAC_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "learn", "score", "tell", "deploy", "log")
-    deploy_choices, reported_candidates = ("sac", "mother", "winner"), ("sampled_learner",)
+    deploy_choices, reported_candidates, _warms_up_by = ("sac", "mother", "winner"), ("sampled_learner",), None
     evolver: MixedES
 
     @inherits_arguments("learner", "pop_size", "evolver", "exchange", "exchange_kwargs", "population_policy_kwargs")

@@ -26,7 +26,7 @@ from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.learners.erl_re2 import Heads
 from sb3_erl.learners.shared_heads import FORMS
 from sb3_erl.learners.td_rule import DDPGRule
-from sb3_erl.policies.erl_re2 import ERLRe2CnnPolicy, ERLRe2Policy
+from sb3_erl.policies.erl_re2 import ERL_RE2_POLICIES
 from sb3_erl.policies.evo_rainbow import PRIVATE_POLICIES
 from sb3_erl.rollouts.exploration import PolicyExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
@@ -84,7 +84,7 @@ class EvoRainbow(HybridAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ERLRe2Policy, "CnnPolicy": ERLRe2CnnPolicy}
+    policy_aliases = ERL_RE2_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = (
         "ask", "evaluate", "score", "explore", "tell", "soft_update", "learn", "exchange", "deploy", "log",
     )  # fmt: skip

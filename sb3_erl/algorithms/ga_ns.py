@@ -25,6 +25,8 @@ class GANS(DeepGA):
     """
     A genetic algorithm whose fitness is novelty (GA-NS): returns play no part in evolution.
 
+    For tasks whose reward leads into a dead end, with any actions: ``GANS("HardMaze-v0", pop_size=50).learn(2_000_000)``.
+
     Such et al. (2017), https://arxiv.org/abs/1712.06567, section 3.1 and the Image Hard Maze; the authors' code of this
     variant is not public. Novelty is the mean distance of an individual's behavior to the nearest ones in the archive and
     in the population. The most novel individual is the elite, whose behavior is compared anew in the next generation. The

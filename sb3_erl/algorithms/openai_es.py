@@ -22,8 +22,8 @@ from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.evolution.base import MirroredPairs, check_capability
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.fitness.shaping import ShapingMode, Ties, population_rank
-from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESPolicy
-from sb3_erl.policies.es_pixels import ESPixelPolicy
+from sb3_erl.policies.es import ESActor
+from sb3_erl.policies.es_pixels import ES_POLICIES
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 
 
@@ -78,12 +78,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ESPolicy,
-        "LinearPolicy": ESLinearPolicy,
-        "CnnPolicy": ESPixelPolicy,
-    }
-    takes_discrete_actions = True
+    policy_aliases = ES_POLICIES
     reported_candidates = ("mean",)
     generation_order: ClassVar[tuple[Verb, ...]] = ("collect_reference", "ask", "evaluate", "score", "tell", "deploy", "log")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -15,6 +16,7 @@ from sb3_erl.buffers.genetic_memory import GeneticMemories
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.observations import combine, packed, take, unpacked, zeros
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine import generation as verbs
@@ -33,7 +35,8 @@ class MemoryStore(ReplayStore):
         """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
         super().store(job, summary)
         if len(summary) > 0:
-            seen, done = summary.observations[:-1], summary.actions
+            seen, done = take(summary.observations, slice(-1)), summary.actions
+            seen = packed(seen) if isinstance(seen, dict) else seen
             owner = min(job.candidate, self.model.pop_size)
             self.model.evolver.memories.append(owner, seen, done.reshape(len(done), -1))
 
@@ -41,6 +44,9 @@ class MemoryStore(ReplayStore):
 class PDERL(ERL):
     """
     Proximal distilled evolutionary reinforcement learning.
+
+    ERL for networks that plain crossover and mutation would break; for continuous actions, with ``learner="dqn"`` for discrete
+    ones: ``PDERL("Hopper-v5", verbose=1).learn(1_000_000)``.
 
     Bodnar, Day, Lio (AAAI 2020), https://arxiv.org/abs/1906.09807; authors' code: crisbodnar/pderl. ERL in which each
     individual remembers what it has seen: crossover teaches a child what its parents do in those states, in each the
@@ -150,10 +156,10 @@ class PDERL(ERL):
         return self.actor if self.takes_discrete_actions else self.learner.greedy_actor()
 
     def _evolver_arguments(self) -> dict[str, Any]:
-        space = self.observation_space
-        assert space.shape is not None and space.dtype is not None
+        one = zeros(self.observation_space, 1)
+        row = packed(one) if isinstance(one, dict) else one
         n_memories = self.pop_size + 1  # the last one is the learner's
-        size = (n_memories, self.genetic_memory_size, space.shape, space.dtype, get_action_dim(self.action_space))
+        size = (n_memories, self.genetic_memory_size, row.shape[1:], row.dtype, get_action_dim(self.action_space))
         arguments: dict[str, Any] = {
             "actor": self._varied_actor,
             "memories": GeneticMemories(*size),
@@ -177,10 +183,12 @@ class PDERL(ERL):
     def _value(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
         return self.learner.value(observations, actions, self.q_filter == "min")
 
-    def _prepare(self, observations: np.ndarray) -> th.Tensor:
+    def _prepare(self, rows: np.ndarray) -> Any:
+        space = self.observation_space
+        observations: Any = unpacked(rows, space) if isinstance(space, spaces.Dict) else rows
         if self._vec_normalize_env is not None:
-            observations = self._vec_normalize_env.normalize_obs(observations)  # type: ignore[assignment]
-        return th.as_tensor(observations, device=self.device)
+            observations = self._vec_normalize_env.normalize_obs(observations)
+        return combine(lambda array: th.as_tensor(array, device=self.device), observations)
 
     # ---------------------------------------------------------------- the parts of a generation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,7 +16,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.members import Member, Members, Trials, check_pop_size, new_states, read_old_attributes
 from sb3_erl.learners.td7 import TD7Learner
-from sb3_erl.policies.td7 import PopTD7CnnPolicy, PopTD7Policy
+from sb3_erl.policies.td7 import POP_TD7_POLICIES, PopTD7Policy
 from sb3_erl.rollouts.jobs import Explorer
 
 
@@ -54,7 +54,7 @@ class PopTD7(TD7):
     All other arguments are those of :class:`~sb3_erl.algorithms.td7.TD7`.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PopTD7Policy, "CnnPolicy": PopTD7CnnPolicy}
+    policy_aliases = POP_TD7_POLICIES
     policy: PopTD7Policy  # type: ignore[assignment]
 
     @inherits_arguments("offline", "bc_coef", "use_checkpoints")

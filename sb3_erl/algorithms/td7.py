@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -20,7 +20,7 @@ from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.stepwise import StepwiseAlgorithm
 from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.td7 import TD7Learner, TD7Settings
-from sb3_erl.policies.td7 import TD7CnnPolicy, TD7Policy
+from sb3_erl.policies.td7 import TD7_POLICIES, TD7Policy
 from sb3_erl.rollouts.exploration import NoiseExploration
 from sb3_erl.rollouts.jobs import Explorer
 
@@ -74,7 +74,7 @@ class TD7(StepwiseAlgorithm):
     """
 
     reported_candidates = ("checkpoint",)
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD7Policy, "CnnPolicy": TD7CnnPolicy}
+    policy_aliases = TD7_POLICIES
     policy: TD7Policy
     learner: TD7Learner
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
 from sb3_erl.buffers.rollout_steps import TRUNCATED, Steps, Transition
 from sb3_erl.core.observations import Observation, take
 
@@ -47,12 +48,51 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
         buffer.pos = rows.stop % buffer.buffer_size
 
 
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+"""Keys of the observations of an environment with goals."""
+BufferClass = type[ReplayBuffer] | None
+"""Class of a replay buffer; ``None`` for SB3's choice."""
+
+
+def buffer_class_for(space: spaces.Space, choice: BufferClass, n_steps: int = 1) -> BufferClass:
+    """
+    :param space: of observations
+    :param choice: class of a replay buffer, ``None`` for SB3's choice
+    :param n_steps: length of n-step returns
+    :return: the class, for Dict observations in the form for these; ``None`` for SB3's choice
+    :raises ValueError: if it keeps observations of the other kind, or SB3 has none for such returns
+    """
+    is_dict = isinstance(space, spaces.Dict)
+    if is_dict and n_steps > 1:
+        raise ValueError(
+            f"n_steps must be 1 with Dict observations, for which SB3 has no replay buffer of n-step returns; got {n_steps}. "
+            "Or wrap the env in gymnasium.wrappers.FlattenObservation"
+        )
+    if choice is None:
+        return None
+    if is_dict and choice is LAPReplayBuffer:
+        return DictLAPReplayBuffer
+    if issubclass(choice, DictReplayBuffer) != is_dict:
+        right = "DictReplayBuffer, HerReplayBuffer or DictLAPReplayBuffer" if is_dict else "ReplayBuffer or LAPReplayBuffer"
+        raise ValueError(
+            f"replay_buffer_class must be one for {'Dict observations' if is_dict else 'observations in one array'}, such as "
+            f"{right}; got {choice.__name__} with observation_space={space}"
+        )
+    if issubclass(choice, HerReplayBuffer) and not set(GOAL_KEYS) <= set(space):  # type: ignore[call-overload]
+        raise ValueError(
+            f"replay_buffer_class=HerReplayBuffer needs an env with goals, whose observations have the keys {GOAL_KEYS} and "
+            f"which has the method compute_reward; got observation_space={space}. Use DictReplayBuffer"
+        )
+    return choice
+
+
 def store_for_networks(buffer: ReplayBuffer | None, observation_space: spaces.Space, normalizes: bool) -> None:
     """
     Give the arrays of an empty replay buffer the dtypes in which nothing is lost that networks see.
 
-    Actions of float16 are stored as the networks' own output, float32. What ``VecNormalize`` will normalize keeps the float64
-    of its space: a small difference of large numbers, which rounding would destroy, may be a large one after that.
+    Actions of a box are the networks' own output, float32, also where the box is one of float16 or whole numbers. What
+    ``VecNormalize`` will normalize keeps the float64 of its space: a small difference of large numbers, which rounding would
+    destroy, may be a large one after that.
 
     :param buffer: new, or ``None``
     :param observation_space: of the environment
@@ -60,7 +100,7 @@ def store_for_networks(buffer: ReplayBuffer | None, observation_space: spaces.Sp
     """
     if buffer is None:
         return
-    if buffer.actions.dtype.kind == "f" and buffer.actions.dtype != np.float32:
+    if isinstance(buffer.action_space, spaces.Box) and buffer.actions.dtype != np.float32:
         buffer.actions = np.zeros(buffer.actions.shape, dtype=np.float32)
     if normalizes and isinstance(buffer, LAPReplayBuffer) and observation_space.dtype == np.float64:
         buffer.observations, buffer.next_observations = (
@@ -107,6 +147,7 @@ AFTER_COPY: dict[type[ReplayBuffer], Callable[[ReplayBuffer, slice], None]] = {
     NStepReplayBuffer: _no_more,
     DictReplayBuffer: _no_more,
     LAPReplayBuffer: _give_highest_priority,
+    DictLAPReplayBuffer: _give_highest_priority,
 }
 """The classes whose arrays are written directly, and what follows for the rows that were written."""
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl.core.interrupts import uninterrupted
+from sb3_erl.core.observations import combine
 
 BRANCHES = 16
 """Children per node: a batch of a few hundred draws is then served by some five vectorized steps."""
@@ -138,7 +139,7 @@ class LAPReplayBuffer(ReplayBuffer):
     :func:`~sb3_erl.buffers.append.store_for_networks`).
 
     :param buffer_size: transitions in total
-    :param observation_space: of the environment, an array
+    :param observation_space: of the environment, an array; :class:`DictLAPReplayBuffer` takes Dict observations
     :param action_space: of the environment
     :param device: device of the batches
     :param n_envs: transitions that are added at a time
@@ -208,13 +209,14 @@ class LAPReplayBuffer(ReplayBuffer):
             return array.reshape(-1, *array.shape[2:])[batch_inds]  # a view of the buffer, then a copy of these rows
 
         data = (
-            self._normalize_obs(take(self.observations), env),
+            self._normalize_obs(combine(take, self.observations), env),
             take(self.actions),
-            self._normalize_obs(take(self.next_observations), env),
+            self._normalize_obs(combine(take, self.next_observations), env),
             (take(self.dones) * (1 - take(self.timeouts)))[:, None],
             self._normalize_reward(take(self.rewards)[:, None], env),
         )
-        return ReplayBufferSamples(*(self.to_torch(part) for part in data))  # type: ignore[arg-type]
+        samples_class: Any = DictReplayBufferSamples if isinstance(self.observations, dict) else ReplayBufferSamples
+        return samples_class(*(combine(self.to_torch, part) for part in data))
 
     def update_priorities(self, priorities: np.ndarray | th.Tensor, owner: int = 0) -> None:
         """
@@ -229,3 +231,11 @@ class LAPReplayBuffer(ReplayBuffer):
     def reset_max_priority(self, owner: int = 0) -> None:
         """See :meth:`PriorityTree.reset_max_priority`."""
         self.trees[owner].reset_max_priority()
+
+
+class DictLAPReplayBuffer(LAPReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+    """
+    :class:`LAPReplayBuffer` for Dict observations, which are stored in the dtypes of their space.
+
+    Its parameters are those of :class:`LAPReplayBuffer`.
+    """

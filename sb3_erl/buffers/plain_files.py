@@ -11,12 +11,15 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
-from sb3_erl.buffers.lap import LAPReplayBuffer, PriorityTree
+from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer, PriorityTree
 from sb3_erl.core.array_text import npy_header
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""
-PLAIN_BUFFERS: tuple[type[ReplayBuffer], ...] = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, LAPReplayBuffer)
+PLAIN_BUFFERS: tuple[type[ReplayBuffer], ...] = (
+    *(ReplayBuffer, DictReplayBuffer, NStepReplayBuffer),
+    *(LAPReplayBuffer, DictLAPReplayBuffer),
+)
 """Classes whose whole state is arrays and numbers. What a class of the user's keeps beside them is not known here."""
 ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 SETTINGS = ("buffer_size", "n_envs", "optimize_memory_usage", "handle_timeout_termination", "n_steps", "gamma")

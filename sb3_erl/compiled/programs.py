@@ -110,7 +110,7 @@ class UpdatePrograms:
         """
         :param key: names the function and all numbers in it that are no tensors, but for learning rates
         :param function: from tensors to tensors, whose control flow does not depend on values
-        :param inputs: tensors, ``None``, and tuples of them
+        :param inputs: tensors, ``None``, and tuples and dicts of them
         :return: what the function returns
         """
         if self.problem is not None:
@@ -221,17 +221,21 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def _flatten(value: Any, leaves: list[Tensor]) -> Hashable:
-    """Collect the tensors of a nest of tuples; returns what programs depend on: structure, shapes and types."""
+    """Collect the tensors of a nest of tuples and dicts; returns what programs depend on: structure, shapes and types."""
     if isinstance(value, Tensor):
         leaves.append(value)
         return value.shape, value.dtype
+    if isinstance(value, dict):
+        return tuple([(name, _flatten(part, leaves)) for name, part in value.items()])
     return tuple([_flatten(part, leaves) for part in value]) if isinstance(value, tuple) else value
 
 
 def _rebuilt(value: Any, tensors: Any) -> Any:
-    """A nest of tuples with other tensors."""
+    """A nest of tuples and dicts with other tensors."""
     if isinstance(value, Tensor):
         return next(tensors)
+    if isinstance(value, dict):
+        return {name: _rebuilt(part, tensors) for name, part in value.items()}
     if not isinstance(value, tuple):
         return value
     parts = [_rebuilt(part, tensors) for part in value]

@@ -1,11 +1,12 @@
-"""Arrays as text, which JSON can hold, so that no pickle is needed."""
+"""Arrays as text, which JSON can hold, so that no pickle is needed; and parts as text for people."""
 
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import re
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -60,3 +61,31 @@ def npy_header(file: IO[bytes]) -> tuple[np.dtype, bool, tuple[int, ...]]:
     dtype, fortran, shape = header.groups()
     sizes = tuple(int(size) for size in shape.replace(b" ", b"").split(b",") if size)
     return np.dtype(dtype.decode()), fortran == b"True", sizes
+
+
+def in_short(value: Any) -> str:
+    """
+    :param value: an argument or a part
+    :return: it in a few signs: of objects without a text of their own the class and its numbers and words
+
+    >>> in_short(0.5), in_short(np.zeros((2, 3)))
+    ('0.5', 'array(2, 3)')
+    """
+    if isinstance(value, np.ndarray):
+        return f"array{value.shape}"
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value.__name__
+    own: Any = type(value).__repr__
+    if own is not object.__repr__:
+        text = repr(value)
+        return text if len(text) <= 200 and "\n" not in text else type(value).__name__
+    return class_and_numbers(value)
+
+
+def class_and_numbers(value: Any) -> str:
+    """
+    :param value: an object
+    :return: its class with those of its public attributes that are numbers or words
+    """
+    plain = {name: own for name, own in vars(value).items() if isinstance(own, bool | int | float | str) and name[0] != "_"}
+    return f"{type(value).__name__}({', '.join(f'{name}={own!r}' for name, own in plain.items())})"

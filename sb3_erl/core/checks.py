@@ -16,9 +16,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_erl.core.action_spaces import UnsupportedSpaceError, check_action_space
 
-class UnsupportedSpaceError(ValueError, AssertionError):
-    """An observation or action space that a class cannot work with (also an AssertionError, as SB3 raises it)."""
+MULTI_INPUT = "MultiInputPolicy"
+"""Alias of policies that read Dict observations."""
 
 
 def resolve_policy_and_env(
@@ -38,7 +39,7 @@ def resolve_policy_and_env(
     if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
         raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
     given = env if hasattr(env, "observation_space") else policy
-    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Dict | spaces.Tuple):
+    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Tuple):
         check_observation_space("the policy", space)  # before SB3 makes arrays for observations that have no shape
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env
@@ -46,8 +47,7 @@ def resolve_policy_and_env(
         if policy in policy_aliases:
             return policy, env
         if env is not None:
-            way_out = " (flatten dict observations with gymnasium.wrappers.FlattenObservation)" if "Multi" in policy else ""
-            raise ValueError(f"policy must be one of {sorted(policy_aliases)} or a policy class; got {policy!r}{way_out}")
+            raise ValueError(f"policy must be one of {sorted(policy_aliases)} or a policy class; got {policy!r}")
         if ":" in policy or policy in gym.registry:
             return default_policy, policy
         close = difflib.get_close_matches(policy, list(gym.registry), n=3, cutoff=0.5)
@@ -56,72 +56,29 @@ def resolve_policy_and_env(
             f"got {policy!r}. The closest ids are {close}"
         )
     if env is None and policy is not None and hasattr(policy, "observation_space"):
-        return default_policy, policy
+        return MULTI_INPUT if isinstance(policy.observation_space, spaces.Dict) else default_policy, policy
     raise TypeError(
         f"policy must be an alias out of {sorted(policy_aliases)}, a policy class, an environment or an environment id; "
         f"got {type(policy).__name__}"
     )
 
 
-def check_action_space(name: str, space: spaces.Space, discrete: bool = False, continuous: bool = True) -> None:
-    """
-    :param name: of the class that is constructed
-    :param space: of the environment's actions
-    :param discrete: whether ``Discrete`` actions are fine
-    :param continuous: whether a bounded Box of real numbers is fine
-    :raises UnsupportedSpaceError: unless actions are one of those
-    """
-    if discrete and isinstance(space, spaces.Discrete):
-        return
-    if not continuous:
-        raise UnsupportedSpaceError(
-            f"{name} needs an env with discrete actions (gymnasium.spaces.Discrete); got action_space={space}. "
-            "Use a class for continuous actions, such as ERL, or let a gymnasium.ActionWrapper choose among a few actions"
-        )
-    if not isinstance(space, spaces.Box):
-        kinds = "continuous actions (gymnasium.spaces.Box)" + (" or Discrete ones" if discrete else "")
-        other = "" if discrete else ", or a method for discrete actions such as ERL with learner='dqn'"
-        raise UnsupportedSpaceError(
-            f"{name} needs an env with {kinds}; got action_space={space}. "
-            f"Use a continuous version of the task{other}; several discrete choices at a time become one by a "
-            "gymnasium.ActionWrapper with a Discrete space"
-        )
-    if space.dtype.kind != "f":
-        raise UnsupportedSpaceError(
-            f"{name} needs an env whose actions are real numbers; got action_space={space} of {space.dtype}. Wrap it in "
-            "gymnasium.wrappers.TransformAction(env, lambda action: np.rint(action).astype(env.action_space.dtype), "
-            "spaces.Box(low, high, dtype=np.float32))"
-        )
-    if 0 in space.shape:
-        raise UnsupportedSpaceError(
-            f"{name} needs an env whose actions have at least one component; got action_space={space}. "
-            "A gymnasium.ActionWrapper can offer a Box of shape (1,) and drop the action"
-        )
-    if not np.isfinite([*space.low.ravel(), *space.high.ravel()]).all():
-        raise UnsupportedSpaceError(
-            f"{name} needs an env whose actions have finite bounds; got action_space={space} (Continuous action space "
-            "must have a finite lower and upper bound). Wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
-        )
-    with np.errstate(over="ignore"):
-        span = space.high.astype(np.float32) - space.low.astype(np.float32)
-        if not (np.isfinite(span * 2).all() and np.isfinite((space.high - space.low) * 2).all()):
-            raise UnsupportedSpaceError(
-                f"{name} needs an env whose actions have bounds of which the difference is a number of its dtype; got "
-                f"action_space={space}. Wrap it in gymnasium.wrappers.RescaleAction(env, -1, 1) or in an ActionWrapper with "
-                "bounds that are in use"
-            )
-
-
-def check_observation_space(name: str, space: spaces.Space) -> None:
+def check_observation_space(name: str, space: spaces.Space, takes_dicts: bool = True) -> None:
     """
     :param name: of the class that is constructed
     :param space: of the environment's observations
-    :raises UnsupportedSpaceError: unless observations are arrays that SB3's networks can read
+    :param takes_dicts: whether a Dict of arrays is fine
+    :raises UnsupportedSpaceError: unless observations are arrays, or a Dict of arrays, that SB3's networks can read
     """
+    if isinstance(space, spaces.Dict) and takes_dicts and space.spaces:
+        for key, part in space.spaces.items():
+            check_observation_space(f"{name}, for the key {key!r} of its Dict observations,", part, takes_dicts=False)
+        return
     flat = "gymnasium.wrappers.FlattenObservation"
     expected, way_out = "", ""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        expected, way_out = "array observations", f"Wrap it in {flat} or SB3's VecExtractDictObs"
+        expected = "arrays, or one Dict of arrays, as observations" if takes_dicts else "array observations"
+        way_out = f"Wrap it in {flat} or SB3's VecExtractDictObs"
     elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         expected = "observations of a Box, Discrete, MultiDiscrete or MultiBinary space"
         way_out = "A gymnasium.ObservationWrapper can turn them into an array of numbers"
@@ -139,6 +96,20 @@ def check_observation_space(name: str, space: spaces.Space) -> None:
         expected, way_out = "MultiDiscrete observations with one axis", f"Wrap it in {flat}"
     if expected:
         raise UnsupportedSpaceError(f"{name} needs an env with {expected}; got observation_space={space}. {way_out}")
+
+
+def check_policy(model: Any, policy: Any) -> None:
+    """
+    :param model: has its spaces
+    :param policy: alias or class
+    :raises UnsupportedSpaceError: if it is the alias of networks that read other observations
+    """
+    is_dict, space = isinstance(model.observation_space, spaces.Dict), model.observation_space
+    if not isinstance(policy, str) or policy == "AutoPolicy" or is_dict == (policy == MULTI_INPUT):
+        return
+    right = f"{MULTI_INPUT!r} for Dict observations" if is_dict else "'MlpPolicy' or 'CnnPolicy' for observations in one array"
+    way_out = "Or wrap the env in gymnasium.wrappers.FlattenObservation" if is_dict else f"{MULTI_INPUT!r} needs a Dict space"
+    raise UnsupportedSpaceError(f"policy must be {right}; got {policy!r} with observation_space={space}. {way_out}")
 
 
 def check_env(model: Any) -> None:
@@ -228,7 +199,9 @@ def env_ids_explained() -> Iterator[None]:
 
 
 @contextmanager
-def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False) -> Iterator[None]:
+def spaces_checked(
+    model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False, policy: Any = None
+) -> Iterator[None]:
     """
     Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
 
@@ -236,8 +209,9 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: argument that some classes extend before it is checked
     :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
+    :param policy: alias or class of the policy, ``None`` for an agent without networks, which takes arrays only
     :raises TypeError: if one of these is of another type
-    :raises UnsupportedSpaceError: see :func:`check_action_space` and :func:`check_observation_space`
+    :raises UnsupportedSpaceError: see :func:`check_action_space`, :func:`check_observation_space` and :func:`check_policy`
     :raises ValueError: if the id of the environment or the device is unknown
     """
     check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
@@ -252,10 +226,11 @@ def spaces_checked(model: Any, verbose: Any, policy_kwargs: Any, is_loading: boo
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
     finally:
         if not is_loading and getattr(model, "action_space", None) is not None:
-            discrete = getattr(model, "takes_discrete_actions", False)
-            continuous = getattr(model, "takes_continuous_actions", True)
-            check_action_space(type(model).__name__, model.action_space, discrete, continuous)
-            check_observation_space(type(model).__name__, model.observation_space)
+            defaults = {"takes_discrete_actions": False, "takes_continuous_actions": True, "takes_several_choices": False}
+            taken = [getattr(model, name, default) for name, default in defaults.items()]
+            check_action_space(type(model).__name__, model.action_space, *taken)
+            check_observation_space(type(model).__name__, model.observation_space, takes_dicts=policy is not None)
+            check_policy(model, policy)
 
 
 def check_range(

@@ -27,6 +27,15 @@ def shape_of(space: spaces.Space) -> Shape:
     return space.shape or ()
 
 
+def several(shape: Shape, n_rows: int) -> Shape:
+    """
+    :param shape: of one observation
+    :param n_rows: number of observations
+    :return: shape of so many
+    """
+    return {key: (n_rows, *part) for key, part in shape.items()} if isinstance(shape, dict) else (n_rows, *shape)
+
+
 def zeros(space: spaces.Space, n_rows: int) -> Observation:
     """
     :param space: an observation space
@@ -73,7 +82,7 @@ def row_access(observation: Observation) -> tuple[Callable[..., Any], Callable[.
     return (take, put) if isinstance(observation, dict) else (operator.getitem, operator.setitem)
 
 
-def combine(function: Callable[..., np.ndarray], *observations: Any) -> Any:
+def combine(function: Callable[..., Any], *observations: Any) -> Any:
     """
     Apply a function to arrays, for dicts key by key.
 
@@ -104,3 +113,31 @@ def arrays_of(observation: Observation) -> Sequence[np.ndarray]:
     :return: its arrays
     """
     return list(observation.values()) if isinstance(observation, dict) else [observation]
+
+
+def packed(observations: dict[str, np.ndarray]) -> np.ndarray:
+    """
+    The bytes of dicts of arrays, for what keeps observations in one array.
+
+    :param observations: several of them
+    :return: ``(n, n_bytes)`` of uint8
+
+    >>> rows = {"a": np.ones((2, 1), np.float32), "b": np.zeros((2, 3), np.uint8)}
+    >>> packed(rows).shape
+    (2, 7)
+    """
+    parts = [np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8) for array in observations.values()]
+    return np.concatenate(parts, axis=1)
+
+
+def unpacked(rows: np.ndarray, space: spaces.Dict) -> dict[str, np.ndarray]:
+    """
+    :param rows: ``(n, n_bytes)``, see :func:`packed`
+    :param space: of these observations
+    :return: several observations
+    """
+    found, start = {}, 0
+    for key, array in zeros(space, 1).items():  # type: ignore[union-attr]
+        part = np.ascontiguousarray(rows[:, start : start + array.nbytes]).view(array.dtype)
+        found[key], start = part.reshape(len(rows), *array.shape[1:]), start + array.nbytes
+    return found

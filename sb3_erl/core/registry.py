@@ -52,6 +52,26 @@ PARTS: dict[str, dict[str, Any]] = {
         "none": "sb3_erl.engine.replace:NoExchange",
     },
     "step": {},
+    "exploit": {
+        "truncation": "sb3_erl.populations.exploit:Truncation",
+        "tournament": "sb3_erl.populations.exploit:BinaryTournament",
+        "ga": "sb3_erl.populations.exploit:GeneticExploit",
+        "none": "sb3_erl.populations.exploit:NoExploit",
+    },
+    "explore": {
+        "perturb": "sb3_erl.populations.explore:Perturb",
+        "resample": "sb3_erl.populations.explore:Resample",
+        "none": "sb3_erl.populations.explore:NoExplore",
+    },
+    "algorithm": {
+        **{key: f"stable_baselines3:{key.upper()}" for key in ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")},
+        **{key: f"sb3_contrib:{key.upper()}" for key in ("ars", "qrdqn", "tqc", "trpo")},
+        "crossq": "sb3_contrib:CrossQ",
+        "ppo_lstm": "sb3_contrib:RecurrentPPO",
+        "ppo_mask": "sb3_contrib:MaskablePPO",
+        "td7": "sb3_erl.algorithms.td7:TD7",
+        "erl_re2": "sb3_erl.algorithms.erl_re2:ERLRe2",
+    },
 }
 """For each kind its parts by key: ``"module:Name"``, which is imported when it is wanted, or the part itself."""
 

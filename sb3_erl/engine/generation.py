@@ -45,13 +45,13 @@ class Generation:
     """
 
     number: int
-    rng: np.random.Generator
-    callback: BaseCallback
-    candidates: Tensor | None = None
+    rng: np.random.Generator = field(repr=False)
+    callback: BaseCallback = field(repr=False)
+    candidates: Tensor | None = field(default=None, repr=False)
     episodes: EpisodeBatch | None = None
     fitness: np.ndarray | None = None
-    fitness_before: dict[str, Any] | None = None
-    pulled: dict[str, Tensor] = field(default_factory=dict)
+    fitness_before: dict[str, Any] | None = field(default=None, repr=False)
+    pulled: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def evaluated(self) -> EpisodeBatch:
@@ -129,6 +129,8 @@ def run_generation(model: Any, callback: BaseCallback) -> bool:
         for step in model.extra_steps:
             if step.after == verb:
                 step(model, generation)
+        for observer in model.run.observers:
+            observer.after_verb(verb, generation)
     return True
 
 

@@ -24,7 +24,7 @@ from sb3_erl.engine.replace import make_exchange
 from sb3_erl.engine.representation import Representation, WholeNetworks, own_networks
 from sb3_erl.engine.rollout_phase import ReplayStore, Rollouts, check_rollouts
 from sb3_erl.evolution.base import Evolver
-from sb3_erl.evolution.fitness.base import Fitness, make_fitness
+from sb3_erl.evolution.fitness.base import make_fitness
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.policies.erl import deploying
@@ -34,6 +34,8 @@ from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
 
 if TYPE_CHECKING:
     from sb3_erl.remote.evaluator import RemoteEvaluator
+
+NETWORKS = ("actor", "critic", "encoder", "actor_target", "critic_target")
 
 
 class HybridAlgorithm(OffPolicyModel):
@@ -78,6 +80,7 @@ class HybridAlgorithm(OffPolicyModel):
     learner_needs: ClassVar[tuple[str, ...]] = ()
     """Methods that a learner must have."""
     policy: Any
+    _warms_up_by: ClassVar[str | None] = "learner steps"
     deploy: Any = "champion"
     champion_fitness: float | None = None
     """Fitness of the last evaluated champion, ``None`` before the first evaluation."""
@@ -188,8 +191,7 @@ class HybridAlgorithm(OffPolicyModel):
         self.learner = self._make_learner()
         self.policy = self.learner.policy
         self._name_networks()
-        self.population = self._make_population()
-        self.fitness: Fitness = make_fitness(self.fitness_class)
+        self.population, self.fitness = self._make_population(), make_fitness(self.fitness_class)
         if self.fitness_state:
             self.fitness.load_state_dict(self.fitness_state)
         if self.champion_state is not None and self.champion_fitness is not None:
@@ -200,16 +202,15 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _name_networks(self) -> None:
         """Networks under the names by which SB3's classes have them."""
-        for name in ("actor", "critic", "encoder", "actor_target", "critic_target"):
-            setattr(self, name, getattr(self.policy, name, None))
+        vars(self).update({name: getattr(self.policy, name, None) for name in NETWORKS})
 
     def _make_learner(self) -> Learner:
         return self._spec.build(self.policy, learning_rate=self.learning_rate, policy_kwargs=dict(self.policy_kwargs))
 
     def _make_population(self) -> Population:
-        representation = self._make_representation()
-        evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments())
-        return Population(evolver.to(self.device), representation)
+        own = self._make_representation()
+        evolver = make_evolver(self.evolver_class, own, self.pop_size, self._evolver_arguments())
+        return Population(evolver.to(self.device), own)
 
     def _make_representation(self) -> Representation:
         """How individuals act: as the learner's own network does, unless ``population_policy_kwargs`` say otherwise."""
@@ -270,9 +271,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""
-        if self.n_learner_steps < self.learning_starts:
-            return UniformExploration()
-        return None if noise is None else NoiseExploration(noise)
+        follows_policy = None if noise is None else NoiseExploration(noise)
+        return UniformExploration() if self.n_learner_steps < self.learning_starts else follows_policy
 
     def _updates_for(self, n_timesteps: int, n_episodes: int) -> int:
         """Updates that so much experience pays for; what integer division leaves over is kept for the next call."""
@@ -287,8 +287,9 @@ class HybridAlgorithm(OffPolicyModel):
 
     @property
     def _is_warm(self) -> bool:
-        """Whether the learner learns."""
-        return self.n_learner_steps >= self.learning_starts
+        """Whether the learner learns; where all steps count, one step after ``learning_starts``, as in the authors' code."""
+        n_steps, of, unit = self._warm_up or (0, 0, "")
+        return n_steps > of if unit == "steps" else n_steps >= of
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """See :meth:`OffPolicyModel.train`; counted as learning in the log."""
@@ -337,9 +338,8 @@ class HybridAlgorithm(OffPolicyModel):
         return {**super()._plain_state(), "fitness_state": self.fitness.state_dict(), "champion_state": state}
 
     def _excluded_save_params(self) -> list[str]:
-        networks = ["actor", "critic", "encoder", "actor_target", "critic_target"]
         parts = ["population", "learner", "exchange", "fitness", "extra_steps", "rollouts"]
-        return [*super()._excluded_save_params(), *networks, *parts]
+        return [*super()._excluded_save_params(), *NETWORKS, *parts]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = self.learner.save_params

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch import Tensor
 
 from sb3_erl.core.checks import check_choice
+from sb3_erl.core.observations import take
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.learners.base import AUTO_AFTER, Precision, Rates, products_in
 from sb3_erl.learners.gradient_steps import GradientSteps
@@ -68,7 +69,8 @@ class LearnerHost:
             return model._sample(size)
 
         def observations(n: int) -> list[Any]:
-            return list(model._sample(n * size).observations.split(size))
+            drawn = model._sample(n * size).observations
+            return [take(drawn, slice(start, start + size)) for start in range(0, n * size, size)]
 
         model.policy.set_training_mode(True)
         try:

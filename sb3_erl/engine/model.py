@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_erl.core.checks import check_learn
 from sb3_erl.rollouts.soundness import environments_watched
 from sb3_erl.runs.copying import EnvironmentState
-from sb3_erl.runs.description import describe, env_name
+from sb3_erl.runs.description import EarlyTables, describe, env_name, last_line
 from sb3_erl.runs.export import export_policy
 from sb3_erl.runs.loading import load_model, saved_class
 from sb3_erl.runs.moved_modules import renamed_tensors
@@ -90,9 +90,12 @@ class EvolvingModel(BaseAlgorithm):
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         with environments_watched(self.env), self.run.learning():
             total_timesteps, callback = self.run.begin(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+            self.run.tables = EarlyTables(self) if self.verbose >= 1 and log_interval is not None else None
             callback.on_training_start(locals(), globals())
             self._train_loop(total_timesteps, callback, log_interval)
             callback.on_training_end()
+            if self.verbose >= 1:
+                print(last_line(self, callback))
         return self
 
     def _train_loop(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
@@ -279,6 +282,9 @@ class EvolvingModel(BaseAlgorithm):
     def __setstate__(self, state: dict[str, Any]) -> None:
         env = None if state["env"] is None else state["env"].restored()
         vars(self).update(state, env=env, _vec_normalize_env=None if env is None else unwrap_vec_normalize(env))
+        buffer: Any = state.get("replay_buffer")
+        if env is not None and hasattr(buffer, "set_env"):  # hindsight asks the environments for rewards
+            buffer.set_env(env)
 
     # ---------------------------------------------------------------- text
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_erl.buffers.append import store_for_networks
+from sb3_erl.buffers.append import buffer_class_for, store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
 from sb3_erl.core.seeding import Stream
@@ -26,6 +26,7 @@ from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
 from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
+from sb3_erl.runs.description import log_warm_up, remember_logged
 
 
 class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
@@ -61,6 +62,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     """
 
     default_policy: ClassVar[str] = "MlpPolicy"
+    _warms_up_by: ClassVar[str | None] = "steps"
+    """What ``learning_starts`` counts: all ``"steps"``, ``"learner steps"`` only; ``None`` where nothing waits for it."""
     learner: Learner
 
     def __init__(
@@ -94,7 +97,7 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         policy, env = resolve_policy_and_env(policy, env, self.default_policy, list(self._aliases()))
         self.precision, self.compile = precision, compile
         self._learner_host = LearnerHost(self)
-        with spaces_checked(self, verbose, policy_kwargs, is_loading=not _init_setup_model):
+        with spaces_checked(self, verbose, policy_kwargs, not _init_setup_model, policy):
             super().__init__(
                 policy=policy,
                 env=env,
@@ -145,7 +148,8 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         policy_kwargs, buffer_kwargs, given = self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
-        self.replay_buffer_class = self._default_buffer_class() if given is None else given
+        chosen = self._default_buffer_class() if given is None else given
+        self.replay_buffer_class = buffer_class_for(self.observation_space, chosen, self.n_steps if given is None else 1)
         if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
             self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
         try:
@@ -190,6 +194,20 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         :param batch_size: transitions per update, the model's own by default
         """
         self._learner_host.train(gradient_steps, batch_size)
+
+    @property
+    def _warm_up(self) -> tuple[int, float, str] | None:
+        """Steps that were taken and are needed before the learner learns, and which of them are counted."""
+        if self._warms_up_by is None or self.replay_buffer is None:
+            return None
+        n_steps = self.n_learner_steps if self._warms_up_by == "learner steps" else self.replay_buffer.size()  # type: ignore[attr-defined]
+        return n_steps, self.learning_starts, self._warms_up_by
+
+    def dump_logs(self) -> None:
+        """Write the log table; while the learner waits for ``learning_starts``, the table on the screen says how long."""
+        log_warm_up(self)
+        remember_logged(self)
+        super().dump_logs()
 
     @property
     def _default_batch_size(self) -> int:

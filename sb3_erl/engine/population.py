@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ class Champion:
     :param fitness: its fitness
     """
 
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     fitness: float
 
 
@@ -51,6 +51,9 @@ class Population:
         """The best of the last generation whose fitness was told in this process; ``None`` before the first."""
         self.ranking: np.ndarray | None = None
         """``(pop_size,)`` candidates of the last told generation, best first."""
+
+    def __repr__(self) -> str:
+        return f"Population({self.evolver!r}, {type(self.representation).__name__})"
 
     @property
     def pop_size(self) -> int:
@@ -111,6 +114,7 @@ class Population:
             evolver.tell(candidates, fitness, rng)
         else:
             evolver.tell(candidates, fitness, rng, migrants)
+        evolver.outsiders = frozenset()
 
     def best(self) -> Tensor | None:
         """:return: ``(n_params,)``, the best individual of the last generation as it was evaluated; ``None`` if not known"""

@@ -24,9 +24,10 @@ from sb3_erl.engine.rollout_phase import Rollouts, StepStore, check_rollouts
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import Fitness, make_fitness
-from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
+from sb3_erl.policies.es import ACTOR_ONLY_POLICIES, ActorOnlyPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job, PopulationActor
+from sb3_erl.runs.description import remember_logged
 
 if TYPE_CHECKING:
     from sb3_erl.remote.evaluator import RemoteEvaluator
@@ -64,11 +65,10 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     reported_candidates = ("champion",)
     default_policy: ClassVar[str] = "MlpPolicy"
-    takes_discrete_actions: ClassVar[bool] = False
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorOnlyPolicy,
-        "CnnPolicy": ActorOnlyCnnPolicy,
-    }
+    takes_discrete_actions: ClassVar[bool] = True
+    takes_several_choices: ClassVar[bool] = True
+    """Whether actions may be of a ``MultiDiscrete`` or ``MultiBinary`` space."""
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = ACTOR_ONLY_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "deploy", "log")
     episode_needs: ClassVar[frozenset[str]] = frozenset()
     """What episodes carry beside that which the fitness needs."""
@@ -107,7 +107,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         self.n_generations = 0
         """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self.fitness_state: dict[str, Any] = {}
-        with spaces_checked(self, verbose, policy_kwargs, is_loading=not _init_setup_model):
+        with spaces_checked(self, verbose, policy_kwargs, not _init_setup_model, policy):
             super().__init__(
                 policy=policy,
                 env=env,
@@ -221,6 +221,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the log table; the same rows as SB3's off-policy classes."""
+        remember_logged(self)
         OffPolicyAlgorithm.dump_logs(self)  # type: ignore[arg-type]
 
     def candidates_for_report(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class RandomActions:
     """
     An :class:`~sb3_erl.rollouts.jobs.Explorer` that takes uniformly random actions instead of the policy's.
 
-    :param space: discrete actions, or a box with finite bounds
+    :param space: of actions, with finite bounds
     """
 
     def __init__(self, space: spaces.Space):
@@ -38,6 +38,9 @@ class RandomActions:
         """:return: ``(action_dim,)`` in the units of the action space"""
         if isinstance(self.space, spaces.Discrete):
             return np.array([self._rng.integers(self.space.n)], dtype=action.dtype)
+        if isinstance(self.space, spaces.MultiDiscrete | spaces.MultiBinary):
+            n_choices = self.space.nvec.ravel() if isinstance(self.space, spaces.MultiDiscrete) else 2
+            return self._rng.integers(n_choices, size=action.shape).astype(action.dtype)
         assert isinstance(self.space, spaces.Box)
         return self._rng.uniform(self.space.low, self.space.high).astype(action.dtype).reshape(action.shape)
 

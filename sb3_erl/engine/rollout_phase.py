@@ -190,6 +190,8 @@ class Rollouts:
         model._update_info_buffer([info if _is_finite(info) else {} for info in infos], variables["dones"][indices])
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         model._episode_num += int(variables["dones"].sum())
+        if model.run.tables is not None:
+            model.run.tables.look()
         return True
 
     @property
@@ -233,10 +235,12 @@ def _is_finite(info: dict[str, Any]) -> bool:
 
 
 def _is_idle(callback: BaseCallback) -> bool:
-    """Whether a callback does nothing: the one that SB3 makes of ``None``, or an empty list."""
+    """Whether a callback does nothing with a step: the one that SB3 makes of ``None``, or a list of such."""
     if type(callback) is CallbackList:
-        return not callback.callbacks
-    return type(callback) is ConvertCallback and callback.callback is None
+        return all(_is_idle(each) for each in callback.callbacks)
+    if type(callback) is ConvertCallback:
+        return callback.callback is None
+    return not getattr(callback, "observes_steps", True)
 
 
 def time_limit(env: VecEnv) -> int | None:

@@ -134,7 +134,10 @@ class StepwiseAlgorithm(OffPolicyModel):
         """One vector step by SB3's loop; returns whether training goes on."""
         assert self.env is not None and self.replay_buffer is not None
         arguments: Any = (self.replay_buffer, None, int(self.learning_starts), log_interval)
-        return self.collect_rollouts(self.env, callback, EVERY_STEP, *arguments).continue_training
+        goes_on = self.collect_rollouts(self.env, callback, EVERY_STEP, *arguments).continue_training
+        if self.run.tables is not None:
+            self.run.tables.look()
+        return goes_on
 
     def _updates_now(self) -> int | None:
         """

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.core.array_text import in_short
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
+from sb3_erl.evolution.operators.origins import Origins
 
 
 class PopulationSizeError(ValueError, RuntimeError):
@@ -34,8 +36,12 @@ class Evolver(nn.Module):
 
     starts_from: ClassVar[Literal["population", "mean"]] = "population"
     """Whether the first argument of the constructor is a whole population or one vector, the mean."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Attributes that ``print`` shows beside the sizes."""
     candidates: Tensor
     champion: Tensor | None
+    outsiders: frozenset[int] = frozenset()
+    """Slots into which :meth:`inject` has put individuals since the last generation was told."""
 
     def __init__(self, candidates: Tensor | None = None):
         super().__init__()
@@ -47,6 +53,11 @@ class Evolver(nn.Module):
     def pop_size(self) -> int:
         """Number of candidates."""
         return self.candidates.shape[0]
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of a candidate."""
+        return self.candidates.shape[1]
 
     def ask(self, rng: np.random.Generator) -> Tensor:
         """
@@ -93,15 +104,32 @@ class Evolver(nn.Module):
         """
         check_injected(vectors, slots, self.candidates)
         self.candidates[list(slots)] = vectors.detach().to(self.candidates)
+        self.outsiders = self.outsiders.union(slots)
 
     @property
     def protected(self) -> list[int]:
         """Slots that should not be overwritten, because they hold unchanged elites; best first."""
         return []
 
+    def origins(self) -> Origins | None:
+        """
+        How the individuals came about that :meth:`ask` proposes next, or between :meth:`ask` and :meth:`tell` has proposed.
+
+        For pictures of a run (:class:`~sb3_erl.pictures.callback.PopulationCallback`); an evolver of a user's own may leave it
+        out, then the origin of what it breeds is unknown.
+
+        :return: one entry per candidate; ``None`` if it is not known: not decided yet, or not saved
+        """
+        return None
+
     def metrics(self) -> dict[str, float]:
         """:return: what is worth logging, by name; an algorithm logs it under ``population/``"""
         return {}
+
+    def __repr__(self) -> str:
+        names = [name for name in ("pop_size", "n_params", *self.shown) if hasattr(self, name)]
+        words = [f"{name}={in_short(getattr(self, name))}" for name in names]
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "candidates")
@@ -173,6 +201,10 @@ class Distribution(Evolver):
         if rows:
             self.injected = torch.stack(list(rows.values()))
             self.injected_slots = torch.tensor(list(rows), dtype=torch.float64, device=self.injected.device)
+
+    def origins(self) -> Origins:
+        """See :meth:`Evolver.origins`; all are drawn but those that were injected."""
+        return Origins.all_of("sample", self.pop_size).with_outsiders(self._slots())
 
     def _slots(self) -> list[int]:
         return [] if self.injected_slots is None else [int(slot) for slot in self.injected_slots.tolist()]

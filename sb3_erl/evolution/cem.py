@@ -49,6 +49,7 @@ class DiagonalCEM(Distribution):
     :raises ValueError: if a number is out of range
     """
 
+    shown = ("n_parents", "antithetic", "elitism", "covariance_rule")
     mean: Tensor
     variance: Tensor
     damping: Tensor

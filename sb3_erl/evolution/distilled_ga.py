@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sb3_erl.buffers.genetic_memory import GeneticMemories
 from sb3_erl.core.checks import check_choice
+from sb3_erl.core.observations import combine
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
@@ -42,7 +43,7 @@ class Learned:
     actor: nn.Module
     layout: ParameterLayout
     value: Value
-    prepare: Callable[[np.ndarray], Tensor]
+    prepare: Callable[[np.ndarray], Any]
 
 
 class DistilledGA(GA):
@@ -86,7 +87,7 @@ class DistilledGA(GA):
         actor: nn.Module,
         memories: GeneticMemories,
         value: Value,
-        prepare: Callable[[np.ndarray], Tensor],
+        prepare: Callable[[np.ndarray], Any],
         crossover: Any = "distillation",
         crossover_kwargs: dict[str, Any] | None = None,
         mutation: Any = "proximal",
@@ -134,7 +135,8 @@ class DistilledGA(GA):
             observations, stored = self.memories.draw(other, n, rng, newest=DISTANCE_NEWEST)
             states = self.learned.prepare(observations)
             with torch.no_grad():
-                actions = act_together(self.learned.actor, parts, states.expand(len(parents), *states.shape)).cpu().numpy()
+                common = combine(lambda tensor: tensor.expand(len(parents), *tensor.shape), states)
+                actions = act_together(self.learned.actor, parts, common).cpu().numpy()
             theirs = stored if self.distance_from == "memory" else actions[list(parents).index(other)]
             for own, parent in zip(actions, parents, strict=True):
                 one_way[parent, other] = behavior_distance(own, theirs)
@@ -172,7 +174,7 @@ class DistilledGA(GA):
             firsts, seconds, slots = (list(column) for column in zip(*group, strict=True))
             n_steps = [crossover.epochs * (int(self.memories.sizes[slot]) // max(batch_size, 1)) for slot in slots]
 
-            def draw(slots: list[int] = slots, batch_size: int = batch_size) -> Tensor:
+            def draw(slots: list[int] = slots, batch_size: int = batch_size) -> Any:
                 return self._states(slots, batch_size, rng)
 
             first, second = (torch.from_numpy(new[rows]).to(self.candidates.device) for rows in (firsts, seconds))
@@ -193,10 +195,11 @@ class DistilledGA(GA):
                 measured = sensitivity(self.learned.actor, self.learned.layout, candidates, states).cpu().numpy()
                 new[slots] = mutation(new[slots], measured * mutation.batch_factor(n_states), rng)
 
-    def _states(self, slots: list[int], n: int, rng: np.random.Generator) -> Tensor:
-        """``(len(slots), n, *obs_shape)``: different states that each individual has seen."""
+    def _states(self, slots: list[int], n: int, rng: np.random.Generator) -> Any:
+        """``(len(slots), n, *obs_shape)``, or a dict of such tensors: different states that each individual has seen."""
         observations = np.stack([self.memories.draw(slot, n, rng)[0] for slot in slots])
-        return self.learned.prepare(observations.reshape(-1, *observations.shape[2:])).unflatten(0, (len(slots), n))
+        states = self.learned.prepare(observations.reshape(-1, *observations.shape[2:]))
+        return combine(lambda tensor: tensor.unflatten(0, (len(slots), n)), states)
 
     def _split(self, individuals: np.ndarray) -> dict[str, Tensor]:
         return self.learned.layout.split(torch.from_numpy(individuals).to(self.candidates.device))  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,6 +17,7 @@ from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_index, che
 from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
 from sb3_erl.evolution.es_source import MirroredSource, Windows
 from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
+from sb3_erl.evolution.operators.origins import Origins
 from sb3_erl.evolution.rebuilt import AskedCandidates, refuse_injection
 
 
@@ -32,9 +33,9 @@ class ESUpdate:
     :param update_ratio: L2 norm of the step relative to that of the mean before it
     """
 
-    shaped: np.ndarray
-    direction: np.ndarray
-    gradient: np.ndarray
+    shaped: np.ndarray = field(repr=False)
+    direction: np.ndarray = field(repr=False)
+    gradient: np.ndarray = field(repr=False)
     grad_norm: float
     update_ratio: float
 
@@ -68,6 +69,7 @@ class MirroredES(Evolver):
     """
 
     starts_from = "mean"
+    shown = ("sigma", "learning_rate", "l2_coeff", "fitness_shaping")
     mean: Tensor
     asked_center: Tensor
     offsets: Tensor
@@ -147,6 +149,11 @@ class MirroredES(Evolver):
         return 2 * self.n_pairs
 
     @property
+    def n_params(self) -> int:
+        """See :attr:`Evolver.n_params`."""
+        return self.mean.numel()
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         """For each pair asked for: where its window begins in the table, and at which parameter it is put."""
         first = zip(self.offsets.tolist(), self.starts.tolist(), strict=True)
@@ -224,6 +231,10 @@ class MirroredES(Evolver):
         :raises ValueError: always
         """
         refuse_injection(self, "candidates are mirrored pairs", slots)
+
+    def origins(self) -> Origins:
+        """See :meth:`Evolver.origins`; all are drawn."""
+        return Origins.all_of("sample", 2 * (self.n_pairs + len(self._more)))
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; the width, the step size, the last step, and the length of the mean."""

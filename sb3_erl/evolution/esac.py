@@ -16,6 +16,7 @@ from sb3_erl.evolution.base import best_first, check_told, to_numpy
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.fitness.shaping import centered_ranks
 from sb3_erl.evolution.operators.crossover import RowCrossover
+from sb3_erl.evolution.operators.origins import OUTSIDE, Origins
 
 Signal = Literal["returns", "ranks"]
 """What the growth of sigma is measured by."""
@@ -153,6 +154,15 @@ class MixedES(MirroredES):
             signal = fitness if self.amt_signal == "returns" else centered_ranks(fitness, self.ties)
             self.sigma = grown_sigma(self.sigma, signal, self.n_pairs, self.learning_rate, self.amt_clip)
             self.grown.fill_(self.sigma)
+
+    def origins(self) -> Origins:
+        """See :meth:`Evolver.origins`; pairs around winners that were crossed with the mother, around her, and the learner."""
+        kinds, parents, slots = ["sample"] * self.pop_size, [-1] * self.pop_size, self.base_slots
+        for pair in range(self.n_pairs)[slots["winner"]] if self.hindsight_crossover and self.n_told > 0 else ():
+            kinds[2 * pair : 2 * pair + 2] = ["crossover"] * 2
+        for pair in range(self.n_pairs)[slots["learner"]] if self._gradient_base is not None else ():
+            kinds[2 * pair : 2 * pair + 2], parents[2 * pair : 2 * pair + 2] = ["learner"] * 2, [OUTSIDE] * 2
+        return Origins(tuple(kinds), tuple(parents))
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; also the mean fitness of the pairs around each kind of base."""

@@ -14,6 +14,7 @@ from sb3_erl.core.registry import resolve
 from sb3_erl.evolution.base import Evolver, check_told, copy_of
 from sb3_erl.evolution.operators.choice import OperatorStates, make_operator
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
+from sb3_erl.evolution.operators.origins import Origins, origins_of_epoch
 from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
 
@@ -55,6 +56,7 @@ class GA(Evolver):
 
     has_memories: ClassVar[bool] = False
     """Whether operators can read what individuals have seen."""
+    shown = ("n_elites", "tournament_size", "crossover_prob", "mutation_prob", "crossover", "mutation")
 
     def __init__(
         self,
@@ -131,6 +133,10 @@ class GA(Evolver):
         self.epoch = self._plan(old, fitness, winners, n_migrants, rng)
         self.candidates = torch.from_numpy(self.vary(old, self.epoch, rng)).to(self.candidates)
         self.keep_best(candidates[int(ranking[0])].to(self.candidates))
+
+    def origins(self) -> Origins | None:
+        """See :meth:`Evolver.origins`; ``None`` before the first :meth:`tell` and after loading."""
+        return None if self.epoch is None else origins_of_epoch(self.epoch, self.pop_size).with_outsiders(self.outsiders)
 
     def _plan(
         self, individuals: np.ndarray, fitness: np.ndarray, winners: list[int], n_migrants: int, rng: np.random.Generator

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sb3_erl.core.parameters import write_parameters
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.operators.origins import Origins
 
 
 class MetaPopulation(Evolver):
@@ -25,6 +26,7 @@ class MetaPopulation(Evolver):
     :param networks: of the same members; their parameters are the means, and their observation statistics are kept here
     """
 
+    shown = ("active",)
     active_member: Tensor
     returns: Tensor
 
@@ -56,6 +58,11 @@ class MetaPopulation(Evolver):
         """Candidates per generation, all of them of one member."""
         return self.active.pop_size
 
+    @property
+    def n_params(self) -> int:
+        """See :attr:`Evolver.n_params`."""
+        return self.active.n_params
+
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; candidates of the active member."""
         return self.active.ask(rng)
@@ -80,6 +87,10 @@ class MetaPopulation(Evolver):
         :raises ValueError: always
         """
         self.active.inject(vectors, slots)
+
+    def origins(self) -> Origins:
+        """See :meth:`Evolver.origins`; those of the active member's candidates."""
+        return self.active.origins()
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; those of the active member, and its number."""

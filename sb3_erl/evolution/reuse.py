@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_erl.core.observations import take
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.rollouts.jobs import EpisodeBatch
 
@@ -228,12 +229,13 @@ class ReusedEpisodes(Leftovers):
         numbers = np.arange(max(start, now - buffer.size() + spoiled), start + length)
         rows = (buffer.pos - now + numbers) % buffer.buffer_size
         if buffer.optimize_memory_usage:  # the next observation is the next row's
-            next_observations = buffer.observations[(rows + 1) % buffer.buffer_size]
+            following = take(buffer.observations, (rows + 1) % buffer.buffer_size)
         else:
-            next_observations = buffer.next_observations[rows]
-        copies = (buffer.observations[rows], next_observations, buffer.actions[rows], buffer.rewards[rows], buffer.dones[rows])
-        for *step, truncated in zip(*copies, buffer.timeouts[rows, 0], strict=True):
-            buffer.add(*step, [{"TimeLimit.truncated": bool(truncated)}])
+            following = take(buffer.next_observations, rows)
+        seen, others = take(buffer.observations, rows), (buffer.actions[rows], buffer.rewards[rows], buffer.dones[rows])
+        for number, (*step, truncated) in enumerate(zip(*others, buffer.timeouts[rows, 0], strict=True)):
+            infos = [{"TimeLimit.truncated": bool(truncated)}]
+            buffer.add(take(seen, number), take(following, number), *step, infos)
         return len(rows)
 
 

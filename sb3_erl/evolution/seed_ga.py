@@ -16,6 +16,7 @@ from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_first, check_told
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
+from sb3_erl.evolution.operators.origins import Origins
 from sb3_erl.evolution.rebuilt import AskedCandidates, refuse_injection
 from sb3_erl.evolution.seed_genome import Genome, GenomeDecoder, GenomeSource, Initialization, genomes_in, rows_of
 
@@ -85,6 +86,7 @@ class SeedGA(Evolver):
     :raises ValueError: if a number is out of range, ``init`` unknown or the table too short
     """
 
+    shown = ("truncation", "sigma", "n_finalists")
     pool: Tensor
     ancestors: Tensor
     offspring: Tensor
@@ -139,6 +141,11 @@ class SeedGA(Evolver):
     def pop_size(self) -> int:
         """Children per generation."""
         return len(self.offspring)
+
+    @property
+    def n_params(self) -> int:
+        """See :attr:`Evolver.n_params`."""
+        return self.decoder.n_params
 
     @property
     def elite(self) -> Genome | None:
@@ -284,6 +291,13 @@ class SeedGA(Evolver):
         :raises ValueError: always
         """
         refuse_injection(self, "individuals are lists of seeds", slots)
+
+    def origins(self) -> Origins | None:
+        """See :meth:`Evolver.origins`; mutants of parents, or random individuals; ``None`` but between ask and tell."""
+        if self._asked is None:
+            return None
+        kind, founders = "mutation" if self.offspring[0, 0] >= 0 else "random", (g.offsets[0] for g in self.population)
+        return replace(Origins.all_of(kind, self.pop_size), founders=tuple(founders))
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Evolver.metrics`; the number of windows in the elite's genome."""

@@ -135,6 +135,10 @@ class Learner:
     priority_set: int | None = None
     """Number of the priorities in a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` that it draws by and writes, if any."""
 
+    def __repr__(self) -> str:
+        rule = getattr(self, "rule", None)
+        return f"{type(self).__name__}({'' if rule is None else type(rule).__name__})"
+
     def __init__(self, policy: BasePolicy, settings: LearnerSettings):
         self.policy = policy
         self.settings = settings

@@ -15,11 +15,12 @@ from torch.func import functional_call, vmap
 
 from sb3_erl.compiled.gradients import step_optimizer
 from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.observations import take
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.policies.layers import BestAction
-from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkPolicy
+from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkMultiInputPolicy, QNetworkPolicy
 from sb3_erl.policies.sequential import fuse_sequentials
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -85,6 +86,7 @@ class DQNLearner(Learner):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
         "MlpPolicy": QNetworkPolicy,
         "CnnPolicy": QNetworkCnnPolicy,
+        "MultiInputPolicy": QNetworkMultiInputPolicy,
         "AutoPolicy": QNetworkAutoPolicy,
     }
     action_space_class = spaces.Discrete
@@ -219,5 +221,6 @@ class DQNLearner(Learner):
 
 def _split(batch: ReplayBufferSamples, n_rows: int) -> list[ReplayBufferSamples]:
     """Parts of a batch with at most so many transitions; what the batch does not have, such as discounts, they have not."""
-    parts: Any = ([None if x is None else x[i : i + n_rows] for x in batch] for i in range(0, len(batch.rewards), n_rows))
+    rows = [slice(start, start + n_rows) for start in range(0, len(batch.rewards), n_rows)]
+    parts: Any = ([None if x is None else take(x, part) for x in batch] for part in rows)  # type: ignore[arg-type]
     return [type(batch)(*part) for part in parts]

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sb3_erl.core.observations import combine
 from sb3_erl.core.parameters import ParameterLayout, write_parameters
 from sb3_erl.learners.base import Metrics, Sampler
+from sb3_erl.policies.observation_statistics import one_hot_before
 
 
 class CriticLearner(Protocol):
     """A learner whose critic serves many actors."""
+
+    policy: Any
 
     def critic_update(self, batch: Any, actor: Any) -> Tensor:
         """A critic step whose target policy is ``actor``."""
@@ -81,8 +85,9 @@ class GradientSteps:
         loss_of_all = torch.vmap(learner.individual_loss, in_dims=in_dims, randomness="different")
         self.actor.train()
         for _ in range(n_actor_steps):
-            observations = torch.stack(sample_many(len(candidates)))
-            losses = loss_of_all(parts | statistics, stacked, observations)
+            observations = combine(lambda *parts: torch.stack(parts), *sample_many(len(candidates)))
+            with one_hot_before(self.actor, learner.policy) as prepare:
+                losses = loss_of_all(parts | statistics, stacked, prepare(observations))
             for tensor, grad in zip(parts.values(), torch.autograd.grad(losses.sum(), list(parts.values())), strict=True):
                 tensor.grad = grad.contiguous()
             optimizer.step()

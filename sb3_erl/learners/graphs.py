@@ -89,7 +89,7 @@ class UpdateGraphs:
         """
         :param key: names the function and all numbers in it that are no tensors
         :param function: from tensors to tensors, whose control flow does not depend on values
-        :param inputs: tensors, ``None``, and tuples of them
+        :param inputs: tensors, ``None``, and tuples and dicts of them
         :return: what the function returns; the next call writes into the same tensors
         """
         if self.problem is not None:
@@ -180,6 +180,9 @@ def _write(places: Any, values: Any) -> None:
     """Copy the tensors of one nest into those of another."""
     if isinstance(places, Tensor):
         places.copy_(values)
+    elif isinstance(places, dict):
+        for name, place in places.items():
+            _write(place, values[name])
     elif isinstance(places, tuple | list):
         for place, value in zip(places, values, strict=True):
             _write(place, value)
@@ -189,4 +192,6 @@ def _shapes(value: Any) -> Hashable:
     """What recordings of one function depend on: shapes and types of its inputs."""
     if isinstance(value, Tensor):
         return (*value.shape, value.dtype)
+    if isinstance(value, dict):
+        return tuple((name, _shapes(part)) for name, part in value.items())
     return tuple(_shapes(part) for part in value) if isinstance(value, tuple) else value

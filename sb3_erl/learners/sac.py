@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.sac.policies import Actor, CnnPolicy, SACPolicy
+from stable_baselines3.sac import SAC
+from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -105,7 +106,7 @@ class SACLearner(Learner):
     learning_rates = (3e-4, 3e-4)
     n_critics = 2
     batch_size = 256
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SACPolicy, "CnnPolicy": CnnPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = SAC.policy_aliases
     policy_explores = True
     pure_methods = ("_sampled", "_targets", "_critic_loss", "_actor_loss")
     use_graphs = True

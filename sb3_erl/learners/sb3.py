@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -60,7 +60,8 @@ class SB3Learner(Learner):
     ):
         model = learner_class(policy=policy_class, env=None, device=device, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
-        model.replay_buffer = ReplayBuffer(1, observation_space, action_space, device)  # never filled
+        buffer_class: Any = DictReplayBuffer if isinstance(observation_space, spaces.Dict) else ReplayBuffer
+        model.replay_buffer = buffer_class(1, observation_space, action_space, device)  # never filled
         stand_in: Any = SimpleNamespace(action_space=action_space)
         model.env = stand_in  # SAC reads its target entropy from there
         model._setup_model()

@@ -20,8 +20,8 @@ from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, SharedTD3Learner, draw_hea
 from sb3_erl.learners.sac import SACLearner, SACSettings
 from sb3_erl.learners.td3 import TD3Learner, td_targets
 from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
-from sb3_erl.policies.evo_rainbow import PrivateSACCnnPolicy, PrivateSACPolicy, SharedSACCnnPolicy, SharedSACPolicy
-from sb3_erl.policies.td7 import SharedSALECnnPolicy, SharedSALEPolicy
+from sb3_erl.policies.evo_rainbow import PRIVATE_SAC_POLICIES, SHARED_SAC_POLICIES, SharedSACPolicy
+from sb3_erl.policies.td7 import SharedSALECnnPolicy, SharedSALEMultiInputPolicy, SharedSALEPolicy
 
 
 @dataclass
@@ -65,6 +65,7 @@ class SharedTD7Learner(TD7Learner):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
         "MlpPolicy": SharedSALEPolicy,
         "CnnPolicy": SharedSALECnnPolicy,
+        "MultiInputPolicy": SharedSALEMultiInputPolicy,
     }
     use_graphs = False  # which heads are used is decided in Python
 
@@ -196,10 +197,7 @@ class SharedSACLearner(SACLearner):
     policy: SharedSACPolicy
     settings: SharedSACSettings
     settings_class = SharedSACSettings
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
-        "MlpPolicy": SharedSACPolicy,
-        "CnnPolicy": SharedSACCnnPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = SHARED_SAC_POLICIES
     use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSACPolicy, settings: SharedSACSettings):
@@ -317,10 +315,7 @@ class SharedSACLearner(SACLearner):
 class PrivateSACLearner(SACLearner):
     """:class:`~sb3_erl.learners.sac.SACLearner` with the networks of EvoRainbow's private architecture."""
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
-        "MlpPolicy": PrivateSACPolicy,
-        "CnnPolicy": PrivateSACCnnPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = PRIVATE_SAC_POLICIES
 
 
 FORMS: dict[str, dict[type[Learner], type[Learner]]] = {

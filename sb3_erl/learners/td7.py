@@ -19,7 +19,7 @@ from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
-from sb3_erl.policies.td7 import SALECnnPolicy, SALEPolicy, TD7Policy
+from sb3_erl.policies.td7 import SALECnnPolicy, SALEMultiInputPolicy, SALEPolicy, TD7Policy
 
 
 @dataclass
@@ -117,7 +117,11 @@ class TD7Learner(Learner):
     learning_rates = TD7Rule.learning_rates
     n_critics = TD7Rule.n_critics
     batch_size = 256
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {"MlpPolicy": SALEPolicy, "CnnPolicy": SALECnnPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
+        "MlpPolicy": SALEPolicy,
+        "CnnPolicy": SALECnnPolicy,
+        "MultiInputPolicy": SALEMultiInputPolicy,
+    }
     pure_methods: ClassVar[tuple[str, ...]] = ("_embed", "_encoder_loss", "_target_values", "_critic_loss", "_actor_loss")
     use_graphs = True
     priority_set: int

@@ -6,14 +6,66 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.policies.erl import DeployedMixin, ERLActor, TowerCritic, check_own_extractors, fused_adam
-from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyPolicy
-from sb3_erl.policies.layers import PlainNorm, ReadsImages, StdNorm
+from sb3_erl.policies.erl import DeployedMixin, ERLActor, check_own_extractors, fused_adam
+from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyMultiInputPolicy, ActorOnlyPolicy
+from sb3_erl.policies.layers import PlainNorm, ReadsDicts, ReadsImages, StdNorm, Towers
+
+
+class TowerCritic(BaseModel):
+    """
+    Critic of CEM-RL, CERL and ERL-Re2: independent towers ``[linear, norm, leaky relu] * 2, linear`` on (observation, action).
+
+    :param n_critics: number of towers
+    :param net_arch: hidden widths of each tower
+    :param norm_class: normalization before each activation, ``None`` for none
+    :param output_scale: factor on the initial output layers
+    :param in_features: size of the input, if a subclass does not hand observation and action to the towers
+    :param kwargs: further arguments of :class:`~sb3_erl.policies.layers.Towers`
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        n_context: int = 0,
+        norm_class: type[StdNorm] | None = StdNorm,
+        output_scale: float = 0.1,
+        in_features: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.n_critics = n_critics
+        in_features = features_dim + get_action_dim(action_space) if in_features is None else in_features
+        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
+
+    def forward(
+        self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None
+    ) -> th.Tensor:
+        """
+        :param obs: batch of observations
+        :param actions: ``(batch, action_dim)`` in [-1, 1]
+        :param n_towers: evaluate only the first towers
+        :param context: ``(towers, 1, n_context)``, inputs that the whole batch has in common
+        :return: ``(towers, batch, 1)``
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        return self.towers(th.cat([features, actions], dim=1), context, n_towers)
 
 
 class CEMRLActor(ERLActor):
@@ -103,6 +155,10 @@ class CEMRLCnnPolicy(ReadsImages, CEMRLPolicy):
     """:class:`CEMRLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
 
 
+class CEMRLMultiInputPolicy(ReadsDicts, CEMRLPolicy):
+    """:class:`CEMRLPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
+
+
 class CEMPolicy(ActorOnlyPolicy):
     """The actor of CEM-RL alone."""
 
@@ -112,3 +168,23 @@ class CEMPolicy(ActorOnlyPolicy):
 
 class CEMCnnPolicy(CEMPolicy, ActorOnlyCnnPolicy):
     """:class:`CEMPolicy` behind SB3's ``NatureCNN``."""
+
+
+class CEMMultiInputPolicy(CEMPolicy, ActorOnlyMultiInputPolicy):
+    """:class:`CEMPolicy` behind SB3's ``CombinedExtractor``."""
+
+
+CEM_RL_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": CEMRLPolicy,
+    "CnnPolicy": CEMRLCnnPolicy,
+    "MultiInputPolicy": CEMRLMultiInputPolicy,
+}
+"""Networks of CEM-RL, by alias."""
+
+
+CEM_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": CEMPolicy,
+    "CnnPolicy": CEMCnnPolicy,
+    "MultiInputPolicy": CEMMultiInputPolicy,
+}
+"""The actor of CEM-RL alone, by alias."""

@@ -15,7 +15,7 @@ from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
 from sb3_erl.policies.erl import DeployedPolicy, ERLActor
-from sb3_erl.policies.layers import PlainNorm, ReadsImages, StackedLinear
+from sb3_erl.policies.layers import PlainNorm, ReadsDicts, ReadsImages, StackedLinear
 
 MemberSpec = tuple[type[BasePolicy], dict[str, Any]]
 """Policy class of one learner, and its arguments beside spaces and schedule."""
@@ -58,6 +58,10 @@ class CERLNetworks(TowerNetworks):
 
 class CERLCnnNetworks(ReadsImages, CERLNetworks):
     """:class:`CERLNetworks` behind SB3's ``NatureCNN``, which keeps its own initialization."""
+
+
+class CERLMultiInputNetworks(ReadsDicts, CERLNetworks):
+    """:class:`CERLNetworks` behind SB3's ``CombinedExtractor``, which keeps its own initialization."""
 
 
 @th.no_grad()
@@ -187,3 +191,18 @@ class CERLCnnPolicy(CERLPolicy):
 
     alias = "CnnPolicy"
     networks_class = CERLCnnNetworks
+
+
+class CERLMultiInputPolicy(CERLPolicy):
+    """:class:`CERLPolicy` for Dict observations: learners read them through SB3's ``CombinedExtractor``."""
+
+    alias = "MultiInputPolicy"
+    networks_class = CERLMultiInputNetworks
+
+
+CERL_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": CERLPolicy,
+    "CnnPolicy": CERLCnnPolicy,
+    "MultiInputPolicy": CERLMultiInputPolicy,
+}
+"""Networks of CERL, by alias."""

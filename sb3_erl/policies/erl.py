@@ -19,9 +19,9 @@ from torch import nn
 
 from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.layers import ReadsImages, StackedLinear, StdNorm, Towers, scale_parameters
+from sb3_erl.policies.layers import ReadsDicts, ReadsImages, StackedLinear, StdNorm, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
-from sb3_erl.policies.sequential import MLP, mlp
+from sb3_erl.policies.sequential import MLP, choice_of, mlp
 
 
 class ActsWithDeployed(ActsInSpace):
@@ -115,7 +115,8 @@ class ERLActor(Actor):
     """
     Actor of ERL and PDERL: ``[linear, norm, tanh] * len(net_arch), linear, tanh``.
 
-    Source: ``core/ddpg.py: Actor`` of the authors' code of ERL (2018 revision), sizes 128 and 128.
+    Source: ``core/ddpg.py: Actor`` of the authors' code of ERL (2018 revision), sizes 128 and 128. In pure evolution actions
+    may be discrete; the highest outputs choose then, in place of tanh.
 
     :param layer_norm: put a :class:`~sb3_erl.policies.layers.StdNorm` before each activation
     """
@@ -140,14 +141,19 @@ class ERLActor(Actor):
         )
         self.layer_norm = layer_norm
         widths = [features_dim, *net_arch]
-        output = nn.Linear(widths[-1], get_action_dim(self.action_space))
+        n_outputs, choice = choice_of(action_space)
+        last = [nn.Linear(widths[-1], n_outputs), *(choice or [nn.Tanh()])]
         norm_class = self.norm_class if layer_norm else None
-        self.mu = MLP(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), output, nn.Tanh())
+        self.mu = MLP(*mlp(features_dim, net_arch, activation_fn, norm_class, self.norm_last), *last)
 
     @property
     def output_layer(self) -> nn.Linear:
         """The last linear layer, which gives the action before tanh."""
         return next(layer for layer in reversed(list(self.mu)) if isinstance(layer, nn.Linear))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = self(observation)
+        return actions if isinstance(self.action_space, spaces.Box) else actions.long()
 
     def rollout_layers(self) -> Layers:
         """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""
@@ -219,56 +225,6 @@ class ERLCritic(BaseModel):
                 x = self.norms[index](x, n_towers)
             x = self.activation(x)
         return self.out(x, None, n_towers)
-
-
-class TowerCritic(BaseModel):
-    """
-    Critic of CEM-RL, CERL and ERL-Re2: independent towers ``[linear, norm, leaky relu] * 2, linear`` on (observation, action).
-
-    :param n_critics: number of towers
-    :param net_arch: hidden widths of each tower
-    :param norm_class: normalization before each activation, ``None`` for none
-    :param output_scale: factor on the initial output layers
-    :param in_features: size of the input, if a subclass does not hand observation and action to the towers
-    :param kwargs: further arguments of :class:`~sb3_erl.policies.layers.Towers`
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        normalize_images: bool = True,
-        n_critics: int = 2,
-        n_context: int = 0,
-        norm_class: type[StdNorm] | None = StdNorm,
-        output_scale: float = 0.1,
-        in_features: int | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
-        )
-        self.n_critics = n_critics
-        in_features = features_dim + get_action_dim(action_space) if in_features is None else in_features
-        self.towers = Towers(n_critics, in_features, net_arch, n_context, norm_class, output_scale, **kwargs)
-
-    def forward(
-        self, obs: PyTorchObs, actions: th.Tensor, n_towers: int | None = None, context: th.Tensor | None = None
-    ) -> th.Tensor:
-        """
-        :param obs: batch of observations
-        :param actions: ``(batch, action_dim)`` in [-1, 1]
-        :param n_towers: evaluate only the first towers
-        :param context: ``(towers, 1, n_context)``, inputs that the whole batch has in common
-        :return: ``(towers, batch, 1)``
-        """
-        features = self.extract_features(obs, self.features_extractor)
-        return self.towers(th.cat([features, actions], dim=1), context, n_towers)
 
 
 class ERLPolicy(DeployedMixin, TD3Policy):
@@ -344,3 +300,15 @@ class ERLPolicy(DeployedMixin, TD3Policy):
 
 class ERLCnnPolicy(ReadsImages, ERLPolicy):
     """:class:`ERLPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
+
+
+class ERLMultiInputPolicy(ReadsDicts, ERLPolicy):
+    """:class:`ERLPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
+
+
+ERL_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ERLPolicy,
+    "CnnPolicy": ERLCnnPolicy,
+    "MultiInputPolicy": ERLMultiInputPolicy,
+}
+"""Networks of ERL with its own learners, by alias."""

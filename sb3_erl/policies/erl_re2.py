@@ -15,8 +15,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.policies.erl import DeployedPolicy, TowerCritic, fused_adam
-from sb3_erl.policies.layers import ReadsImages, StackedLinear, scale_parameters
+from sb3_erl.policies.cem_rl import TowerCritic
+from sb3_erl.policies.erl import DeployedPolicy, fused_adam
+from sb3_erl.policies.layers import ReadsDicts, ReadsImages, StackedLinear, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import mlp
 
@@ -185,7 +186,7 @@ class PolicyExtendedCritic(TowerCritic):
         features: th.Tensor | None = None,
     ) -> th.Tensor:
         """
-        See :meth:`~sb3_erl.policies.erl.TowerCritic.forward`.
+        See :meth:`~sb3_erl.policies.cem_rl.TowerCritic.forward`.
 
         :param features: ``(batch, feature_dim)``, state features, read in place of observations and actions by a network
             that ``reads_features``
@@ -308,3 +309,15 @@ class ERLRe2Policy(DeployedPolicy):
 
 class ERLRe2CnnPolicy(ReadsImages, ERLRe2Policy):
     """:class:`ERLRe2Policy` whose encoder, critic and PeVFA each read images through SB3's ``NatureCNN``."""
+
+
+class ERLRe2MultiInputPolicy(ReadsDicts, ERLRe2Policy):
+    """:class:`ERLRe2Policy` whose encoder, critic and PeVFA each read Dict observations through a ``CombinedExtractor``."""
+
+
+ERL_RE2_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ERLRe2Policy,
+    "CnnPolicy": ERLRe2CnnPolicy,
+    "MultiInputPolicy": ERLRe2MultiInputPolicy,
+}
+"""Networks of ERL-Re2 on TD3 and DDPG, by alias."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor as SACActor
@@ -15,10 +15,10 @@ from torch import nn
 
 from sb3_erl.core.parameters import copy_buffers
 from sb3_erl.policies.erl import DeployedMixin, DeployedPolicy, ERLActor
-from sb3_erl.policies.layers import BestAction, BinnedAction, ReadsImages
+from sb3_erl.policies.layers import BinnedAction, ReadsDicts, ReadsImages
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
-from sb3_erl.policies.sequential import mlp
+from sb3_erl.policies.sequential import choice_of, mlp
 
 
 class ActorOnlyPolicy(DeployedPolicy):
@@ -82,6 +82,10 @@ class ActorOnlyCnnPolicy(ReadsImages, ActorOnlyPolicy):
     """:class:`ActorOnlyPolicy` behind SB3's ``NatureCNN``."""
 
 
+class ActorOnlyMultiInputPolicy(ReadsDicts, ActorOnlyPolicy):
+    """:class:`ActorOnlyPolicy` behind SB3's ``CombinedExtractor``."""
+
+
 def normalized_columns(layer: nn.Linear, norm: float) -> None:
     """Normal weights of which those into one unit have the given L2 norm; no bias."""
     with th.no_grad():
@@ -118,11 +122,8 @@ class ESActor(ERLActor):
         super().__init__(*sizes, activation_fn, normalize_images, layer_norm)  # type: ignore[call-arg]
         self._squash_output = False
         self.action_bins = action_bins
-        n_outputs = get_action_dim(action_space)
-        choice: list[nn.Module] = []
-        if isinstance(action_space, spaces.Discrete):
-            n_outputs, choice = int(action_space.n), [BestAction()]
-        elif action_bins is not None:
+        n_outputs, choice = choice_of(action_space)
+        if action_bins is not None:
             assert isinstance(action_space, spaces.Box)
             n_outputs *= action_bins
             choice = [BinnedAction(action_space.low.ravel(), action_space.high.ravel(), action_bins)]
@@ -142,10 +143,6 @@ class ESActor(ERLActor):
         """Of the observations, which they standardize; ``None`` without any."""
         first = self.mu[0]
         return first if isinstance(first, ObservationStatistics) else None
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions = self(observation)
-        return actions.long() if isinstance(self.action_space, spaces.Discrete) else actions
 
     def rollout_layers(self) -> Layers:
         """See :class:`~sb3_erl.policies.rollout_layers.DescribesLayers`."""
@@ -208,6 +205,10 @@ class ESLinearPolicy(ESPolicy):
     default_net_arch: ClassVar[tuple[int, ...]] = ()
 
 
+class ESMultiInputPolicy(ReadsDicts, ESPolicy):
+    """:class:`ESPolicy` behind SB3's ``CombinedExtractor``; observations have no running statistics."""
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -236,6 +237,10 @@ class ESACCnnPolicy(ReadsImages, ESACPolicy):
     """:class:`ESACPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
 
 
+class ESACMultiInputPolicy(ReadsDicts, ESACPolicy):
+    """:class:`ESACPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
+
+
 def _with_xavier(network: Network) -> Network:
     """The network with new weights in its linear layers."""
     for layer in network.modules():
@@ -243,3 +248,19 @@ def _with_xavier(network: Network) -> Network:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return network
+
+
+ESAC_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ESACPolicy,
+    "CnnPolicy": ESACCnnPolicy,
+    "MultiInputPolicy": ESACMultiInputPolicy,
+}
+"""Networks of ESAC, by alias."""
+
+
+ACTOR_ONLY_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ActorOnlyPolicy,
+    "CnnPolicy": ActorOnlyCnnPolicy,
+    "MultiInputPolicy": ActorOnlyMultiInputPolicy,
+}
+"""Networks of pure evolution, by alias."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range
 from sb3_erl.policies.erl import ERLActor
-from sb3_erl.policies.es import ESActor, ESPolicy
+from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESMultiInputPolicy, ESPolicy
 
 Convolution = tuple[int, int, int]
 """Filters, size of the kernel, stride."""
@@ -277,3 +278,14 @@ class GAPixelPolicy(ESPixelPolicy):
 
     default_network: ClassVar[Literal["small", "large"]] = "large"
     default_norm: ClassVar[bool] = False
+
+
+ES_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ESPolicy,
+    "LinearPolicy": ESLinearPolicy,
+    "CnnPolicy": ESPixelPolicy,
+    "MultiInputPolicy": ESMultiInputPolicy,
+}
+"""Networks of evolution strategies, by alias."""
+GA_POLICIES: dict[str, type[BasePolicy]] = {**ES_POLICIES, "CnnPolicy": GAPixelPolicy}
+"""Networks of Deep GA, by alias."""

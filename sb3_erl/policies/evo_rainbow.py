@@ -17,7 +17,7 @@ from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.cem_rl import TowerNetworks
 from sb3_erl.policies.erl import DeployedMixin, ERLActor, check_own_extractors, fused_adam
 from sb3_erl.policies.erl_re2 import PolicyEncoder, PolicyExtendedCritic
-from sb3_erl.policies.layers import ReadsImages, StdNorm, scale_parameters
+from sb3_erl.policies.layers import ReadsDicts, ReadsImages, StdNorm, scale_parameters
 
 
 class EvoRainbowPolicy(DeployedMixin, TowerNetworks):
@@ -50,6 +50,10 @@ class EvoRainbowPolicy(DeployedMixin, TowerNetworks):
 
 class EvoRainbowCnnPolicy(ReadsImages, EvoRainbowPolicy):
     """:class:`EvoRainbowPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
+
+
+class EvoRainbowMultiInputPolicy(ReadsDicts, EvoRainbowPolicy):
+    """:class:`EvoRainbowPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
 
 
 class SharedGaussianActor(Actor):
@@ -131,6 +135,10 @@ class PrivateSACCnnPolicy(ReadsImages, PrivateSACPolicy):
     """:class:`PrivateSACPolicy` behind SB3's ``NatureCNN``, each individual with its own extractor."""
 
 
+class PrivateSACMultiInputPolicy(ReadsDicts, PrivateSACPolicy):
+    """:class:`PrivateSACPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
+
+
 class SharedSACPolicy(PrivateSACPolicy):
     """
     Networks of EvoRainbow on SAC: SB3's, whose actor is shared embedding and head, and a policy-extended value function.
@@ -197,5 +205,25 @@ class SharedSACCnnPolicy(ReadsImages, SharedSACPolicy):
     """:class:`SharedSACPolicy` whose embedding and value networks each read images through SB3's ``NatureCNN``."""
 
 
-PRIVATE_POLICIES: dict[str, type[BasePolicy]] = {"MlpPolicy": EvoRainbowPolicy, "CnnPolicy": EvoRainbowCnnPolicy}
+class SharedSACMultiInputPolicy(ReadsDicts, SharedSACPolicy):
+    """:class:`SharedSACPolicy` whose embedding and value networks each read Dict observations."""
+
+
+PRIVATE_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": EvoRainbowPolicy,
+    "CnnPolicy": EvoRainbowCnnPolicy,
+    "MultiInputPolicy": EvoRainbowMultiInputPolicy,
+}
 """Networks of TD3 with private actors, by alias."""
+PRIVATE_SAC_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": PrivateSACPolicy,
+    "CnnPolicy": PrivateSACCnnPolicy,
+    "MultiInputPolicy": PrivateSACMultiInputPolicy,
+}
+"""Networks of SAC with private actors, by alias."""
+SHARED_SAC_POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": SharedSACPolicy,
+    "CnnPolicy": SharedSACCnnPolicy,
+    "MultiInputPolicy": SharedSACMultiInputPolicy,
+}
+"""Networks of SAC whose actors share a state embedding, by alias."""

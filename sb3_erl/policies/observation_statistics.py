@@ -1,16 +1,21 @@
-"""Running mean and spread of observations, kept inside the policy so that they are saved with it."""
+"""What happens to observations in front of networks: running mean and spread, kept in the policy, and one-hot vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor, nn
 
 from sb3_erl.core.checks import check_range
+from sb3_erl.core.observations import combine
 
 
 @dataclass(frozen=True)
@@ -107,3 +112,44 @@ class ObservationStatistics(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
+
+
+@contextmanager
+def one_hot_before(*networks: nn.Module) -> Iterator[Callable[[Any], Any]]:
+    """
+    Inside, networks read observations that are prepared already, if some of them are numbers of choices.
+
+    SB3's networks turn such numbers into one-hot vectors, which torch cannot do within ``vmap``.
+
+    :param networks: networks of SB3's kind, or modules that hold such, all with the same observations
+    :return: prepares observations ``(n, batch, *obs_shape)`` for these networks
+    """
+    models = [part for network in networks for part in network.modules() if isinstance(part, BaseModel)]
+    space = models[0].observation_space if models else None
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if not any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts):
+        yield lambda observations: observations
+        return
+    assert space is not None
+    kept = [(model, model.observation_space, model.normalize_images) for model in models]
+    normalizes = models[0].normalize_images
+
+    def prepare(observations: Any) -> Any:
+        rows = combine(lambda tensor: tensor.flatten(0, 1), observations)
+        size = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        return combine(lambda tensor: tensor.unflatten(0, size.shape[:2]), preprocess_obs(rows, space, normalizes))
+
+    for model in models:
+        model.observation_space, model.normalize_images = _prepared_space(space), False
+    try:
+        yield prepare
+    finally:
+        for model, own_space, own_normalizes in kept:
+            model.observation_space, model.normalize_images = own_space, own_normalizes
+
+
+def _prepared_space(space: spaces.Space) -> spaces.Space:
+    """A space of which SB3 leaves observations as they are."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _prepared_space(part) for key, part in space.spaces.items()})
+    return spaces.Box(-np.inf, np.inf, (spaces.flatdim(space),), np.float32)

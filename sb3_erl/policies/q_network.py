@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
 from sb3_erl.policies.erl import DeployedMixin, fused_adam
-from sb3_erl.policies.layers import ReadsImages
+from sb3_erl.policies.layers import ReadsDicts, ReadsImages
 
 
 class QNetworkPolicy(DeployedMixin, DQNPolicy):
@@ -41,6 +41,10 @@ class QNetworkPolicy(DeployedMixin, DQNPolicy):
 
 class QNetworkCnnPolicy(ReadsImages, QNetworkPolicy):
     """:class:`QNetworkPolicy` behind SB3's ``NatureCNN``."""
+
+
+class QNetworkMultiInputPolicy(ReadsDicts, QNetworkPolicy):
+    """:class:`QNetworkPolicy` behind SB3's ``CombinedExtractor``."""
 
 
 class GridCNN(BaseFeaturesExtractor):
@@ -81,7 +85,8 @@ class QNetworkAutoPolicy(QNetworkPolicy):
     :class:`QNetworkPolicy` with the features extractor that fits the observations, unless ``policy_kwargs`` names one.
 
     Images (uint8, at least 36 pixels wide) go through SB3's ``NatureCNN``, smaller grids with three axes through
-    :class:`GridCNN` and one hidden layer of 128 units, everything else is flattened.
+    :class:`GridCNN` and one hidden layer of 128 units, Dict observations through SB3's ``CombinedExtractor``; everything else
+    is flattened.
     """
 
     def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any):
@@ -97,6 +102,8 @@ def fitting_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtra
     :param observation_space: of the environment
     :return: class of the features extractor, see :class:`QNetworkAutoPolicy`
     """
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
     if is_image_space(observation_space) and sorted(observation_space.shape or ())[1] >= 36:
         return NatureCNN
     return GridCNN if len(observation_space.shape or ()) == 3 else FlattenExtractor

@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_erl.policies.erl_re2 import PolicyEncoder
 from sb3_erl.policies.fused_mlp import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.policies.layers import AvgL1Norm, StackedLinear, constant
 from sb3_erl.policies.rollout_layers import RolloutLayers, acts_on_vectors_as, in_order
@@ -240,6 +241,33 @@ class SALECritic(nn.Module):
         for layer in self.rest:
             x = layer(self.activation(x))
         return x
+
+
+class SALEPolicyExtendedCritic(nn.Module):
+    """
+    TD7's critic that also reads an embedding of a policy's head, ``[unit(in([s, a])), zsa, zs, unit(e(W))]``.
+
+    :param critic: towers with a context of the embedding's width
+    :param policy_encoder: embeds heads, one encoder per tower
+    """
+
+    optimizer: th.optim.Optimizer
+
+    def __init__(self, critic: SALECritic, policy_encoder: PolicyEncoder):
+        super().__init__()
+        self.critic, self.policy_encoder, self.unit = critic, policy_encoder, AvgL1Norm()
+
+    def embed(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """
+        :param weight: ``(action_dim, feature_dim)``
+        :param bias: ``(action_dim,)``
+        :return: ``(towers, 1, policy_embedding_dim)`` with unit mean absolute value
+        """
+        return self.unit(self.policy_encoder(weight, bias))
+
+    def forward(self, *inputs: th.Tensor) -> th.Tensor:
+        """See :meth:`SALECritic.forward`; the context is a head's embedding."""
+        return self.critic(*inputs)
 
 
 @th.no_grad()

@@ -1,4 +1,4 @@
-"""Sequences of layers, run as one perceptron where they are of known kinds."""
+"""Sequences of layers, run as one perceptron where they are of known kinds, and the layers that choose actions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from torch import Tensor, cat, nn
 
 from sb3_erl.policies.fused_mlp import Activation, Layer, activation_of, can_fuse, perceptron
-from sb3_erl.policies.layers import AvgL1Norm, StdNorm, in_full_precision, use_plain_norms
+from sb3_erl.policies.layers import AvgL1Norm, BestAction, StdNorm, in_full_precision, use_plain_norms
 
 
 class MLP(nn.Sequential):
@@ -112,3 +114,38 @@ def mlp(
         layers += [nn.Linear(in_features, width), *steps]
         in_features = width
     return MLP(*layers)
+
+
+class BestActions(nn.Module):
+    """
+    Scores to the numbers of the choices with the highest ones, ``(batch, len(sizes))``; the first of equals.
+
+    :param sizes: how many choices there are each time, of a ``MultiDiscrete`` space
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        self.sizes = tuple(int(size) for size in sizes)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return cat([part.argmax(dim=-1, keepdim=True) for part in scores.split(self.sizes, dim=-1)], dim=-1).to(scores.dtype)
+
+
+class Bits(nn.Module):
+    """Scores to bits: 1 where a score is positive, of a ``MultiBinary`` space."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return (scores > 0).to(scores.dtype)
+
+
+def choice_of(action_space: spaces.Space) -> tuple[int, list[nn.Module]]:
+    """
+    :param action_space: of the environment
+    :return: number of outputs that a network has, and the layer that makes an action of them; none for a box
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n), [BestAction()]
+    if isinstance(action_space, spaces.MultiDiscrete):
+        sizes = action_space.nvec.ravel().tolist()
+        return sum(sizes), [BestActions(sizes)]
+    return get_action_dim(action_space), [Bits()] if isinstance(action_space, spaces.MultiBinary) else []

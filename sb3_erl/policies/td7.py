@@ -7,6 +7,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -16,8 +17,8 @@ from sb3_erl.core.checks import check_policy_kwargs
 from sb3_erl.core.parameters import copy_module
 from sb3_erl.policies.erl import DeployedPolicy, fused_adam
 from sb3_erl.policies.erl_re2 import PolicyEncoder
-from sb3_erl.policies.layers import AvgL1Norm, ReadsImages, constant
-from sb3_erl.policies.sale import SALEActor, SALECritic, SALEEncoder, copy_constants
+from sb3_erl.policies.layers import ReadsDicts, ReadsImages, constant
+from sb3_erl.policies.sale import SALEActor, SALECritic, SALEEncoder, SALEPolicyExtendedCritic, copy_constants
 
 
 class CheckpointPolicy(DeployedPolicy):
@@ -244,33 +245,6 @@ class PopTD7Policy(CheckpointPolicy):
         return {**parameters, **own}
 
 
-class SALEPolicyExtendedCritic(nn.Module):
-    """
-    TD7's critic that also reads an embedding of a policy's head, ``[unit(in([s, a])), zsa, zs, unit(e(W))]``.
-
-    :param critic: towers with a context of the embedding's width
-    :param policy_encoder: embeds heads, one encoder per tower
-    """
-
-    optimizer: th.optim.Optimizer
-
-    def __init__(self, critic: SALECritic, policy_encoder: PolicyEncoder):
-        super().__init__()
-        self.critic, self.policy_encoder, self.unit = critic, policy_encoder, AvgL1Norm()
-
-    def embed(self, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-        """
-        :param weight: ``(action_dim, feature_dim)``
-        :param bias: ``(action_dim,)``
-        :return: ``(towers, 1, policy_embedding_dim)`` with unit mean absolute value
-        """
-        return self.unit(self.policy_encoder(weight, bias))
-
-    def forward(self, *inputs: th.Tensor) -> th.Tensor:
-        """See :meth:`~sb3_erl.policies.sale.SALECritic.forward`; the context is a head's embedding."""
-        return self.critic(*inputs)
-
-
 class SharedSALEPolicy(SALEPolicy):
     """
     :class:`~sb3_erl.policies.td7.TD7Policy` with a policy-extended value function (PeVFA) and its target.
@@ -347,3 +321,30 @@ class PopTD7CnnPolicy(ReadsImages, PopTD7Policy):
 
 class SharedSALECnnPolicy(ReadsImages, SharedSALEPolicy):
     """:class:`SharedSALEPolicy` behind SB3's ``NatureCNN``."""
+
+
+class TD7MultiInputPolicy(ReadsDicts, TD7Policy):
+    """:class:`TD7Policy` behind SB3's ``CombinedExtractor``."""
+
+
+class SALEMultiInputPolicy(ReadsDicts, SALEPolicy):
+    """:class:`SALEPolicy` behind SB3's ``CombinedExtractor``."""
+
+
+class PopTD7MultiInputPolicy(ReadsDicts, PopTD7Policy):
+    """:class:`PopTD7Policy` behind SB3's ``CombinedExtractor``."""
+
+
+class SharedSALEMultiInputPolicy(ReadsDicts, SharedSALEPolicy):
+    """:class:`SharedSALEPolicy` behind SB3's ``CombinedExtractor``."""
+
+
+Aliases = dict[str, type[BasePolicy]]
+TD7_POLICIES: Aliases = {"MlpPolicy": TD7Policy, "CnnPolicy": TD7CnnPolicy, "MultiInputPolicy": TD7MultiInputPolicy}
+"""Networks of TD7, by alias."""
+POP_TD7_POLICIES: Aliases = {
+    "MlpPolicy": PopTD7Policy,
+    "CnnPolicy": PopTD7CnnPolicy,
+    "MultiInputPolicy": PopTD7MultiInputPolicy,
+}
+"""Sets of networks of TD7, by alias."""

@@ -112,12 +112,21 @@ class Dispatcher:
         :return: the bodies of an :class:`~sb3_erl.remote.messages.Answer` and the job's place in it; ``None`` if it failed
         :raises WorkerError: if it raised an exception, or three workers died while they ran it
         """
-        while number not in self._answers:
-            self.pump(block=True)
-        answer = self._answers.pop(number)
+        answer = self.outcome(number)
         if isinstance(answer, str):
             raise WorkerError(answer)
         return answer
+
+    def outcome(self, number: int) -> tuple[Any, int] | str | None:
+        """
+        Wait for a job, where one that ended in an error is not the end of the run.
+
+        :param number: of the job
+        :return: as :meth:`answer` does; what it would say in its error
+        """
+        while number not in self._answers:
+            self.pump(block=True)
+        return self._answers.pop(number)
 
     def pump(self, block: bool = False) -> None:
         """

@@ -19,7 +19,7 @@ from sb3_erl.core.extras import missing_extra
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.remote.evaluator import RemoteEvaluator
 from sb3_erl.remote.transport import Event, Pool, Traffic
-from sb3_erl.remote.worker import Runner
+from sb3_erl.remote.worker import runner_of
 
 
 def import_ray() -> types.ModuleType:
@@ -127,7 +127,7 @@ class Actor:
         import traceback
 
         try:
-            self.runner = Runner(self._setup)
+            self.runner = runner_of(self._setup)
         except Exception:
             return pickle.dumps(traceback.format_exc())
         return self.runner.greeting

@@ -134,6 +134,16 @@ class Runner:
         return Score(batch.episodes[0], *collector.stored)
 
 
+def runner_of(setup: bytes) -> Any:
+    """
+    :param setup: a pickled function that makes a VecEnv of one environment, or a pickled object whose ``runner()`` makes
+        something else with the methods of :class:`Runner`
+    :return: runs the jobs of a worker
+    """
+    make = getattr(pickle.loads(setup), "runner", None)
+    return Runner(setup) if make is None else make()
+
+
 # -------------------------------------------------------------------- a worker process of the pool
 
 
@@ -159,12 +169,12 @@ def serve(channel: connection.Connection, setup: bytes) -> None:
     :param channel: to the main process. Each request is a pickled (first, last, phase); the phase is ``None`` where the worker
         has it already, otherwise its number, the name of the shared memory with its message, the size of the message, and for
         each table of noise (size, seed, name of its memory)
-    :param setup: see :class:`Runner`
+    :param setup: see :func:`runner_of`
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
-        runner = Runner(setup)
+        runner = runner_of(setup)
         greeting = runner.greeting
     except Exception:
         with suppress(OSError):

@@ -20,8 +20,8 @@ class ToEnvironment:
     """
     Scales or clips a network's output as SB3's ``predict`` does; an :data:`ActionMap` that can be pickled.
 
-    Unlike SB3's, the actions are always of the space's dtype and within its bounds, and count from the ``start`` of a
-    ``Discrete`` space.
+    Unlike SB3's, the actions are always of the space's dtype and within its bounds, whole numbers where it has these, and
+    count from the ``start`` of a ``Discrete`` or ``MultiDiscrete`` space.
 
     :param action_space: of the environment
     :param squashed: whether outputs are in [-1, 1] and are scaled to the bounds; otherwise they are clipped to the bounds
@@ -48,7 +48,7 @@ class ToEnvironment:
         half_span, low, is_done = self._map
         if not self.squashed:
             clipped = np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays
-            return clipped if is_done else clipped.astype(space.dtype)
+            return clipped if is_done else inside(clipped, space)
         scaled = actions + 1.0
         if scaled.dtype != space.dtype:
             scaled = low + scaled * half_span

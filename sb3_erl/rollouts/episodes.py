@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_erl.core.observations import copied
+from sb3_erl.core.observations import combine, copied, put, several, shape_of, take
 from sb3_erl.core.seeding import Stream
 from sb3_erl.rollouts.exploration import UniformExploration
 from sb3_erl.rollouts.jobs import Explorer
@@ -122,7 +122,7 @@ class Episodes:
         if self._is_by_method:
             self._begin_by_method(index)
         seen: Any = model._last_obs if normalizer is None else model._last_original_obs
-        check_finite(np.asarray(seen[index]))
+        check_finite(combine(np.asarray, take(seen, index)))
         self.uses_policy[index] = model.n_stored > model.learning_starts
         self._returns[index] = 0.0
         explorer = model._exploration() if self.uses_policy[index] else UniformExploration()
@@ -136,12 +136,12 @@ class Episodes:
         assert envs is not None
         first = envs.begin(index, model.run.address.seed(Stream.ENVIRONMENT, model.n_begun))
         assert first is not None
-        check_shape("observations", first[0], model.observation_space.shape or ())
-        model._last_obs = np.array(model._last_obs)
-        model._last_obs[index] = first[0]
+        check_shape("observations", first[0], shape_of(model.observation_space))
+        model._last_obs = copied(model._last_obs)
+        put(model._last_obs, index, first[0])
         if model.get_vec_normalize_env() is not None:
-            model._last_original_obs = np.array(model._last_original_obs)
-            model._last_original_obs[index] = first[1]
+            model._last_original_obs = copied(model._last_original_obs)
+            put(model._last_original_obs, index, first[1])
 
     def actions(self) -> np.ndarray:
         """:return: ``(n_envs, *action_shape)`` in [-1, 1], the next ones of all episodes"""
@@ -149,14 +149,14 @@ class Episodes:
         assert envs is not None
         if not envs.has_singles:  # whose next observations may be written over these
             model._last_obs = copied(model._last_obs)
-        observations = np.asarray(model._last_obs)
+        observations = combine(np.asarray, model._last_obs)
         scaled = np.zeros((model.n_envs, get_action_dim(model.action_space)), dtype=np.float32)
         if self.uses_policy.any():
             with th.no_grad():
                 scaled = model.actor(model.policy.obs_to_tensor(observations)[0]).cpu().numpy()
         for index, explorer in enumerate(self._explorers):
             if explorer is not None:
-                scaled[index] = explorer(observations[index], scaled[index])
+                scaled[index] = explorer(take(observations, index), scaled[index])
         envs.guard.keep()
         return scaled.reshape(model.n_envs, *model.action_space.shape)
 
@@ -165,16 +165,17 @@ class Episodes:
         model = self._model
         envs = self._envs
         assert envs is not None
-        shape, normalizer = model.observation_space.shape or (), model.get_vec_normalize_env()
-        check_shape("observations", new_obs, (model.n_envs, *shape))
+        shape, normalizer = shape_of(model.observation_space), model.get_vec_normalize_env()
+        check_shape("observations", new_obs, several(shape, model.n_envs))
         check_shape("rewards", reward, (model.n_envs,))
         envs.guard.restore()
         observations: Any = envs.originals(new_obs)
         rewards = reward if normalizer is None else normalizer.get_original_reward()
         for index in range(model.n_envs):
-            last = infos[index].get("terminal_observation", observations[index]) if dones[index] else observations[index]
+            last = take(observations, index)
+            last = infos[index].get("terminal_observation", last) if dones[index] else last
             check_shape("observations", last, shape)
-            check_finite(np.asarray(last), float(rewards[index]))
+            check_finite(combine(np.asarray, last), float(rewards[index]))
 
     def provide_originals(self, new_obs: Any) -> None:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,10 +124,10 @@ class Episode:
     sign_sum: float
     terminated: bool
     cut: bool
-    last_observation: Any = None
+    last_observation: Any = field(default=None, repr=False)
     behavior: np.ndarray | None = None
     failure: str = ""
-    record: EpisodeRecord | None = None
+    record: EpisodeRecord | None = field(default=None, repr=False)
 
     @classmethod
     def from_rewards(
@@ -200,6 +200,9 @@ class EpisodeBatch:
 
     episodes: tuple[Episode, ...]
     n_timesteps: int
+
+    def __repr__(self) -> str:
+        return f"EpisodeBatch({len(self.episodes)} episodes, n_timesteps={self.n_timesteps})"
 
     def of(self, candidates: range) -> EpisodeBatch:
         """The episodes of some candidates only."""

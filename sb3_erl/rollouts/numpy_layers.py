@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_erl.policies.layers import NORM_EPSILON, AvgL1Norm, BestAction, BinnedAction, PlainNorm, StdNorm
 from sb3_erl.policies.observation_statistics import ObservationStatistics
+from sb3_erl.policies.sequential import BestActions, Bits
 from sb3_erl.rollouts import single_row
 from sb3_erl.rollouts.single_row import SingleRowActor
 
@@ -89,6 +90,21 @@ def _best(scores: np.ndarray) -> np.ndarray:
     return scores.argmax(-1)[..., None].astype(np.float32)
 
 
+def _bits(scores: np.ndarray) -> np.ndarray:
+    return (scores > 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _BestOfEach:
+    sizes: tuple[int, ...]
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        ends = np.cumsum(self.sizes)
+        return np.stack([scores[..., e - n : e].argmax(-1) for n, e in zip(self.sizes, ends, strict=True)], -1).astype(
+            np.float32
+        )
+
+
 @dataclass(frozen=True)
 class _Standardized:
     clip: np.float32
@@ -118,6 +134,8 @@ def function_of(module: nn.Module) -> Callable[..., np.ndarray] | None:
         return _Standardized(np.float32(module.clip))
     if type(module) is BinnedAction:
         return _Binned(module.n_bins)
+    if type(module) is BestActions:
+        return _BestOfEach(module.sizes)
     return LAYERS.get(type(module))
 
 
@@ -127,6 +145,7 @@ LAYERS: dict[type[nn.Module], Callable[..., np.ndarray]] = {
     StdNorm: _std_norm,
     PlainNorm: _plain_norm,
     BestAction: _best,
+    Bits: _bits,
 }
 
 

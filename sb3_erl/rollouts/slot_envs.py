@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
-from sb3_erl.core.observations import combine, copied, shape_of
+from sb3_erl.core.observations import combine, copied, several, shape_of
 from sb3_erl.rollouts.slot_reset import (
     SlotResetter,
     is_unknown,
@@ -143,8 +143,7 @@ class SlotEnvs:
             seen: Any = self.env.reset()
         finally:
             self._seeds = None
-        shapes = {key: (len(seeds), *part) for key, part in self._shape.items()} if isinstance(self._shape, dict) else None
-        check_shape("observations", seen, shapes or (len(seeds), *self._shape))
+        check_shape("observations", seen, several(self._shape, len(seeds)))
         if self.guard.restore() and self.normalizer is not None:
             seen = self.normalizer.normalize_obs(self.normalizer.get_original_obs())
         return seen, self.originals(seen)

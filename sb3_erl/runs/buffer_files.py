@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
+from gymnasium import spaces
 
 from sb3_erl.buffers.plain_files import read_plain, write_plain
 from sb3_erl.core.atomic_files import replacing
+from sb3_erl.core.observations import arrays_of, shape_of
 from sb3_erl.runs.loading import File, brief, named, opened
 from sb3_erl.runs.moved_modules import old_modules_found
 from sb3_erl.runs.segments import LEAST, DamagedError, filled_bytes, is_index, is_large_array, read_buffer
@@ -205,7 +207,7 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
     """
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(model, name), getattr(found, name, None)
-        if ours.shape != getattr(theirs, "shape", None):
+        if not isinstance(theirs, spaces.Space) or shape_of(ours) != shape_of(theirs):
             raise ValueError(
                 f"{named(path)} must hold a replay buffer with the {name} of the model, {ours}; got {theirs}. Load the buffer "
                 "of a model with the same environment"
@@ -217,8 +219,8 @@ def check_buffer(path: File, found: Any, model: Any, kept: Any) -> None:
         )
     rows = found.buffer_size
     for name in ("observations", "actions", "rewards", "dones"):
-        array = getattr(found, name, None)
-        if not isinstance(array, np.ndarray) or len(array) != rows:
+        arrays = arrays_of(getattr(found, name, None))  # type: ignore[arg-type]
+        if not all(isinstance(array, np.ndarray) and len(array) == rows for array in arrays):
             raise ValueError(f"{named(path)} is damaged: its {name} are not {rows} rows. Use an earlier save")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import pickle
 import time
+from typing import Any
 
 import filelock
 from stable_baselines3.common.callbacks import BaseCallback
@@ -133,7 +134,8 @@ class GenerationCheckpoint(BaseCallback):
 
     def save(self) -> None:
         """Write a checkpoint of the model as it is, and delete those that need not stay."""
-        model, normalizer = self.model, self.model.get_vec_normalize_env()
+        model: Any = self.model
+        normalizer = model.get_vec_normalize_env()
         number = self._number + 1
         about = {
             "algorithm": type(model).__name__,
@@ -145,16 +147,16 @@ class GenerationCheckpoint(BaseCallback):
         }
         with new_checkpoint(self.save_path, model.num_timesteps, about) as folder:
             with memories_trimmed():
-                model.save(folder / MODEL)
+                model.save(folder / MODEL, include=getattr(model, "checkpoint_includes", None))
             if getattr(model, "replay_buffer", None) is not None:
                 previous = None if self._newest is None else self._newest / BUFFER
-                write_buffer(model.replay_buffer, folder / BUFFER, previous)  # type: ignore[attr-defined]
+                write_buffer(model.replay_buffer, folder / BUFFER, previous)
             if normalizer is not None:
                 normalizer.save(str(folder / NORMALIZER))
             if self._recipe is not None:
                 (folder / ENVIRONMENT).write_bytes(self._recipe)
             log, callbacks = copy_logs(model.logger, folder / LOGS), read_callbacks(self._root)
-            run = {"log": log, "callbacks": callbacks, "generators": read_generators()}
+            run = {"log": log, "callbacks": callbacks, "generators": read_generators(), "latest": model.run.latest}
             (folder / RUN).write_bytes(pickle.dumps(run))
         self._saved_at, self._number = model.num_timesteps, number
         self._newest = checkpoint_at(self.save_path, model.num_timesteps)

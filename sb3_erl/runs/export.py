@@ -75,13 +75,15 @@ class ActionMap(nn.Module):
 
     low: Tensor
     high: Tensor
+    first: Tensor
 
     def __init__(self, space: spaces.Space, squashed: bool, dtype: torch.dtype):
         super().__init__()
         self.is_box, self.squashed, self.shape = isinstance(space, spaces.Box), squashed, tuple(space.shape or ())
         self.dtype = dtype
-        self.first = int(getattr(space, "start", 0))
-        """Added to the number of a discrete action."""
+        self.is_whole = not dtype.is_floating_point
+        self.register_buffer("first", torch.as_tensor(getattr(space, "start", 0)).clone())
+        """Added to the numbers of discrete actions."""
         if isinstance(space, spaces.Box):
             self.register_buffer("low", torch.as_tensor(space.low).clone())
             self.register_buffer("high", torch.as_tensor(space.high).clone())
@@ -93,10 +95,10 @@ class ActionMap(nn.Module):
         """
         actions = outputs.reshape(-1, *self.shape)
         if not self.is_box:
-            return actions.to(self.dtype) + self.first
+            return actions.to(self.dtype) + self.first.to(self.dtype)
         if self.squashed:
             actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        actions = actions.to(self.dtype)
+        actions = (actions.round() if self.is_whole else actions).to(self.dtype)
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
 
 
@@ -215,7 +217,10 @@ def export_policy(model: Any, path: str | pathlib.Path, normalize: bool = True) 
     normalizers = normalizers_of(model.env) if normalize else []
     space = normalizers[0].venv.observation_space if normalizers else _space_of_predict(model)
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise ValueError(f"{type(model).__name__} cannot be exported with observations of {space}: they are no array")
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported with observations of {space}: they are no array, and a file has one "
+            "input. save() writes the whole model; FlattenObservation around the env makes one array"
+        )
     normalizations = [Normalization(each) for each in normalizers]
     centers = _centers([*normalizations, *model.policy.deployed.modules()])
     observations = _observations(space, centers, np.random.default_rng(0))

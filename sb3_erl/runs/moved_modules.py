@@ -80,8 +80,9 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 """Old module -> modules that may hold its classes now, in the order in which they are searched; names within the package."""
 MOVED_CLASSES: dict[str, tuple[str, ...]] = {
-    "algorithms.cem_rl": ("algorithms.cem",),
-    "policies.erl": ("runs.moved_modules",),
+    "algorithms.cem_rl": ("algorithms.cem", "policies.cem_rl"),
+    "policies.erl": ("policies.cem_rl", "runs.moved_modules"),
+    "policies.td7": ("policies.sale",),
 }
 """Module that is still there -> modules to which classes of it have moved."""
 RENAMED_ATTRIBUTES: dict[str, str] = {

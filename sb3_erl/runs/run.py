@@ -17,6 +17,7 @@ from sb3_erl.core.interrupts import torch_modes_kept
 from sb3_erl.core.observations import zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
+from sb3_erl.runs.description import EarlyTables
 from sb3_erl.runs.progress import count_steps, with_progress_bar
 from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
 
@@ -39,6 +40,16 @@ class Checkpointer(Protocol):
         """``learn`` has ended, normally or not."""
 
 
+class Observer(Protocol):
+    """Something that looks at each generation and changes nothing, such as a callback that draws pictures of it."""
+
+    def after_verb(self, verb: str, generation: Any) -> None:
+        """
+        :param verb: of the generation that was done
+        :param generation: what it has produced so far, a :class:`~sb3_erl.engine.generation.Generation`
+        """
+
+
 class Run:
     """
     What a model needs to run reproducibly and to be continued: held as ``model.run`` and never saved itself.
@@ -54,13 +65,19 @@ class Run:
         self._generators_at: tuple[int, ...] = ()
         self.checkpointers: list[Checkpointer] = []
         """Those of the current ``learn``; a callback appends itself when it is initialized."""
+        self.observers: list[Observer] = []
+        """Those of the current ``learn``; a callback appends itself when it is initialized."""
+        self.latest: dict[str, Any] = {}
+        """The values that were logged last, by their keys."""
+        self.tables: EarlyTables | None = None
+        """Shows tables before the first generation is over; ``None`` where nothing is to be printed."""
         self.resumption: CheckpointFiles | None = None
         """Files of an interrupted call of ``learn``, which the next call continues."""
         self.is_resumed = False
         """Whether the current ``learn`` is the rest of an interrupted one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "checkpointers": []}  # they belong to a call of learn
+        return {**vars(self), "checkpointers": [], "observers": [], "tables": None}  # they belong to a call of learn
 
     # ---------------------------------------------------------------- random numbers
 
@@ -108,7 +125,7 @@ class Run:
         :return: step at which training ends, and all callbacks as one
         """
         model, files = self._model, self.resumption
-        self.checkpointers = []
+        self.checkpointers, self.observers = [], []
         self.is_resumed = files is not None
         if files is None:
             return self._set_up(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -129,6 +146,7 @@ class Run:
             restore_logs(model.logger, files.folder / LOGS, run["log"])
             write_callbacks(prepared, run["callbacks"])
             write_generators(run["generators"])
+            self.latest = run.get("latest", {})
         return end, prepared
 
     def _set_up(
@@ -163,7 +181,8 @@ class Run:
         return any(checkpointer.is_overdue for checkpointer in self.checkpointers)
 
     def close(self) -> None:
-        """Close all checkpointers."""
+        """Close all checkpointers; nobody observes any longer."""
+        self.observers, self.tables = [], None
         for checkpointer in self.checkpointers:
             checkpointer.close()
 

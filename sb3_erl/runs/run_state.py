@@ -86,7 +86,11 @@ def restore_logs(logger: Logger, folder: pathlib.Path, state: dict[str, Any]) ->
 # ---------------------------------------------------------------- callbacks
 
 LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3")
-"""Packages whose callbacks are restored with all plain attributes; of other callbacks only the number of calls is."""
+"""
+Packages whose callbacks are restored with all plain attributes. Of other callbacks the number of calls is, and what a method
+``run_state()`` returns, which ``restore_run_state(state)`` is given.
+"""
+OWN_STATE = "run_state"
 
 
 def read_callbacks(root: BaseCallback) -> dict[tuple[str, int], dict[str, Any]]:
@@ -94,7 +98,7 @@ def read_callbacks(root: BaseCallback) -> dict[tuple[str, int], dict[str, Any]]:
     :param root: of all callbacks
     :return: plain attributes by (class, number among those of the class), such as the best score of an ``EvalCallback``
     """
-    return {key: _plain_attributes(callback) for key, callback in _numbered(root)}
+    return {key: _plain_attributes(callback) for key, callback in numbered_callbacks(root)}
 
 
 def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, Any]]) -> None:
@@ -102,9 +106,12 @@ def write_callbacks(root: BaseCallback, states: dict[tuple[str, int], dict[str, 
     :param root: callbacks of the continued run; those without a saved state are left as they are
     :param states: from :func:`read_callbacks`
     """
-    for key, callback in _numbered(root):
+    for key, callback in numbered_callbacks(root):
         for name, value in states.get(key, {}).items():
-            setattr(callback, name, value)
+            if name == OWN_STATE:
+                callback.restore_run_state(value)  # type: ignore[attr-defined]
+            else:
+                setattr(callback, name, value)
 
 
 def score_of(model: Any, root: BaseCallback) -> float | None:
@@ -116,13 +123,17 @@ def score_of(model: Any, root: BaseCallback) -> float | None:
     :return: the mean return of the last evaluation by an ``EvalCallback``; without one, of the last training episodes, as in
         ``rollout/ep_rew_mean``; ``None`` if there is none yet
     """
-    evaluations = [callback for _, callback in _numbered(root) if isinstance(callback, EvalCallback)]
+    evaluations = [callback for _, callback in numbered_callbacks(root) if isinstance(callback, EvalCallback)]
     returns = [info["r"] for info in model.ep_info_buffer or ()]
     score = evaluations[0].last_mean_reward if evaluations else np.mean(returns) if returns else np.nan
     return float(score) if np.isfinite(score) else None
 
 
-def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallback]]:
+def numbered_callbacks(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallback]]:
+    """
+    :param root: of all callbacks
+    :return: every callback with its class and its number among those of the class
+    """
     counts: Counter[str] = Counter()
     waiting, seen = deque([root]), {id(root)}
     while waiting:
@@ -139,7 +150,8 @@ def _numbered(root: BaseCallback) -> Iterator[tuple[tuple[str, int], BaseCallbac
 
 def _plain_attributes(callback: BaseCallback) -> dict[str, Any]:
     if type(callback).__module__.split(".")[0] not in LIBRARIES:
-        return {"n_calls": callback.n_calls}
+        own = getattr(callback, OWN_STATE, None)
+        return {"n_calls": callback.n_calls, **({OWN_STATE: own()} if callable(own) else {})}
     given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
     given |= {"locals", "globals"}
     return {name: value for name, value in vars(callback).items() if name not in given and _is_plain(value)}

@@ -196,6 +196,13 @@ SPACES: dict[str, tuple[Knob, ...]] = {
     "ga_ns": (*MUTANTS, Choice("novelty_k", (5, 10, 25)), Choice("archive_prob", (0.01, 0.05))),
     "random_search": (Choice("net_arch", tuple(NET_ARCH)), Choice("pop_size", (20, 50, 100, 200)), *INITIAL),
     "td7": TD7,
+    # Jaderberg et al. (2017), sections 4.1 to 4.3: their ways to exploit and explore; what members have is searched by PBT.
+    "pbt": (
+        Choice("pop_size", (4, 8, 16)),
+        Choice("ready_steps", (5_000, 20_000, 50_000)),
+        Choice("exploit", ("truncation", "tournament")),
+        Choice("explore", ("perturb", "resample")),
+    ),
     "pop_td7": (*TD7, Int("pop_size", 2, 5), Choice("explore_fraction", (0.1, 0.25, 0.5))),
 }
 

@@ -23,15 +23,14 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from sb3_erl import ALGOS, GenerationCheckpoint, newest_checkpoint
+from sb3_erl import GenerationCheckpoint, newest_checkpoint
 from sb3_erl.remote.process import ProcessEvaluator
 from sb3_erl.rollouts.jobs import Job
 from tests.backends.records import Record, evaluate, transitions
 from tests.contract.helpers import differences, snapshot
-from tests.contract.settings import HYBRIDS, STEPWISE, known, make, toy_actions
+from tests.contract.settings import HYBRIDS, NAMES, STEPWISE, known, make, toy_actions
 from tests.envs import toy_vec_env
 
-NAMES = sorted(ALGOS)
 BUFFERED = sorted({*HYBRIDS, *STEPWISE})
 LENGTH = 5
 

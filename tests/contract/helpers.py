@@ -43,10 +43,12 @@ def transitions(model: Any) -> dict[str, np.ndarray]:
     if buffer is None:
         return {}
     size = buffer.size()
+    arrays = {name: array for name, array in vars(buffer).items() if not name.startswith("_")}
+    for name in ("observations", "next_observations"):
+        if isinstance(arrays.get(name), dict):
+            arrays |= {f"{name}.{key}": part for key, part in arrays[name].items()}
     found = {
-        name: array[:size].copy()
-        for name, array in vars(buffer).items()
-        if isinstance(array, np.ndarray) and not name.startswith("_")
+        name: array[:size].copy() for name, array in arrays.items() if isinstance(array, np.ndarray) and array.dtype != object
     }
     for index, tree in enumerate(getattr(buffer, "trees", [])):
         found[f"priority.{index}"] = tree.priority[: tree.size].copy()

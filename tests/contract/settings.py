@@ -13,7 +13,13 @@ from sb3_erl import ALGOS
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from tests.envs import toy_vec_env
 
-NAMES = list(ALGOS)
+ALL = list(ALGOS)
+NAMES = [name for name in ALL if not getattr(ALGOS[name], "trains_whole_models", False)]
+"""
+Classes that step the environments themselves. A population of whole models has none of what most tests look at (candidates, a
+learner, steps that callbacks see as they are made, a budget to the step): ``tests/populations`` has its own tests of the same
+promises, and what holds for all classes is tested with :data:`ALL`.
+"""
 HYBRIDS = [name for name in NAMES if issubclass(ALGOS[name], OffPolicyAlgorithm)]
 """Classes with a learner and a replay buffer."""
 GENERATIONAL = [name for name in NAMES if hasattr(ALGOS[name], "generation_order")]
@@ -91,6 +97,7 @@ BY_CLASS: dict[str, dict[str, Any]] = {
     "evo_rainbow": {"pop_size": 4},
     "evo_rainbow_exp": {"pop_size": 4},
     "ga_ns": {"pop_size": 4},
+    "pbt": {"algorithm": "a2c", "algorithm_kwargs": {"n_steps": 4}, "ready_steps": 16, "n_report_episodes": 0},
     "pderl": {"sync_period": 2},
     "random_search": {"pop_size": 4},
     "td7": {"policy_kwargs": SALE_KWARGS},

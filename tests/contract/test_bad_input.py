@@ -16,14 +16,14 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS, ProcessEvaluator, RayEvaluator
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, STEPWISE, fast, having, make
+from tests.contract.settings import ALL, GENERATIONAL, HYBRIDS, STEPWISE, fast, having, make
 from tests.envs import ToyEnv, toy_vec_env
 
-NOVELTY = having("behavior", among=NAMES)
-NOVELTY_ES = having("parent_selection", among=NAMES)
-ES = having("n_pairs", "noise_table_size", among=NAMES)
+NOVELTY = having("behavior", among=ALL)
+NOVELTY_ES = having("parent_selection", among=ALL)
+ES = having("n_pairs", "noise_table_size", among=ALL)
 POPULATIONS = having("pop_size", among=GENERATIONAL)
-EPISODES = having("n_eval_episodes", among=NAMES)
+EPISODES = having("n_eval_episodes", among=ALL)
 
 
 class Row(NamedTuple):
@@ -38,32 +38,32 @@ class Row(NamedTuple):
 # -------------------------------------------------------------------- constructors
 
 CONSTRUCTORS = [
-    Row(NAMES, {"policy": "MlpPolcy"}, ValueError, r"policy must be one of .*'MlpPolicy'.*'MlpPolcy'"),
-    Row(NAMES, {"policy": 3.5}, TypeError, r"policy must be an alias out of .*'MlpPolicy'.*got float"),
-    Row(NAMES, {"policy": None}, TypeError, r"policy must be an alias out of .*got NoneType"),
-    Row(NAMES, {"policy": dict}, TypeError, r"policy must be an alias out of .*got type"),
-    Row(NAMES, {"env": None}, ValueError, r"env must be an environment or the id of a registered one .*got None"),
-    Row(NAMES, {"env": "Pendulm-v1"}, ValueError, r"env must be an environment or the id.*Pendulm.*Did you mean: `Pendulum`"),
-    Row(NAMES, {"env": "Pendulum-v99"}, ValueError, r"env must be an environment or the id.*v99.*Pendulum"),
-    Row(NAMES, {"env": "nomodule:Thing-v0"}, ModuleNotFoundError, r"nomodule.*can be imported"),
-    Row(NAMES, {"env": 5}, TypeError, r"env must be an environment, a VecEnv or the id of a registered one; got 5"),
-    Row(NAMES, {"env": ToyEnv}, TypeError, r"env must be an environment, a VecEnv or .*got <class .*ToyEnv"),
-    Row(NAMES, {"seed": -1}, ValueError, r"seed must be at least 0 and at most .*got -1"),
-    Row(NAMES, {"seed": 2**40}, ValueError, r"seed must be at least 0 and at most .*got 1099511627776"),
-    Row(NAMES, {"seed": "lucky"}, TypeError, r"seed must be an integer; got 'lucky'"),
-    Row(NAMES, {"seed": 1.5}, TypeError, r"seed must be an integer; got 1\.5"),
-    Row(NAMES, {"device": "gpu0"}, ValueError, r"device must be 'auto', 'cpu', 'cuda'.*gpu0"),
-    Row(NAMES, {"verbose": 3}, ValueError, r"verbose must be at least 0 and at most 2; got 3"),
-    Row(NAMES, {"verbose": "yes"}, TypeError, r"verbose must be an integer; got 'yes'"),
-    Row(NAMES, {"stats_window_size": 0}, ValueError, r"stats_window_size must be at least 1; got 0"),
-    Row(NAMES, {"stats_window_size": "all"}, TypeError, r"stats_window_size must be an integer; got 'all'"),
-    Row(NAMES, {"learning_rate": "fast"}, TypeError, r"learning_rate must be a number; got 'fast'"),
-    Row(NAMES, {"learning_rate": -0.1}, ValueError, r"learning_rate must be at least 0; got -0\.1"),
-    Row(NAMES, {"learning_rate": float("nan")}, ValueError, r"learning_rate must be at least 0; got nan"),
-    Row(NAMES, {"policy_kwargs": [64, 64]}, TypeError, r"policy_kwargs must be None or a dict.*got \[64, 64\]"),
-    Row(NAMES, {"popsize": 5}, TypeError, r"unexpected keyword argument 'popsize'"),
+    Row(ALL, {"policy": "MlpPolcy"}, ValueError, r"policy must be one of .*'MlpPolicy'.*'MlpPolcy'"),
+    Row(ALL, {"policy": 3.5}, TypeError, r"policy must be an alias out of .*'MlpPolicy'.*got float"),
+    Row(ALL, {"policy": None}, TypeError, r"policy must be an alias out of .*got NoneType"),
+    Row(ALL, {"policy": dict}, TypeError, r"policy must be an alias out of .*got type"),
+    Row(ALL, {"env": None}, ValueError, r"env must be an environment or the id of a registered one .*got None"),
+    Row(ALL, {"env": "Pendulm-v1"}, ValueError, r"env must be an environment or the id.*Pendulm.*Did you mean: `Pendulum`"),
+    Row(ALL, {"env": "Pendulum-v99"}, ValueError, r"env must be an environment or the id.*v99.*Pendulum"),
+    Row(ALL, {"env": "nomodule:Thing-v0"}, ModuleNotFoundError, r"nomodule.*can be imported"),
+    Row(ALL, {"env": 5}, TypeError, r"env must be an environment, a VecEnv or the id of a registered one; got 5"),
+    Row(ALL, {"env": ToyEnv}, TypeError, r"env must be an environment, a VecEnv or .*got <class .*ToyEnv"),
+    Row(ALL, {"seed": -1}, ValueError, r"seed must be at least 0 and at most .*got -1"),
+    Row(ALL, {"seed": 2**40}, ValueError, r"seed must be at least 0 and at most .*got 1099511627776"),
+    Row(ALL, {"seed": "lucky"}, TypeError, r"seed must be an integer; got 'lucky'"),
+    Row(ALL, {"seed": 1.5}, TypeError, r"seed must be an integer; got 1\.5"),
+    Row(ALL, {"device": "gpu0"}, ValueError, r"device must be 'auto', 'cpu', 'cuda'.*gpu0"),
+    Row(ALL, {"verbose": 3}, ValueError, r"verbose must be at least 0 and at most 2; got 3"),
+    Row(ALL, {"verbose": "yes"}, TypeError, r"verbose must be an integer; got 'yes'"),
+    Row(ALL, {"stats_window_size": 0}, ValueError, r"stats_window_size must be at least 1; got 0"),
+    Row(ALL, {"stats_window_size": "all"}, TypeError, r"stats_window_size must be an integer; got 'all'"),
+    Row(ALL, {"learning_rate": "fast"}, TypeError, r"learning_rate must be a number; got 'fast'"),
+    Row(ALL, {"learning_rate": -0.1}, ValueError, r"learning_rate must be at least 0; got -0\.1"),
+    Row(ALL, {"learning_rate": float("nan")}, ValueError, r"learning_rate must be at least 0; got nan"),
+    Row(ALL, {"policy_kwargs": [64, 64]}, TypeError, r"policy_kwargs must be None or a dict.*got \[64, 64\]"),
+    Row(ALL, {"popsize": 5}, TypeError, r"unexpected keyword argument 'popsize'"),
     Row(
-        [name for name in NAMES if name not in ("cerl",)],
+        [name for name in ALL if name not in ("cerl",)],
         {"policy_kwargs": {"net_arc": [4]}},
         TypeError,
         r"policy_kwargs must be arguments of \w+, which are .*'net_arch'.*got \['net_arc'\]|argument 'net_arc'",
@@ -76,7 +76,7 @@ CONSTRUCTORS = [
     Row(POPULATIONS, {"pop_size": True}, TypeError, r"pop_size must be an integer; got True"),
     Row(POPULATIONS, {"pop_size": "10"}, TypeError, r"pop_size must be an integer; got '10'"),
     Row(
-        having("n_eval_episodes", among=NAMES),
+        having("n_eval_episodes", among=ALL),
         {"n_eval_episodes": 0},
         ValueError,
         r"n_eval_episodes must be at least 1; got 0",
@@ -100,7 +100,7 @@ CONSTRUCTORS = [
     Row(HYBRIDS, {"gradient_steps": 0.5}, TypeError, r"gradient_steps must be an integer; got 0\.5"),
     Row(having("train_freq"), {"train_freq": (1, "minute")}, ValueError, r"train_freq|train frequency.*minute"),
     Row(having("n_steps"), {"n_steps": 0}, ValueError, r"n_steps must be at least 1; got 0"),
-    Row(having("deploy", among=NAMES), {"deploy": "best"}, ValueError, r"deploy must be one of .*got 'best'"),
+    Row(having("deploy", among=ALL), {"deploy": "best"}, ValueError, r"deploy must be one of .*got 'best'"),
     Row(["erl", "pderl", "cerl"], {"learner": DQN}, ValueError, r"learner must be .*DQN"),
     Row(having("learner"), {"learner": "dreamer"}, ValueError, r"learner must be .*'td3'.*got 'dreamer'"),
     Row(STEPWISE, {"train_freq": 4}, ValueError, r"train_freq must be 1.*got .*Set gradient_steps"),
@@ -168,17 +168,17 @@ def test_constructors(name: str, given: dict[str, Any], error: type[Exception], 
 # -------------------------------------------------------------------- learn
 
 LEARNS = [
-    Row(NAMES, {"total_timesteps": 0}, ValueError, r"total_timesteps must be greater than 0.*got 0"),
-    Row(NAMES, {"total_timesteps": -10}, ValueError, r"total_timesteps must be greater than 0.*got -10"),
-    Row(NAMES, {"total_timesteps": "1e6"}, TypeError, r"total_timesteps must be a number; got '1e6'"),
-    Row(NAMES, {"total_timesteps": None}, TypeError, r"total_timesteps must be a number; got None"),
-    Row(NAMES, {"total_timesteps": float("nan")}, ValueError, r"total_timesteps must be greater than 0.*got nan"),
-    Row(NAMES, {"total_timesteps": float("inf")}, ValueError, r"total_timesteps must be greater than 0 and at most .*got inf"),
-    Row(NAMES, {"callback": 5}, TypeError, r"callback must be None, a BaseCallback, a list of them or a function; got 5"),
-    Row(NAMES, {"callback": ["eval"]}, TypeError, r"callback must be None, a BaseCallback, a list .*got 'eval'"),
-    Row(NAMES, {"log_interval": 0}, ValueError, r"log_interval must be at least 1; got 0"),
-    Row(NAMES, {"log_interval": "often"}, TypeError, r"log_interval must be an integer; got 'often'"),
-    Row(NAMES, {"logging": 1}, TypeError, r"unexpected keyword argument 'logging'"),
+    Row(ALL, {"total_timesteps": 0}, ValueError, r"total_timesteps must be greater than 0.*got 0"),
+    Row(ALL, {"total_timesteps": -10}, ValueError, r"total_timesteps must be greater than 0.*got -10"),
+    Row(ALL, {"total_timesteps": "1e6"}, TypeError, r"total_timesteps must be a number; got '1e6'"),
+    Row(ALL, {"total_timesteps": None}, TypeError, r"total_timesteps must be a number; got None"),
+    Row(ALL, {"total_timesteps": float("nan")}, ValueError, r"total_timesteps must be greater than 0.*got nan"),
+    Row(ALL, {"total_timesteps": float("inf")}, ValueError, r"total_timesteps must be greater than 0 and at most .*got inf"),
+    Row(ALL, {"callback": 5}, TypeError, r"callback must be None, a BaseCallback, a list of them or a function; got 5"),
+    Row(ALL, {"callback": ["eval"]}, TypeError, r"callback must be None, a BaseCallback, a list .*got 'eval'"),
+    Row(ALL, {"log_interval": 0}, ValueError, r"log_interval must be at least 1; got 0"),
+    Row(ALL, {"log_interval": "often"}, TypeError, r"log_interval must be an integer; got 'often'"),
+    Row(ALL, {"logging": 1}, TypeError, r"unexpected keyword argument 'logging'"),
 ]
 _models: dict[str, Any] = {}
 
@@ -204,7 +204,7 @@ def test_learn(name: str, given: dict[str, Any], error: type[Exception], words: 
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files: a model and a buffer of each class, and others that are none."""
     folder = tmp_path_factory.mktemp("files")
-    for name in NAMES:
+    for name in ALL:
         model_of(name).save(folder / name)
     for name in HYBRIDS:
         model_of(name).save_replay_buffer(folder / name)
@@ -222,25 +222,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def other(name: str) -> str:
     """Another class than this one."""
-    return NAMES[(NAMES.index(name) + 1) % len(NAMES)]
+    return ALL[(ALL.index(name) + 1) % len(ALL)]
 
 
 LOADS = [
-    Row(NAMES, {"path": "absent"}, FileNotFoundError, r"absent"),
-    Row(NAMES, {"path": "folder"}, ValueError, r"path=.*folder.* must be a zip file.*it is a folder.*resume_from"),
-    Row(NAMES, {"path": "text"}, ValueError, r"path=.*text.* must be a zip file that save\(\) wrote"),
-    Row(NAMES, {"path": "nothing"}, ValueError, r"path=.*nothing.* must be a zip file that save\(\) wrote"),
-    Row(NAMES, {"path": "other"}, ValueError, r"path=.*other.* must hold a model that SB3's save\(\) wrote; it has no policy"),
-    Row(NAMES, {"path": "sb3_td3"}, ValueError, r"path=.*sb3_td3.*that sb3_erl saved.*another package.*load_parameters"),
-    Row(NAMES, {"path": other}, ValueError, r"path=.* must hold a saved (\w+); it is a saved (\w+)\. Use \2\.load"),
-    Row(NAMES, {"popsize": 5}, TypeError, r"load\(\) got \['popsize'\], which \w+ does not have; the closest are"),
-    Row(NAMES, {"seed": "lucky"}, TypeError, r"seed must be an integer; got 'lucky'"),
-    Row(NAMES, {"device": "gpu0"}, ValueError, r"device.*gpu0"),
-    Row(NAMES, {"env": toy_vec_env(action_shape=(3,))}, ValueError, r"Action spaces do not match"),
-    Row(NAMES, {"env": gym.make("CartPole-v1")}, ValueError, r"Observation spaces do not match"),
-    Row(NAMES, {"env": "CartPole-v1"}, ValueError, r"Observation spaces do not match"),
-    Row(NAMES, {"env": "Antelope-v9"}, ValueError, r"env must be an environment or the id of a registered one: .*Antelope"),
-    Row(NAMES, {"policy_kwargs": {"net_arch": [99]}}, ValueError, r"policy kwargs do not equal the stored"),
+    Row(ALL, {"path": "absent"}, FileNotFoundError, r"absent"),
+    Row(ALL, {"path": "folder"}, ValueError, r"path=.*folder.* must be a zip file.*it is a folder.*resume_from"),
+    Row(ALL, {"path": "text"}, ValueError, r"path=.*text.* must be a zip file that save\(\) wrote"),
+    Row(ALL, {"path": "nothing"}, ValueError, r"path=.*nothing.* must be a zip file that save\(\) wrote"),
+    Row(ALL, {"path": "other"}, ValueError, r"path=.*other.* must hold a model that SB3's save\(\) wrote; it has no policy"),
+    Row(ALL, {"path": "sb3_td3"}, ValueError, r"path=.*sb3_td3.*that sb3_erl saved.*another package.*load_parameters"),
+    Row(ALL, {"path": other}, ValueError, r"path=.* must hold a saved (\w+); it is a saved (\w+)\. Use \2\.load"),
+    Row(ALL, {"popsize": 5}, TypeError, r"load\(\) got \['popsize'\], which \w+ does not have; the closest are"),
+    Row(ALL, {"seed": "lucky"}, TypeError, r"seed must be an integer; got 'lucky'"),
+    Row(ALL, {"device": "gpu0"}, ValueError, r"device.*gpu0"),
+    Row(ALL, {"env": toy_vec_env(action_shape=(3,))}, ValueError, r"Action spaces do not match"),
+    Row(ALL, {"env": gym.make("CartPole-v1")}, ValueError, r"Observation spaces do not match"),
+    Row(ALL, {"env": "CartPole-v1"}, ValueError, r"Observation spaces do not match"),
+    Row(ALL, {"env": "Antelope-v9"}, ValueError, r"env must be an environment or the id of a registered one: .*Antelope"),
+    Row(ALL, {"policy_kwargs": {"net_arch": [99]}}, ValueError, r"policy kwargs do not equal the stored"),
     Row(POPULATIONS, {"pop_size": 11}, ValueError, r"(pop_size|path=).*11"),
     Row(POPULATIONS, {"pop_size": 0}, ValueError, r"pop_size must be at least 2; got 0"),
     Row(HYBRIDS, {"buffer_size": 0}, ValueError, r"buffer_size must be at least 1; got 0"),
@@ -258,10 +258,10 @@ BUFFERS = [
     ),
 ]
 LATER = [
-    Row(NAMES, ("set_env", [toy_vec_env(action_shape=(3,))]), ValueError, r"Action spaces do not match"),
-    Row(NAMES, ("set_parameters", ["absent.zip"]), FileNotFoundError, r"absent"),
-    Row(NAMES, ("set_parameters", [{"polcy": {}}]), ValueError, r"polcy"),
-    Row(NAMES, ("predict", [np.zeros((1, 7), np.float32)]), ValueError, r"observation shape \(1, 7\).*please use \(3,\)"),
+    Row(ALL, ("set_env", [toy_vec_env(action_shape=(3,))]), ValueError, r"Action spaces do not match"),
+    Row(ALL, ("set_parameters", ["absent.zip"]), FileNotFoundError, r"absent"),
+    Row(ALL, ("set_parameters", [{"polcy": {}}]), ValueError, r"polcy"),
+    Row(ALL, ("predict", [np.zeros((1, 7), np.float32)]), ValueError, r"observation shape \(1, 7\).*please use \(3,\)"),
     Row(having("pop_size", among=GENERATIONAL), ("individual", [99]), IndexError, r"index"),
 ]
 

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.noise import NormalActionNoise
 
 from tests.contract.helpers import differences, modules, snapshot, tensors
-from tests.contract.settings import CONTINUOUS, HYBRIDS, NAMES, having, make, variants
+from tests.contract.settings import ALL, CONTINUOUS, HYBRIDS, having, make, variants
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(2).uniform(-1, 1, (5, 3)).astype(np.float32)
@@ -24,7 +24,7 @@ def memory(*owners: Any) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_policy_kwargs_are_only_read(name: str) -> None:
     kwargs = {"net_arch": [4], "activation_fn": th.nn.ReLU}
     if name in HYBRIDS:

@@ -16,11 +16,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_erl import ALGOS, ERL
+from sb3_erl import ERL
 from sb3_erl.policies.erl import deploying
 from sb3_erl.runs.callbacks import GenerationCheckpoint
 from tests.contract.helpers import differences, snapshot
-from tests.contract.settings import make, toy_actions, variants
+from tests.contract.settings import NAMES, make, toy_actions, variants
 from tests.envs import ImageEnv, toy_maker, toy_vec_env
 
 FOREIGN: list[tuple[str, dict[str, Any]]] = [
@@ -126,4 +126,4 @@ def test_environments_in_other_processes_are_named():
 
 
 def test_every_class_is_covered():
-    assert {name for name, _ in variants()} == set(ALGOS)
+    assert {name for name, _ in variants()} == set(NAMES)

@@ -11,11 +11,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_erl import ALGOS
-from tests.contract.settings import CONTINUOUS, DISCRETE, GENERATIONAL, HYBRIDS, NAMES, fast, make, n_stored
+from tests.contract.settings import ALL, CONTINUOUS, DISCRETE, GENERATIONAL, HYBRIDS, NAMES, fast, make, n_stored
 from tests.envs import toy_vec_env
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_before_any_learning(name: str) -> None:
     env = toy_vec_env()
     model = make(name, env)

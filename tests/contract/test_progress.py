@@ -15,13 +15,10 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
 )
 
-from sb3_erl import ALGOS
 from sb3_erl.remote.process import ProcessEvaluator
 from sb3_erl.runs import progress
-from tests.contract.settings import GENERATIONAL, known, make, toy_actions
+from tests.contract.settings import GENERATIONAL, NAMES, known, make, toy_actions
 from tests.envs import ToyEnv, toy_vec_env
-
-NAMES = sorted(ALGOS)
 
 
 class Bar:

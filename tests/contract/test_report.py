@@ -24,7 +24,7 @@ from benchmarks.evaluation import (
 from benchmarks.report import plot, read_curves, summarize
 from sb3_erl import ALGOS
 from tests.contract.helpers import Witness, differences, snapshot
-from tests.contract.settings import NAMES, make
+from tests.contract.settings import ALL, make
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-2, 2, (50, 3)).astype(np.float32)
@@ -72,7 +72,7 @@ class Nothing(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_run_with_tests_is_the_run_without(name: str, tmp_path: Path) -> None:
     """Weights, optimizers, buffers and counters bit for bit, and all global generators."""
 

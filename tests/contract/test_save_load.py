@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from tests.contract.helpers import differences, snapshot, tensors, transitions
-from tests.contract.settings import HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, having, make, pop_size, variants
+from tests.contract.settings import ALL, HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, having, make, pop_size, variants
 from tests.envs import ToyEnv, toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "file"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_paths_strings_and_open_files(name: str, kind: str, tmp_path: Path) -> None:
     model = make(name).learn(40)
     with warnings.catch_warnings():
@@ -76,7 +76,7 @@ def test_paths_strings_and_open_files(name: str, kind: str, tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ([] if kind == "file" else ["model.zip"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_crash_while_saving_leaves_the_previous_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name).learn(40)
     model.save(tmp_path / "model.zip")
@@ -105,7 +105,7 @@ def test_replay_buffer_has_its_own_file(name: str, tmp_path: Path) -> None:
     assert differences(transitions(model), transitions(loaded)) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_load_overrides_arguments(name: str, tmp_path: Path) -> None:
     make(name).learn(40).save(tmp_path / "model")
     loaded = ALGOS[name].load(tmp_path / "model", learning_rate=2.0, verbose=0, custom_objects={"tensorboard_log": "logs"})
@@ -123,7 +123,7 @@ def test_load_finds_the_file_beside_the_zoos_folder(tmp_path: Path) -> None:
         assert "policy" in load_parameters(path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_load_takes_the_id_of_an_environment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gym.registry, "Toy-v0", EnvSpec("Toy-v0", ToyEnv))
     make(name).learn(40).save(tmp_path / "model")
@@ -132,7 +132,7 @@ def test_load_takes_the_id_of_an_environment(name: str, tmp_path: Path, monkeypa
     assert loaded.learn(40, reset_num_timesteps=False).num_timesteps >= 80
 
 
-@pytest.mark.parametrize("name", having("pop_size", among=NAMES))
+@pytest.mark.parametrize("name", having("pop_size", among=ALL))
 def test_load_refuses_another_pop_size(name: str, tmp_path: Path) -> None:
     make(name).learn(40).save(tmp_path / "model")
     size = pop_size(name)
@@ -150,7 +150,7 @@ def test_nothing_saved_depends_on_the_number_of_envs(name: str, tmp_path: Path) 
         loaded.set_env(toy_vec_env(2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_wrong_parameters_are_refused(name: str) -> None:
     model = make(name)
     parameters = model.get_parameters()

@@ -16,7 +16,7 @@ import pytest
 from sb3_erl import ALGOS
 from tests.contract.sb3_suite import source, substitute_path
 from tests.contract.sb3_suite.deselect import IGNORED, deselected, small
-from tests.contract.settings import DISCRETE, GENERATIONAL, IMAGES, ONE_OF_EACH_FAMILY
+from tests.contract.settings import DISCRETE, GENERATIONAL, IMAGES, NAMES, ONE_OF_EACH_FAMILY
 from tests.warm import WarmPython
 
 # One worker runs all of them, in processes that have imported what they share.
@@ -84,7 +84,7 @@ def run_suite(python: WarmPython, tests: Path, name: str, folder: Path) -> tuple
     return result.returncode, outcomes, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ALGOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_sb3_own_tests_pass(name: str, python: WarmPython, sb3_tests: Path, tmp_path: Path) -> None:
     status, outcomes, output = run_suite(python, sb3_tests, name, tmp_path)
     assert status == 0 and set(outcomes) <= {"passed", "skipped"}, output[-12000:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,10 +19,11 @@ from sb3_erl.core.action_spaces import inside, is_plain
 from sb3_erl.core.checks import UnsupportedSpaceError
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.planning import CEMAgent
+from sb3_erl.rollouts.acting import ModuleActor, single_row_actor
 from sb3_erl.rollouts.actions import ToEnvironment
-from tests.contract.settings import make
+from tests.contract.settings import NAMES, make
 
-CONTINUOUS = [name for name, algo in ALGOS.items() if getattr(algo, "takes_continuous_actions", True)]
+CONTINUOUS = [name for name in NAMES if getattr(ALGOS[name], "takes_continuous_actions", True)]
 DISCRETE = [(name, {}) for name, algo in ALGOS.items() if getattr(algo, "takes_discrete_actions", False) is True]
 DISCRETE += [(name, {"learner": "dqn"}) for name in ("erl", "pderl")]
 
@@ -51,12 +54,24 @@ class Strict(gym.Env):
 
 
 ACTIONS = {
+    "whole numbers": spaces.Box(np.array([-3, 0]), np.array([5, 255]), dtype=np.int32),
     "float16": spaces.Box(-2, 2, (2,), np.float16),
     "float64 with bounds that rounding exceeds": spaces.Box(-0.1, 0.3, (2,), np.float64),
     "two axes and a component without choice": spaces.Box(
         np.array([[0.0, -1.0], [0.1, -0.7]]), np.array([[0.0, 3.0], [2.7, 0.3]]), dtype=np.float32
     ),
 }
+
+
+SEVERAL: dict[str, spaces.Space] = {
+    "several choices": spaces.MultiDiscrete([2, 3]),
+    "several choices that count from somewhere": spaces.MultiDiscrete([3, 2, 4], start=[-1, 5, 0]),
+    "a table of choices": spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
+    "several bits": spaces.MultiBinary(3),
+}
+SEVERAL_FOR_ALL = ["several choices that count from somewhere", "several bits"]
+SEVERAL_FOR_ONE = ["several choices", "a table of choices"]
+TAKES_SEVERAL = [name for name, algo in ALGOS.items() if getattr(algo, "takes_several_choices", False)]
 
 
 def trained(algo: str, env: gym.Env, **kwargs: Any) -> Any:
@@ -98,7 +113,47 @@ def _saved(model: Any) -> Any:
     return file
 
 
-@pytest.mark.parametrize("algo", ["veb_rl", "openai_es", "deep_ga"])
+@pytest.mark.parametrize(("algo", "kind"), [*product(TAKES_SEVERAL, SEVERAL_FOR_ALL), *product(["cem"], SEVERAL_FOR_ONE)])
+def test_several_choices_at_a_time(algo: str, kind: str) -> None:
+    env = Strict(SEVERAL[kind])
+    model = trained(algo, env)
+    assert len(env.taken) >= 90 and len({str(action) for action in env.taken}) > 1
+    observations = np.random.default_rng(0).uniform(-10, 10, (50, 3)).astype(np.float32)
+    many, _ = model.predict(observations)
+    assert many.shape == (50, *(env.action_space.shape or ())) and many.dtype == env.action_space.dtype
+    single = [model.predict(row, deterministic=True)[0] for row in observations[:5]]
+    assert all(env.action_space.contains(action) for action in (*many, *single)) and np.array_equal(single, many[:5])
+    loaded = ALGOS[algo].load(_saved(model), env=Strict(SEVERAL[kind]))
+    assert np.array_equal(loaded.predict(observations)[0], many)
+    for agent in (model.individual(0), *model.candidates_for_report().values()):
+        assert env.action_space.contains(agent.predict(observations[0])[0])
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("algo", ["cem", "openai_es"])
+def test_one_candidate_chooses_as_many_do(algo: str, kind: str) -> None:
+    """The three ways in which candidates act: one row, stacks of layers, and modules."""
+    model = trained(algo, Strict(SEVERAL[kind]))
+    vectors = model.evolver.ask(np.random.default_rng(1))
+    fast = model.population.act(vectors)
+    slow = ModuleActor([model.population.representation.agent(vector) for vector in vectors])
+    observations = np.random.default_rng(0).uniform(-10, 10, (len(vectors), 3)).astype(np.float32)
+    numbers = list(range(len(vectors)))
+    chosen = fast(observations, numbers)
+    assert np.array_equal(chosen, slow(observations, numbers))
+    for number in numbers:
+        row = single_row_actor(fast, number)
+        assert row is not None and np.array_equal(row(observations[number]), chosen[number])
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pt2", ".onnx"])
+@pytest.mark.parametrize("kind", ["several choices that count from somewhere", "several bits", "whole numbers"])
+def test_such_actions_are_exported(kind: str, ending: str, tmp_path: Path) -> None:
+    space = {**SEVERAL, **ACTIONS}[kind]
+    assert trained("cem", Strict(space)).export(tmp_path / f"policy{ending}").exists()  # checked against predict in there
+
+
+@pytest.mark.parametrize("algo", ["veb_rl", "openai_es", "deep_ga", "cem"])
 def test_agents_of_the_population_count_from_the_start_too(algo: str) -> None:
     model = trained(algo, Strict(spaces.Discrete(3, start=5)))
     for agent in (model.individual(0), *model.candidates_for_report().values()):
@@ -123,12 +178,13 @@ def test_the_planner_acts_within_the_space() -> None:
 
 
 REFUSED_ACTIONS = {
-    "whole numbers": (spaces.Box(0, 5, (2,), np.int32), "real numbers"),
+    "a span that is no whole number of its dtype": (spaces.Box(-128, 127, (2,), np.int8), "difference is a number"),
     "no components": (spaces.Box(-1, 1, (0,), np.float32), "at least one component"),
     "no bounds": (spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite bounds"),
     "a span that is no number": (spaces.Box(-3e38, 3e38, (2,), np.float32), "difference is a number"),
-    "several bits": (spaces.MultiBinary(3), "gymnasium.spaces.Box"),
-    "several choices": (spaces.MultiDiscrete([2, 3]), "gymnasium.spaces.Box"),
+    "several bits": (SEVERAL["several bits"], "gymnasium.spaces.Box"),
+    "several choices": (SEVERAL["several choices"], "gymnasium.spaces.Box"),
+    "a table of bits": (spaces.MultiBinary((2, 2)), "one axis"),
     "a tuple": (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), "gymnasium.spaces.Box"),
     "a dict": (spaces.Dict(a=spaces.Discrete(2)), "gymnasium.spaces.Box"),
 }
@@ -146,6 +202,8 @@ REFUSED_OBSERVATIONS = {
 @pytest.mark.parametrize("kind", REFUSED_ACTIONS)
 @pytest.mark.parametrize("algo", CONTINUOUS)
 def test_actions_that_are_refused(algo: str, kind: str) -> None:
+    if kind in SEVERAL and algo in TAKES_SEVERAL:
+        return
     space, expected = REFUSED_ACTIONS[kind]
     with pytest.raises(UnsupportedSpaceError, match=f"(?s){expected}.*got action_space=") as error:
         ALGOS[algo]("MlpPolicy", Strict(space))
@@ -153,7 +211,7 @@ def test_actions_that_are_refused(algo: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED_OBSERVATIONS)
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", NAMES)
 def test_observations_that_are_refused(algo: str, kind: str) -> None:
     space, expected = REFUSED_OBSERVATIONS[kind]
     actions = spaces.Box(-1, 1, (2,), np.float32) if algo in CONTINUOUS else spaces.Discrete(3)

@@ -18,7 +18,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_erl import ALGOS, load_parameters, load_safe
 from tests.contract.helpers import differences, tensors
-from tests.contract.settings import NAMES, make, variants
+from tests.contract.settings import ALL, make, variants
 from tests.envs import toy_vec_env
 
 OBSERVATIONS = np.random.default_rng(1).uniform(-1, 1, (6, 3)).astype(np.float32)
@@ -63,7 +63,7 @@ def test_a_model_with_loaded_parameters_acts_as_the_saved_one(name: str, extra: 
     assert differences(tensors(model), tensors(fresh)) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_nothing_of_ours_is_pickled(name: str, tmp_path: Path) -> None:
     make(name).learn(90).save(tmp_path / "model")
     data = json.loads(zipfile.ZipFile(tmp_path / "model.zip").read("data"))

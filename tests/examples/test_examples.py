@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[list[str], float, float]] = {
     "planning": (["--steps", "450"], -2000, 0),
     "offline": (["--episodes", "3", "--updates", "12"], -2000, 0),
 }
-OTHERS = {"callbacks", "demo", "record_video"}
+OTHERS = {"callbacks", "demo", "record_video", "watch_population"}
 
 
 def test_every_example_is_tested() -> None:
@@ -46,6 +46,13 @@ def test_callbacks(tmp_path: Path) -> None:
     assert best == tmp_path / "best_model.zip"
     assert best.is_file()
     assert list(tmp_path.glob("rl_model_replay_buffer_*_steps.pkl"))
+
+
+@pytest.mark.slow
+def test_a_population_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = importlib.import_module("examples.watch_population").main(["--steps", "4500", "--out", str(tmp_path)])
+    assert picture.stat().st_size > 10_000 and (tmp_path / "population.csv").is_file()
+    assert "champion_origin" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from sb3_erl.evolution.operators.crossover import HeadRowCrossover, RowEvents
 from sb3_erl.evolution.operators.mutation import HeadMutation
 from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from sb3_erl.learners.erl_re2 import Heads, SharedSettings, SharedTD3Learner
-from sb3_erl.policies.erl import TowerCritic
+from sb3_erl.policies.cem_rl import TowerCritic
 from sb3_erl.policies.erl_re2 import ERLRe2Policy, SharedActor
 from sb3_erl.policies.layers import StackedLinear, StdNorm
 from sb3_erl.rollouts.acting import numpy_population, tensors_of

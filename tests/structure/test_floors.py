@@ -24,6 +24,8 @@ FLOORS = {
     "runs": 6,
     "engine": 7,
     "algorithms": 8,
+    "populations": 8,
+    "pictures": 8,
     "zoo": 9,
 }
 """Folders on one floor do not import each other. What stands beside the folders (``testing.py``) is above all of them."""

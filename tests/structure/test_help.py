@@ -15,13 +15,14 @@ CALLED = {
     "learn", "save", "load", "resume_from", "rng", "train", "set_parameters", "dump_logs",
     "individual", "learner_agent", "learner_agents", "member", "most_novel", "mother_agent", "winner_agent",
     "evolver", "heads", "archive", "best", "workers", "champion_fitness", "champion_return", "n_rollouts", "counted_timesteps",
-    "candidates_for_report", "export",
+    "candidates_for_report", "export", "lineage",
 }  # fmt: skip
 """What users of a trained or running model call and read, beside SB3's own."""
 STATED = {
     "default_policy", "policy_aliases", "deploy", "deploy_choices", "takes_discrete_actions", "takes_continuous_actions",
+    "takes_several_choices",
     "own_log_interval", "generation_order", "episode_needs", "learner_needs", "published_rates", "mode", "is_of_population",
-    "reported_candidates",
+    "reported_candidates", "trains_whole_models", "checkpoint_includes",
 }  # fmt: skip
 """Facts about a class that its author states in its body, and that its users can read."""
 

@@ -6,6 +6,7 @@ import email
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -105,3 +106,21 @@ def test_constraints_for_dm_control_differ_in_mujoco_only() -> None:
     plain, dmc = ((REPOSITORY / name).read_text().splitlines()[1:] for name in ("constraints.txt", "constraints-dmc.txt"))
     assert [line for line in dmc if line not in plain] == ["mujoco==3.17.0"]
     assert {line.split("==")[0] for line in plain if line not in dmc} == {"mujoco", "mujoco-core", "mujoco-studio"}
+
+
+def test_what_pypi_shows(wheel: Path, tmp_path: Path) -> None:
+    """The README renders there, and none of its links or pictures depends on the files around it."""
+    sdist = build("sdist", REPOSITORY, tmp_path)
+    checked = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)]
+    result = subprocess.run(checked, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("METADATA"))
+        metadata = email.message_from_bytes(file.read(name))
+    text = str(metadata.get_payload())
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 20 and [link for link in links if not link.startswith("https://")] == []
+    assert "](https://raw.githubusercontent.com/sb3-erl/sb3-erl/main/docs/images/" in text
+    tested = {line.rsplit(" ", 1)[1] for line in metadata.get_all("Classifier", []) if ":: Python :: 3." in line}
+    assert tested == {"3.11", "3.12", "3.13"}
+    assert "Documentation, https://sb3-erl.readthedocs.io" in metadata.get_all("Project-URL", [])

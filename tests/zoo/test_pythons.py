@@ -27,7 +27,7 @@ def test_the_same_pythons_are_promised_everywhere() -> None:
     oldest = project["requires-python"].removeprefix(">=")
     assert oldest == "3.11" and sys.version_info >= tuple(int(part) for part in oldest.split("."))
     listed = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
-    assert listed == ["3.11", "3.12", "3.13", "3.14"]
+    assert listed == ["3.11", "3.12", "3.13"], "those that the suite ran on"
     makefile = (REPOSITORY / "Makefile").read_text()
     assert f"sb3_erl needs Python {oldest} or newer" in makefile and "sys.version_info < (3, 11)" in makefile
     assert f"Python {oldest} to 3.13" in (REPOSITORY / "README.md").read_text()

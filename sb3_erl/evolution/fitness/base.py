@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from sb3_erl.core.array_text import class_and_numbers
 from sb3_erl.core.registry import resolve
 from sb3_erl.rollouts.jobs import EPISODE_PARTS, EpisodeBatch
 
@@ -51,6 +52,9 @@ class Fitness:
         :return: ``(n_candidates,)``, higher is better; NaN, the worst, for a candidate without episodes or with a failed one
         """
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return class_and_numbers(self)
 
     def state_dict(self) -> dict[str, Any]:
         """:return: the state as values that JSON can hold, empty without any"""

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
+from sb3_erl.core.observations import combine
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.policies.layers import plain_norms
+from sb3_erl.policies.observation_statistics import one_hot_before
 
-Value = Callable[[Tensor, Tensor], Tensor]
+States = Tensor | dict[str, Tensor]
+"""Observations as tensors; a dict of them for Dict observations."""
+Value = Callable[[Any, Tensor], Tensor]
 """Value ``(batch,)`` of actions ``(batch, action_dim)`` in states ``(batch, *obs_shape)``."""
 
 
-def act_together(actor: nn.Module, parts: dict[str, Tensor], states: Tensor) -> Tensor:
+def act_together(actor: nn.Module, parts: dict[str, Tensor], states: States) -> Tensor:
     """
     :param actor: a network of the individuals' shape
     :param parts: stacked tensors of n individuals by name
     :param states: each individual's own ``(n, batch, *obs_shape)``
     :return: actions ``(n, batch, action_dim)``
     """
-    with plain_norms():  # the others have no fast rule for stacks
-        return vmap(lambda p, s: functional_call(actor, p, (s,)))(parts, states)
+    with plain_norms(), one_hot_before(actor) as prepare:  # other norms have no fast rule for stacks
+        return vmap(lambda p, s: functional_call(actor, p, (s,)))(parts, prepare(states))
 
 
 @dataclass
@@ -54,7 +58,7 @@ class DistillationCrossover:
     learning_rate: float = 1e-3
     action_reg: float = 1.0
 
-    def _act(self, parts: dict[str, Tensor], states: Tensor) -> Tensor:
+    def _act(self, parts: dict[str, Tensor], states: States) -> Tensor:
         return act_together(self.actor, parts, states)
 
     def actions_of(self, outputs: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class DistillationCrossover:
         return outputs
 
     @torch.no_grad()
-    def targets(self, first: Tensor, second: Tensor, states: Tensor, value: Value) -> tuple[Tensor, Tensor]:
+    def targets(self, first: Tensor, second: Tensor, states: States, value: Value) -> tuple[Tensor, Tensor]:
         """
         :param first: ``(n, n_params)``, the fitter parents
         :param second: ``(n, n_params)``
@@ -74,12 +78,12 @@ class DistillationCrossover:
         :return: actions to imitate ``(n, batch, action_dim)``, and where they are the first parent's ``(n, batch)``
         """
         actions = [self.actions_of(self._act(self._parts(parents), states)) for parents in (first, second)]
-        flat = states.flatten(0, 1)
+        flat = combine(lambda tensor: tensor.flatten(0, 1), states)
         values = [value(flat, a.flatten(0, 1)).reshape(a.shape[:2]) for a in actions]
         takes_first = values[0] > values[1]  # ties go to the second parent
         return torch.where(takes_first[..., None], actions[0], actions[1]), takes_first
 
-    def loss(self, parts: dict[str, Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, parts: dict[str, Tensor], states: States, targets: Tensor) -> tuple[Tensor, Tensor]:
         """
         :param parts: the children's stacked tensors by name
         :param states: ``(n, batch, *obs_shape)``
@@ -94,7 +98,7 @@ class DistillationCrossover:
         return {name: part.detach() for name, part in self.layout.split(candidates).items()}  # type: ignore[union-attr]
 
     def __call__(
-        self, first: Tensor, second: Tensor, draw: Callable[[], Tensor], n_steps: Sequence[int], value: Value
+        self, first: Tensor, second: Tensor, draw: Callable[[], States], n_steps: Sequence[int], value: Value
     ) -> tuple[Tensor, list[Tensor]]:
         """
         :param first: ``(n, n_params)``, the fitter parents; not written
@@ -136,9 +140,9 @@ class GreedyDistillation(DistillationCrossover):
         """See :meth:`DistillationCrossover.actions_of`; the numbers of the actions with the highest values."""
         return outputs.argmax(dim=-1, keepdim=True).to(outputs.dtype)
 
-    def loss(self, parts: dict[str, Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, parts: dict[str, Tensor], states: States, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`DistillationCrossover.loss`."""
         values = self._act(parts, states)  # (n, batch, n_actions)
         surprise = cross_entropy(values.flatten(0, 1), targets.flatten().long(), reduction="none")
         others = (self.actions_of(values.detach()) != targets).to(values.dtype)
-        return surprise.reshape(states.shape[:2]).sum(dim=1), others.mean(dim=(1, 2))
+        return surprise.reshape(values.shape[:2]).sum(dim=1), others.mean(dim=(1, 2))

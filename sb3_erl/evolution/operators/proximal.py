@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,29 +11,30 @@ from torch.func import functional_call, jacrev, vmap
 
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.policies.layers import plain_norms
+from sb3_erl.policies.observation_statistics import one_hot_before
 
 CHUNK = 10_000_000
 """Parameters of all individuals whose sensitivities are measured at the same time."""
 
 
-def sensitivity(actor: nn.Module, layout: ParameterLayout, candidates: Tensor, observations: Tensor) -> Tensor:
+def sensitivity(actor: nn.Module, layout: ParameterLayout, candidates: Tensor, observations: Any) -> Tensor:
     """
     How much the actions of individuals change with each of their parameters.
 
     :param actor: a network of the individuals' shape, its own parameters are not read
     :param layout: tensors of one individual
     :param candidates: ``(n, n_params)``
-    :param observations: ``(n, batch, *obs_shape)``, each individual's own
+    :param observations: ``(n, batch, *obs_shape)``, or a dict of such tensors, each individual's own
     :return: ``(n, n_params)``: root of the sum over action dimensions of the squared gradient of the sum over the batch
     """
 
-    def summed_actions(parameters: dict[str, Tensor], batch: Tensor) -> Tensor:
+    def summed_actions(parameters: dict[str, Tensor], batch: Any) -> Tensor:
         return functional_call(actor, parameters, (batch,)).sum(dim=0)  # (action_dim,)
 
     parts = {name: part.detach() for name, part in layout.split(candidates).items()}  # type: ignore[union-attr]
-    with plain_norms():
+    with plain_norms(), one_hot_before(actor) as prepare:
         # few individuals at a time if they are large: a Jacobian has a row per action dimension
-        jacobians = vmap(jacrev(summed_actions), chunk_size=max(1, CHUNK // layout.n_params))(parts, observations)
+        jacobians = vmap(jacrev(summed_actions), chunk_size=max(1, CHUNK // layout.n_params))(parts, prepare(observations))
     flat = [jacobians[name].square().sum(dim=1).reshape(len(candidates), -1) for name in layout.names]
     return torch.cat(flat, dim=1).sqrt()
 

@@ -1,0 +1,1 @@
+"""Populations of whole models: weights and hyper-parameters that evolve while the models train."""
