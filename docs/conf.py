@@ -36,19 +36,24 @@ html_theme_options = {"source_repository": repository, "source_branch": "main", 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-_OUTSIDE = re.compile(r"\]\((?:\.\./)+(?!docs/|CHANGELOG\.md)([^)]+)\)")
-_RESULTS = re.compile(r"\]\((?:\.\./)?(results/[^)]+)\)")
+_LINK = re.compile(r"(!?)(\[[^\]]*\])\(([^)\s:#]+)((?:#[^)\s]*)?)\)")
 
 
 def _link_to_repository(app, name, source):
-    """Files that are no pages of the site are read in the repository."""
-    text = _OUTSIDE.sub(rf"]({repository}/blob/main/\1)", source[0])
-    source[0] = re.sub(r"(?<!!)" + _RESULTS.pattern, lambda match: _if_no_picture(match, name), text)
+    """Files that are no pages of the site, and results but for pictures of pages, are read in the repository."""
+    folder = (DOCS / name).parent
 
+    def linked(match):
+        exclamation, text, path, anchor = match.groups()
+        target = (folder / path).resolve()
+        if not target.exists() or exclamation:
+            return match[0]
+        is_page = target.is_relative_to(DOCS) and not target.is_relative_to(DOCS / "results")
+        if is_page or target == DOCS.parent / "CHANGELOG.md":
+            return match[0]
+        return f"{text}({repository}/blob/main/{target.relative_to(DOCS.parent)}{anchor})"
 
-def _if_no_picture(match, name):
-    """A result that a page shows as a picture stays as it is; another one is a link to the repository."""
-    return f"]({repository}/blob/main/docs/{match[1]})"
+    source[0] = _LINK.sub(linked, source[0])
 
 
 def setup(app):

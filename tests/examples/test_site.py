@@ -55,6 +55,15 @@ def test_links_within_the_site_work(site: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.slow
+def test_links_to_the_repository_name_files_that_are_no_pages(site: Path) -> None:
+    begin = "https://github.com/sb3-erl/sb3-erl/blob/main/"
+    pages = [page for page in site.rglob("*.html") if "_modules" not in page.parts]
+    links = {link for page in pages for link in re.findall(rf'href="{begin}([^"#?]+)["#]', page.read_text())}
+    assert len(links) > 20 and [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if link.endswith(".md") and link.startswith("docs/") and "/results/" not in link] == []
+
+
 def test_table_of_use_is_what_classes_accept(pages: ModuleType) -> None:
     erl, td7, veb_rl = (pages.usage(cls) for cls in (ERL, TD7, VEBRL))
     assert erl["actions: `Box`"] == "yes" and erl["actions: `Discrete`"] == 'yes with `learner="dqn"`'
