@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-EXTRAS = ("atari", "classic", "dmc", "minatar", "offline", "onnx", "plots", "ray")
+EXTRAS = ("atari", "box2d", "classic", "dmc", "minatar", "offline", "onnx", "plots", "ray")
 """Extras of this package that features need."""
 
 

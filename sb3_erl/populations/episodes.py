@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -107,6 +106,8 @@ def play_episodes(model: Any, env: VecEnv, n_episodes: int, seed: int, steps: St
     :param steps: gets the steps; ``None`` for nobody
     :return: undiscounted returns in the rewards of the environment itself
     """
+    from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+
     normalizer = unwrap_vec_normalize(env)
     was_training = False if normalizer is None else normalizer.training
     if normalizer is not None:

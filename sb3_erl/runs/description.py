@@ -138,6 +138,8 @@ def _deployed_name(model: Any) -> str:
         return "checkpoint"
     if hasattr(model, "meta_population_size"):
         return "best member"
+    if not hasattr(model, "population"):  # whole models, of which the best one acts
+        return "champion"
     population, is_hybrid = model.population, hasattr(model, "learner")
     name = getattr(model, "deploy", None)
     if name is None and is_hybrid:

@@ -139,7 +139,8 @@ def load_model(
     if not trusted:
         assert contents is not None
         with one_error(named(path)), memory_limited(contents), nothing_imported():
-            source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(custom_objects or ()), {})
+            given = [name for name in custom_objects or () if name in {**contents.attributes, **contents.refused}]
+            source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
             objects = {**contents.attributes, **OF_THE_MACHINE, **replaced}
             return with_variables(sb3_load(source, env, custom_objects=objects, **arguments, **kwargs), contents)
     with misfits_explained(path, cls.__name__), old_modules_found():
@@ -148,7 +149,7 @@ def load_model(
             file, attributes = with_names_of_today(path, data, kwargs.get("learner"))
             return sb3_load(file, env, custom_objects=custom_objects, **arguments, **renamed_attributes(kwargs, attributes))
         _say_unpickled(path, data, contents.attributes, replaced)
-        objects = {**{name: value for name, value in contents.attributes.items() if name in data}, **(custom_objects or {})}
+        objects = {name: value for name, value in {**contents.attributes, **(custom_objects or {})}.items() if name in data}
         rest = {name: value for name, value in data.items() if name not in objects}
         source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
         return sb3_load(source, env, custom_objects=objects, **arguments, **renamed_attributes(kwargs, data))

@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "offline": ("minari", "h5py"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "ray": ("ray",),
+    "box2d": ("Box2D",),
 }
 """Extras of this package, and the modules that they install."""
 FLAGS = ("avx512_bf16", "amx_bf16")

@@ -19,10 +19,10 @@ from gymnasium import spaces
 from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
 from sb3_erl.buffers import lap
+from sb3_erl.compiled import gradients
 from sb3_erl.core import atomic_files as files
 from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.core.noise_table import NoiseTable
-from sb3_erl.learners import base
 from sb3_erl.remote import evaluator as remote
 from sb3_erl.remote import process as process_pool
 from sb3_erl.runs import checkpoints
@@ -120,10 +120,10 @@ def test_networks_do_not_stay_frozen() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
 
     def freeze() -> None:
-        with base.frozen(parameters):
+        with gradients.frozen(parameters):
             pass
 
-    for line in interrupted_everywhere(lambda: freeze, base):
+    for line in interrupted_everywhere(lambda: freeze, gradients):
         assert all(parameter.requires_grad for parameter in parameters), f"frozen by SIGINT in {line}"
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
 from sb3_erl.buffers.append import AFTER_COPY, append_one_by_one, append_steps
-from sb3_erl.buffers.lap import LAPReplayBuffer
+from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
 from sb3_erl.buffers.rollout_steps import StepRecorder, Steps, copy_info
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.rollouts.exploration import BLOCK, NoiseExploration, UnboundedExploration
@@ -113,8 +113,8 @@ def test_a_subclass_that_overrides_add_gets_every_transition(known: type[ReplayB
             calls.append(float(reward[0]))
             super().add(obs, next_obs, action, reward, done, infos)
 
-    space = VIEWS if known is DictReplayBuffer else OBSERVATIONS
-    buffer, steps = Own(11, space, ACTIONS, "cpu"), views(5) if known is DictReplayBuffer else rollout(5)
+    has_views = known in (DictReplayBuffer, DictLAPReplayBuffer)
+    buffer, steps = Own(11, VIEWS if has_views else OBSERVATIONS, ACTIONS, "cpu"), views(5) if has_views else rollout(5)
     append_steps(buffer, steps)
     assert calls == steps.rewards.tolist() and buffer.size() == 5
 

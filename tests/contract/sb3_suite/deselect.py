@@ -8,26 +8,13 @@ from typing import Any
 from sb3_erl import ALGOS
 from tests.contract.settings import ONE_OF_EACH_FAMILY
 
-DICT = "Dict observations are refused at construction, with the way out in the message: test_wrong_input.py"
-PREDICT = "demands policy.predict == actor.predict for random tensors; predict acts with policy.deployed: test_policy_files.py"
-
+PRE
 ONE_CLASS = (
     "a network of 0.5 GB, of which a population, targets and acting copies hold a dozen; zip files above 2 GB are SB3's own "
     "code, which its test checks with one class only"
 )
 
 COMMON: dict[str, str] = {
-    "test_dict_env.py::test_consistency": DICT,
-    "test_dict_env.py::test_dict_spaces": DICT,
-    "test_dict_env.py::test_dict_vec_framestack": DICT,
-    "test_dict_env.py::test_vec_normalize": DICT,
-    "test_her.py::test_her": DICT + "; HerReplayBuffer needs them",
-    "test_her.py::test_multiprocessing": DICT + "; HerReplayBuffer needs them",
-    "test_her.py::test_save_load": DICT + "; HerReplayBuffer needs them",
-    "test_spaces.py::test_float64_action_space[action_space0-obs_space2-{cls}]": DICT,
-    "test_spaces.py::test_float64_action_space[action_space0-obs_space3-{cls}]": DICT,
-    "test_spaces.py::test_float64_action_space[action_space1-obs_space2-{cls}]": DICT,
-    "test_spaces.py::test_float64_action_space[action_space1-obs_space3-{cls}]": DICT,
     "test_save_load.py::test_save_load_policy[False-MlpPolicy-{cls}]": PREDICT,
     "test_save_load.py::test_save_load_large_model": ONE_CLASS,
     "test_tensorboard.py::test_tensorboard": "expects the folder TD3_1, ours is named after our class: test_logging.py",
@@ -76,6 +63,11 @@ EVOLUTION: dict[str, str] = {
     "test_cnn.py::test_features_extractor_target_net": LEARNER,
     "test_custom_policy.py::test_custom_offpolicy[{cls}-net_arch3]": LEARNER + ", hence no critic's widths",
     "test_custom_policy.py::test_custom_optimizer": LEARNER,
+    **dict.fromkeys(
+        (f"test_dict_env.py::test_{name}" for name in ("consistency", "dict_spaces", "dict_vec_framestack", "vec_normalize")),
+        LEARNER + "; test_dict_observations.py",
+    ),
+    **dict.fromkeys((f"test_her.py::test_{name}" for name in ("her", "multiprocessing", "save_load")), BUFFER),
     "test_identity.py::test_continuous": GENERATIONAL["test_identity.py::test_continuous"],
     "test_n_step_replay.py::test_run": BUFFER,
     "test_run.py::test_offpolicy_multi_env": LEARNER,
@@ -99,10 +91,6 @@ MEMORIES: dict[str, str] = {
 }
 TARGET_ACTOR = "reads the statistics of TD3's target actor, which SAC does not have: test_batch_norm.py"
 DQN: dict[str, str] = {
-    **{pattern: reason for pattern, reason in COMMON.items() if reason.startswith(DICT) and "_space[" not in pattern},
-    "test_callbacks.py::test_eval_success_logging": DICT,
-    "test_dict_env.py::test_multiprocessing": DICT,
-    "test_her.py::test_performance_her": DICT,
     "test_callbacks.py::test_eval_callback_logs_are_written_with_the_correct_timestep": COMMON[
         "test_tensorboard.py::test_tensorboard"
     ],
@@ -113,7 +101,7 @@ DQN: dict[str, str] = {
     "test_train_eval_mode.py::test_dqn_train_with_batch_norm": "calls DQN's _on_step to copy targets: test_batch_norm.py",
 }
 BY_CLASS: dict[str, dict[str, str]] = {
-    "cem": EVOLUTION,
+    "cem": DISCRETE_TOO,
     "deep_ga": DISCRETE_TOO,
     "random_search": DISCRETE_TOO,
     "cem_rl": GENERATIONAL,
