@@ -8,7 +8,8 @@ from typing import Any
 from sb3_erl import ALGOS
 from tests.contract.settings import ONE_OF_EACH_FAMILY
 
-PRE
+PREDICT = "demands policy.predict == actor.predict for random tensors; predict acts with policy.deployed: test_policy_files.py"
+
 ONE_CLASS = (
     "a network of 0.5 GB, of which a population, targets and acting copies hold a dozen; zip files above 2 GB are SB3's own "
     "code, which its test checks with one class only"
