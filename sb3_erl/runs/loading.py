@@ -136,8 +136,7 @@ def load_model(
     register_namespaces(env)
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
-    if not trusted:
-        assert contents is not None
+    if contents is not None and not trusted:
         with one_error(named(path)), memory_limited(contents), nothing_imported():
             given = [name for name in custom_objects or () if name in {**contents.attributes, **contents.refused}]
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
