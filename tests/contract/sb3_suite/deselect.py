@@ -97,6 +97,10 @@ DQN: dict[str, str] = {
     ],
     "test_cnn.py::test_features_extractor_target_net": "sets tau; targets are copied: test_dqn_learner.py",
     "test_run.py::test_offpolicy_multi_env": GENERATIONAL["test_run.py::test_offpolicy_multi_env"],
+    "test_her.py::test_performance_her": (
+        "a threshold of learning for DQN alone; here elites act in half of the steps, greedily: test_dict_observations.py has "
+        "the buffer's goals"
+    ),
     "test_run.py::test_warn_dqn_multi_env": "the interval of target copies counts updates here, whatever the environments",
     "test_save_load.py::test_save_load_no_target_params": "is about files of SB3's DQN before 2.4",
     "test_train_eval_mode.py::test_dqn_train_with_batch_norm": "calls DQN's _on_step to copy targets: test_batch_norm.py",
