@@ -16,6 +16,7 @@ from benchmarks.settings import Experiment, load_settings
 from sb3_erl import DeepGA, OpenAIES
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.envs.atari import PLAIN_EMULATOR, WHOLE_GAMES, is_atari, make_atari
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.policies.es_pixels import ESPixelPolicy, GAPixelPolicy
 from sb3_erl.zoo import hyperparams_file
 from tests.contract.helpers import differences, snapshot
@@ -56,6 +57,7 @@ def test_an_episode_is_a_game_and_its_return_the_score() -> None:
 
 
 def test_games_only() -> None:
+    register_namespaces(GAME)
     assert is_atari(GAME) and not is_atari("CartPole-v1") and not is_atari("NoSuchGame-v4")
     with pytest.raises(ValueError, match=r"env_id must be that of an Atari game.*got 'CartPole-v1'"):
         make_atari("CartPole-v1")
