@@ -1,17 +1,20 @@
-"""Every command that README and the pages show: those that train are run for a few steps, others are read."""
+"""Every command of ours that README and the pages show is run, with fewer steps; options of the rest are read."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.zoo.conftest import REPOSITORY, Command
+from tests.zoo.conftest import REPOSITORY, Command, clean_environment
 
 pytestmark = [pytest.mark.zoo, pytest.mark.slow, pytest.mark.xdist_group("zoo")]
 
@@ -33,7 +36,10 @@ def commands() -> Iterator[str]:
 
 COMMANDS = sorted(set(commands()))
 TRAINING = [line for line in COMMANDS if re.match(r"(rl_zoo3|sb3-erl) train ", line)]
-OTHERS = [line for line in COMMANDS if line not in TRAINING]
+OF_RUNS = [line for line in COMMANDS if re.match(r"(rl_zoo3 enjoy|sb3-erl plot|python -m rl_zoo3.record_video) ", line)]
+PLANNING = [line for line in COMMANDS if line.startswith("sb3-erl plan ")]
+OTHERS = [line for line in COMMANDS if line not in [*TRAINING, *OF_RUNS, *PLANNING]]
+SHORT = ["-n", "700", "--eval-freq", "-1", "-f", "logs", "--seed", "1"]
 
 
 def test_there_are_commands() -> None:
@@ -59,6 +65,55 @@ def test_training_begins_and_ends(line: str, command: Command, tmp_path: Path) -
     module = {"PYTHONPATH": str(tmp_path)} if "examples." in line else {}
     result = command(*front, *small, *params, cwd=tmp_path, **module)
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs that commands to look at runs are shown with."""
+    folder = tmp_path_factory.mktemp("runs")
+    command("rl_zoo3", "train", "--algo", "erl_re2", "--env", "Ant-v4", *SHORT, cwd=folder)
+    watched = ["-params", "callback:'sb3_erl.PopulationCallback'"]
+    command("rl_zoo3", "train", "--algo", "erl_re2", "--env", "Pendulum-v1", *SHORT, *watched, cwd=folder)
+    run = folder / "logs" / "erl_re2" / "Pendulum-v1_1"
+    for place in ("logs/erl/Pendulum-v1_1", "logs/erl/Pendulum-v1_2", "logs/td3/Pendulum-v1_1", "runs/pendulum"):
+        shutil.copytree(run, folder / place)
+    return folder
+
+
+@pytest.mark.parametrize("line", OF_RUNS)
+def test_runs_are_looked_at(line: str, runs: Path, command: Command) -> None:
+    words = shlex.split(line)
+    if words[0] == "sb3-erl":
+        before = set(runs.rglob("*.png"))
+        command(*words, cwd=runs)
+        made = set(runs.rglob("*.png")) - before
+        assert made and all(picture.stat().st_size > 5_000 for picture in made)
+    elif words[1] == "enjoy":
+        assert "Mean reward" in command(*words, "-n", "1500", "--no-render", cwd=runs).stdout
+    else:
+        renderer = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+        result = command(*words[1:], "-n", "20", cwd=runs, fails=None, **renderer)
+        if result.returncode != 0 and re.search("egl|opengl|renderer", result.stderr, re.IGNORECASE):
+            pytest.skip("there is no renderer")
+        assert result.returncode == 0 and list(runs.rglob("*.mp4")), result.stderr
+
+
+@pytest.mark.parametrize("line", PLANNING)
+def test_planner_plays(line: str, command: Command, tmp_path: Path) -> None:
+    """As typed, with few candidates and a single iteration."""
+    words, params = _split_params(shlex.split(line))
+    if "dm_control/" in line and importlib.util.find_spec("dm_control") is None:
+        pytest.skip("dm_control is not installed")
+    small = ["-params", *params[1:], "n_candidates:4", "n_elites:2", "n_iterations:1"]
+    learned = ["--learn", "300"] if "--learn" in words else []
+    assert "return" in command(*words, *learned, *small, cwd=tmp_path).stdout
+
+
+def test_check_of_a_part(fresh_python: Path) -> None:
+    (line,) = [line for line in OTHERS if line.startswith("python -c ")]
+    code, environment = shlex.split(line)[2], clean_environment()
+    result = subprocess.run([fresh_python, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 def _split_params(words: list[str]) -> tuple[list[str], list[str]]:
