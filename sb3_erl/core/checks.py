@@ -199,19 +199,13 @@ def env_ids_explained() -> Iterator[None]:
 
 
 @contextmanager
-def spaces_checked(
-    model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False, policy: Any = None
-) -> Iterator[None]:
+def constructor_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
-    Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
+    Around SB3's own constructor, whose errors do not name the arguments that they come from.
 
-    :param model: has its spaces after the block, also if SB3 raised an error about them; none while it is loaded
     :param verbose: argument that SB3 uses before it is checked
     :param policy_kwargs: argument that some classes extend before it is checked
-    :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
-    :param policy: alias or class of the policy, ``None`` for an agent without networks, which takes arrays only
     :raises TypeError: if one of these is of another type
-    :raises UnsupportedSpaceError: see :func:`check_action_space`, :func:`check_observation_space` and :func:`check_policy`
     :raises ValueError: if the id of the environment or the device is unknown
     """
     check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
@@ -224,6 +218,25 @@ def spaces_checked(
         if "device" not in str(error):
             raise
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
+
+
+@contextmanager
+def spaces_checked(
+    model: Any, verbose: Any, policy_kwargs: Any, is_loading: bool = False, policy: Any = None
+) -> Iterator[None]:
+    """
+    Check a model's spaces around SB3's own constructor, whose messages name classes and policies that this package has not.
+
+    :param model: has its spaces after the block, also if SB3 raised an error about them; none while it is loaded
+    :param verbose: see :func:`constructor_explained`, as for errors other than of spaces
+    :param policy_kwargs: the same
+    :param is_loading: whether spaces are compared with those of a saved model instead; what it takes is not known yet
+    :param policy: alias or class of the policy, ``None`` for an agent without networks, which takes arrays only
+    :raises UnsupportedSpaceError: see :func:`check_action_space`, :func:`check_observation_space` and :func:`check_policy`
+    """
+    try:
+        with constructor_explained(verbose, policy_kwargs):
+            yield
     finally:
         if not is_loading and getattr(model, "action_space", None) is not None:
             defaults = {"takes_discrete_actions": False, "takes_continuous_actions": True, "takes_several_choices": False}

@@ -208,9 +208,9 @@ class HybridAlgorithm(OffPolicyModel):
         return self._spec.build(self.policy, learning_rate=self.learning_rate, policy_kwargs=dict(self.policy_kwargs))
 
     def _make_population(self) -> Population:
-        own = self._make_representation()
-        evolver = make_evolver(self.evolver_class, own, self.pop_size, self._evolver_arguments())
-        return Population(evolver.to(self.device), own)
+        representation = self._make_representation()
+        evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments())
+        return Population(evolver.to(self.device), representation)
 
     def _make_representation(self) -> Representation:
         """How individuals act: as the learner's own network does, unless ``population_policy_kwargs`` say otherwise."""
@@ -271,8 +271,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _explorer(self, noise: ActionNoise | None) -> Explorer | None:
         """Exploration of the learner: uniform while it has not begun to learn, then its noise."""
-        follows_policy = None if noise is None else NoiseExploration(noise)
-        return UniformExploration() if self.n_learner_steps < self.learning_starts else follows_policy
+        after = None if noise is None else NoiseExploration(noise)
+        return UniformExploration() if self.n_learner_steps < self.learning_starts else after
 
     def _updates_for(self, n_timesteps: int, n_episodes: int) -> int:
         """Updates that so much experience pays for; what integer division leaves over is kept for the next call."""

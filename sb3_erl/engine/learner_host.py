@@ -34,7 +34,7 @@ class LearnerHost:
     def check(self) -> None:
         """:raises ValueError, TypeError: if the model's ``precision`` or ``compile`` is something else"""
         check_choice("precision", self._model.precision, get_args(Precision))
-        if self._model.compile not in (True, False, "auto"):
+        if not isinstance(self._model.compile, bool) and self._model.compile != "auto":
             raise TypeError(f"compile must be True, False or 'auto'; got {self._model.compile!r}")
 
     def train(self, n_updates: int, batch_size: int | None = None) -> None:

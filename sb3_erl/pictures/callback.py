@@ -161,9 +161,8 @@ class PopulationCallback(BaseCallback):
             self._begin(generation)
         elif verb == "evaluate":
             self._observations.complete(self.model.observation_space)
-            waiting = getattr(
-                getattr(self.model, "learned", None), "waiting", None
-            )  # CEM-RL's individuals that took gradients
+            taught = getattr(self.model, "learned", None)  # individuals of CEM-RL that take gradient steps
+            waiting = None if taught is None else taught.waiting
             if waiting is not None and self._lineage.kinds:
                 self._lineage.kinds[: len(waiting)] = ["learner"] * len(waiting)
                 self._lineage.outside[: len(waiting)] = [True] * len(waiting)

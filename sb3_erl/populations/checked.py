@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, is_vecenv_wrapped
 
-from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range, env_ids_explained
+from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range, constructor_explained
 from sb3_erl.populations.applying import arguments_with, check_applies, check_is_kept, check_names, check_ready_steps
 from sb3_erl.populations.member import new_model, packed, statistics_kept, unpacked
 from sb3_erl.remote.choice import check_evaluator
@@ -20,24 +20,15 @@ def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
     """
     Around SB3's own constructor, whose messages name classes and arguments that this package has not.
 
-    :param verbose: argument that SB3 uses before it is checked
+    :param verbose: see :func:`~sb3_erl.core.checks.constructor_explained`, as for errors other than of spaces
     :param policy_kwargs: the same
-    :raises TypeError: if one of these is of another type
     :raises UnsupportedSpaceError: if SB3 refuses the spaces of the environment
-    :raises ValueError: if the id of the environment or the device is unknown
     """
-    check_range("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2, integer=True)
-    if not isinstance(policy_kwargs or {}, dict):
-        raise TypeError(f"policy_kwargs must be None or a dict of arguments of the policy; got {policy_kwargs!r}")
     try:
-        with env_ids_explained():
+        with constructor_explained(verbose, policy_kwargs):
             yield
     except AssertionError as error:
         raise UnsupportedSpaceError(f"env must have spaces that SB3 can learn in: {error}") from error
-    except RuntimeError as error:
-        if "device" not in str(error):
-            raise
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another device of PyTorch: {error}") from error
 
 
 def arguments_of_members(choice: Any) -> dict[str, Any]:
