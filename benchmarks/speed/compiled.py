@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import SAC, TD3
+from gymnasium import spaces
+from stable_baselines3 import DQN, SAC, TD3
 
 from benchmarks.speed import flops
 from benchmarks.speed.measuring import Measurement, Options, Part, Sample, measurement, spread, timed
-from benchmarks.speed.updates import made, product, trained
-from sb3_erl import TD7, ERLRe2
+from benchmarks.speed.updates import N_STORED, Still, cem_rl, made, product, trained
+from sb3_erl import CEMRL, TD7, ERLRe2, EvoRainbow
 from sb3_erl.compiled.operators import prefers_onednn
 from sb3_erl.learners.base import Learner, LearnerSettings
+from sb3_erl.learners.dqn import DQNLearner, DQNSettings
 from sb3_erl.learners.sac import SACLearner, SACSettings
 from sb3_erl.learners.td3 import TD3Learner
 from sb3_erl.policies.erl import fused_adam
@@ -34,7 +36,7 @@ def learner_of(model: Any) -> Learner:
 
 def own(algorithm: type, options: Options, n: int, compile: bool) -> Callable[[], float]:
     """:return: makes ``n`` iterations with this package's rule on the networks and the replay buffer of a model of SB3"""
-    model = made(algorithm, options, policy_kwargs=FUSED)
+    model = made(algorithm, options, policy_kwargs=dict(FUSED))
     learner, buffer = learner_of(model), model.replay_buffer
     if compile:
         learner.compile()
@@ -42,6 +44,32 @@ def own(algorithm: type, options: Options, n: int, compile: bool) -> Callable[[]
     def work() -> float:
         model.policy.set_training_mode(True)
         learner.update(lambda: buffer.sample(256), n)
+        return float(n)
+
+    return work
+
+
+def q_learning(options: Options, n: int, learns: str) -> Callable[[], float]:
+    """:return: makes ``n`` updates of DQN with batches of 32, by SB3, by this package's rule, or by that rule compiled"""
+    env = Still()
+    env.action_space = spaces.Discrete(6)  # type: ignore[assignment]
+    model = DQN("MlpPolicy", env, seed=0, device=options.device, buffer_size=N_STORED, policy_kwargs=dict(FUSED))
+    buffer, rng = model.replay_buffer, np.random.default_rng(0)
+    assert buffer is not None
+    buffer.observations[:], buffer.next_observations[:] = rng.standard_normal((2, *buffer.observations.shape))
+    buffer.actions[:], buffer.rewards[:] = (
+        rng.integers(6, size=buffer.actions.shape),
+        rng.standard_normal(buffer.rewards.shape),
+    )
+    buffer.full = True
+    if learns == "sb3":
+        return trained(model, n)
+    learner = DQNLearner(model.policy, DQNSettings(loss="huber", max_grad_norm=10.0))  # type: ignore[arg-type]
+    if learns == "compiled":
+        learner.compile()
+
+    def work() -> float:
+        learner.update(lambda: buffer.sample(32), n)
         return float(n)
 
     return work
@@ -57,15 +85,22 @@ def by_cpu(part: Part) -> Part:
     return run
 
 
+TWICE = ("TD3", "SAC", "TD7", "ERL-Re2", "ERL-Re2 on TD7", "EvoRainbow on SAC", "DQN", "CEM-RL")
+"""Systems that are measured with and without."""
+
+
 @measurement
 def compiled_updates(options: Options) -> Measurement:
     """Gradient iterations with ``compile=True``, on HalfCheetah's spaces; compiling is not counted."""
     n = options.count(40)
 
-    def re2(**arguments: Any) -> Callable[[], float]:
-        model = made(ERLRe2, options, learning_starts=0, **arguments)
+    def heads(algorithm: type, compile: bool, **arguments: Any) -> Callable[[], float]:
+        model = made(algorithm, options, learning_starts=0, compile=compile, **arguments)
         model.n_evaluations = 1  # the encoder's loss has its PeVFA term, as after the first generation
         return trained(model, n)
+
+    def actors(compile: bool) -> Callable[[], float]:
+        return cem_rl(made(CEMRL, options, learning_starts=0, compile=compile), n)
 
     systems: dict[str, tuple[Callable[[], float], float]] = {
         "SB3 TD3": (trained(made(TD3, options, policy_kwargs=EQUAL), n), 0.0),
@@ -77,14 +112,28 @@ def compiled_updates(options: Options) -> Measurement:
         "TD7": (trained(made(TD7, options, compile=False), n), flops.td7()),
         "TD7 compiled": (trained(made(TD7, options, compile=True), n), flops.td7()),
         "TD7 compiled, bf16": (trained(made(TD7, options, compile=True, precision="bf16"), n), flops.td7()),
-        "ERL-Re2": (re2(compile=False), flops.erl_re2()),
-        "ERL-Re2 compiled": (re2(compile=True), flops.erl_re2()),
+        "ERL-Re2": (heads(ERLRe2, False), flops.erl_re2()),
+        "ERL-Re2 compiled": (heads(ERLRe2, True), flops.erl_re2()),
+        "ERL-Re2 on TD7": (heads(ERLRe2, False, learner="td7"), 0.0),
+        "ERL-Re2 on TD7 compiled": (heads(ERLRe2, True, learner="td7"), 0.0),
+        "EvoRainbow on SAC": (heads(EvoRainbow, False, learner="sac"), 0.0),
+        "EvoRainbow on SAC compiled": (heads(EvoRainbow, True, learner="sac"), 0.0),
+        "SB3 DQN": (q_learning(options, 10 * n, "sb3"), 0.0),
+        "DQN": (q_learning(options, 10 * n, "plain"), 0.0),
+        "DQN compiled": (q_learning(options, 10 * n, "compiled"), 0.0),
+        "CEM-RL": (actors(False), flops.cem_rl()),
+        "CEM-RL compiled": (actors(True), flops.cem_rl()),
     }
     products = {f"float32 product {size}": product((size,) * 3, options.device, 3e9 * options.scale) for size in (256, 512)}
     parts = {name: by_cpu(part) for name, part in products.items()}
     parts |= {name: by_cpu(timed(work, options.device)) for name, (work, _) in systems.items()}
-    pairs = [(f"{name} compiled", name) for name in ("TD3", "SAC", "TD7", "ERL-Re2")]
-    pairs += [("TD7 compiled, bf16", "TD7"), ("TD3 compiled", "SB3 TD3"), ("SAC compiled", "SB3 SAC")]
+    pairs = [(f"{name} compiled", name) for name in TWICE]
+    pairs += [
+        ("TD7 compiled, bf16", "TD7"),
+        ("TD3 compiled", "SB3 TD3"),
+        ("SAC compiled", "SB3 SAC"),
+        ("DQN compiled", "SB3 DQN"),
+    ]
 
     def more(rates: dict[str, np.ndarray]) -> dict[str, Any]:
         best = max(products, key=lambda name: float(np.median(rates[name])))

@@ -75,6 +75,11 @@ def draw_heads(rng: np.random.Generator, n_heads: int, count: int | Literal["all
     return rng.choice(n_heads, size=n_heads if count == "all" else min(count, n_heads), replace=False) if n_heads else NO_HEADS
 
 
+def as_indices(device: torch.device, *numbers: Sequence[int] | np.ndarray) -> tuple[Tensor, ...]:
+    """Numbers of heads as tensors, for updates that run as one program."""
+    return tuple(torch.as_tensor(np.array(each, dtype=np.int64), device=device) for each in numbers)
+
+
 class SharedTD3Learner(Learner):
     """
     One gradient iteration of ERL-Re2, in the order of the authors' code (``core/ddpg.py: TD3.train``).
@@ -180,7 +185,7 @@ class SharedTD3Learner(Learner):
         :param on_policy_step: whether head, encoder and targets move
         :return: losses
         """
-        which = (torch.as_tensor(np.array(heads, dtype=np.int64), device=noise.device) for heads in (td_heads, shared_heads))
+        which = as_indices(noise.device, td_heads, shared_heads)
         return self._run(self._steps, batch, noise, population, *which, on_policy_step=on_policy_step)
 
     def _steps(

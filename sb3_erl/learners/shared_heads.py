@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.parameters import soft_update
 from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
-from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, SharedTD3Learner, draw_heads, with_learner
+from sb3_erl.learners.erl_re2 import NO_HEADS, Heads, SharedTD3Learner, as_indices, draw_heads, with_learner
 from sb3_erl.learners.sac import SACLearner, SACSettings
 from sb3_erl.learners.td3 import TD3Learner, td_targets
-from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings
+from sb3_erl.learners.td7 import Batch, TD7Learner, TD7Settings, Update
 from sb3_erl.policies.evo_rainbow import PRIVATE_SAC_POLICIES, SHARED_SAC_POLICIES, SharedSACPolicy
 from sb3_erl.policies.td7 import SharedSALECnnPolicy, SharedSALEMultiInputPolicy, SharedSALEPolicy
 
@@ -67,24 +67,20 @@ class SharedTD7Learner(TD7Learner):
         "CnnPolicy": SharedSALECnnPolicy,
         "MultiInputPolicy": SharedSALEMultiInputPolicy,
     }
-    use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSALEPolicy, settings: SharedTD7Settings):
         super().__init__(policy, settings)
         self._pevfa = list(policy.pevfa.parameters())
         self._value_parameters = [*self._critic, *self._pevfa]
-        self._population: Heads | None = None
-        self._td_heads: Sequence[int] | np.ndarray = []
-        self._shared_heads: Sequence[int] | np.ndarray = []
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {**super().optimizers, "pevfa.optimizer": self.policy.pevfa.optimizer}
 
-    def heads(self) -> Heads:
+    def heads(self, population: Heads | None) -> Heads:
         """The population's heads with the learner's current head as last one."""
         head = self.policy.actor.head
-        return with_learner(self._population, head.weight.detach(), head.bias.detach())
+        return with_learner(population, head.weight.detach(), head.bias.detach())
 
     def update(
         self,
@@ -103,32 +99,37 @@ class SharedTD7Learner(TD7Learner):
             noise = torch.randn_like(batch.actions)
             td_heads = draw_heads(rng, n_heads, self.settings.pevfa_heads_per_step)
             shared = draw_heads(rng, n_heads, self.settings.n_shared_heads) if use_pevfa_term else NO_HEADS
-            self.use_heads(population, td_heads, shared)
-            metrics.add(**self.iterate(batch, noise).losses)
-        self.use_heads(None, [], [])
+            metrics.add(**self.iterate(batch, noise, population, td_heads, shared).losses)
         return {**metrics.means(), **self._report()}
 
-    def use_heads(
-        self, population: Heads | None, td_heads: Sequence[int] | np.ndarray, shared_heads: Sequence[int] | np.ndarray
-    ) -> None:
+    def iterate(
+        self,
+        samples: ReplayBufferSamples,
+        noise: Tensor,
+        population: Heads | None = None,
+        td_heads: Sequence[int] | np.ndarray = NO_HEADS,
+        shared_heads: Sequence[int] | np.ndarray = NO_HEADS,
+    ) -> Update:
         """
-        Set which heads the next :meth:`iterate` uses; the number of individuals stands for the learner.
+        See :meth:`~sb3_erl.learners.td7.TD7Learner.iterate`.
 
         :param population: heads of the population, constants; ``None`` without evolution
-        :param td_heads: heads of the PeVFA step
+        :param td_heads: heads of the PeVFA step; the number of individuals stands for the learner
         :param shared_heads: heads of the trunk's loss
         """
-        self._population, self._td_heads, self._shared_heads = population, td_heads, shared_heads
+        if (self.n_updates + 1) % self.settings.policy_delay != 0:
+            shared_heads = NO_HEADS  # nothing reads them
+        return super().iterate(samples, noise, population, *as_indices(noise.device, td_heads, shared_heads))
 
-    def _more_steps(self, batch: Batch) -> dict[str, Tensor]:
-        if self._population is None:
+    def _more_steps(self, batch: Batch, *more: Any) -> dict[str, Tensor]:
+        population, td_heads, _ = more
+        if population is None:
             return {}
-        policy, heads = self.policy, self.heads()
+        policy, heads = self.policy, self.heads(population)
         with torch.no_grad():
             next_trunk = policy.actor.encode(batch.next_observations)
         loss = torch.zeros((), device=batch.rewards.device)
-        for j in self._td_heads:
-            weight, bias = heads.weight[j], heads.bias[j]
+        for weight, bias in zip(heads.weight[td_heads], heads.bias[td_heads], strict=True):
             with torch.no_grad():
                 next_actions = torch.tanh(torch.addmm(bias, next_trunk, weight.t()))
                 embedding = policy.pevfa_target.embed(weight, bias)
@@ -139,13 +140,13 @@ class SharedTD7Learner(TD7Learner):
         step_optimizer(policy.pevfa.optimizer, loss, self._pevfa, self.settings.pevfa_max_grad_norm)
         return {"pevfa_loss": loss}
 
-    def _actor_loss(self, batch: Batch) -> Tensor:
+    def _actor_loss(self, batch: Batch, *more: Any) -> Tensor:
+        population, _, shared_heads = more
         policy, settings = self.policy, self.settings
         trunk = policy.actor.trunk(batch.features, batch.zs)
         loss = settings.rl_loss_weight * self._learner_loss(batch, torch.tanh(policy.actor.head(trunk)))
-        heads = self.heads()
-        for j in self._shared_heads:
-            weight, bias = heads.weight[j], heads.bias[j]
+        heads = self.heads(population)
+        for weight, bias in zip(heads.weight[shared_heads], heads.bias[shared_heads], strict=True):
             actions = torch.tanh(torch.addmm(bias, trunk, weight.t()))
             with torch.no_grad():
                 embedding = policy.pevfa.embed(weight, bias)
@@ -155,7 +156,7 @@ class SharedTD7Learner(TD7Learner):
 
     def hard_update(self) -> None:
         super().hard_update()
-        if self._population is not None:  # otherwise no target of PeVFA has been seen
+        if torch.le(*self.policy.pevfa_seen_range):  # otherwise no target of the PeVFA has been seen
             self.policy.pevfa_value_range.copy_(self.policy.pevfa_seen_range)
 
     @torch.no_grad()
@@ -198,7 +199,6 @@ class SharedSACLearner(SACLearner):
     settings: SharedSACSettings
     settings_class = SharedSACSettings
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = SHARED_SAC_POLICIES
-    use_graphs = False  # which heads are used is decided in Python
 
     def __init__(self, policy: SharedSACPolicy, settings: SharedSACSettings):
         super().__init__(policy, settings)
@@ -255,22 +255,38 @@ class SharedSACLearner(SACLearner):
         :param shared_heads: heads of the embedding's loss
         :return: losses and the entropy coefficient that they used
         """
-        actor, heads = self.policy.actor, self.heads(population)
+        which = as_indices(batch.actions.device, td_heads, shared_heads)
+        count = 2 + len(td_heads) + len(shared_heads)
+        noises = tuple(torch.randn_like(batch.actions) for _ in range(count))
+        return self._run(self._shared_steps, batch, noises, population, *which)
+
+    def _shared_steps(
+        self,
+        batch: ReplayBufferSamples,
+        noises: tuple[Tensor, ...],
+        population: Heads,
+        td_heads: Tensor,
+        shared_heads: Tensor,
+    ) -> dict[str, Tensor]:
+        """One update without those of the targets; ``noises`` are for the learner, the shared, the PeVFA's, the critics'."""
+        actor, heads, noise = self.policy.actor, self.heads(population), iter(noises)
         features = actor.encode(batch.observations)
-        own = self._squashed(*self._parameters(features, actor.head), torch.randn_like(batch.actions))
-        others = [self._act_by(features, heads, index) for index in shared_heads]
+        own = self._squashed(*self._parameters(features, actor.head), next(noise))
+        shared = [*zip(heads.weight[shared_heads], heads.bias[shared_heads], strict=True)]
+        others = [self._act_by(features, *head, next(noise)) for head in shared]
         losses = {"ent_coef": self.log_ent_coef.detach().exp()}
         if self.ent_coef_optimizer is not None:
             entropies = torch.stack([log_prob.detach() + self.target_entropy for _, log_prob in (own, *others)])
             losses["ent_coef_loss"] = -(self.log_ent_coef * entropies).mean(dim=(1, 2)).sum()
             step_optimizer(self.ent_coef_optimizer, losses["ent_coef_loss"], [self.log_ent_coef])
         ent_coef = losses["ent_coef"]
-        losses["pevfa_loss"] = self._pevfa_step(batch, heads, td_heads, ent_coef)
-        losses["critic_loss"] = self.critic_step(batch, torch.randn_like(batch.actions), ent_coef=ent_coef)
+        td = [*zip(heads.weight[td_heads], heads.bias[td_heads], strict=True)]
+        losses["pevfa_loss"] = self._pevfa_step(batch, td, noise, ent_coef)
+        losses["critic_loss"] = self.critic_step(batch, next(noise), ent_coef=ent_coef)
         with frozen([*self._critic, *self._pevfa]):
             loss = losses["actor_loss"] = self._actor_loss(batch, *own, ent_coef)
-            for index, (actions, log_prob) in zip(shared_heads, others, strict=True):
-                values = self._pevfa_values(batch.observations, actions, heads, index)
+            for head, (actions, log_prob) in zip(shared, others, strict=True):
+                values = self._pevfa_values(batch.observations, actions, *head)
                 loss = loss + (ent_coef * log_prob - values.amin(dim=0)).mean()
         parameters = [p for group in actor.optimizer.param_groups for p in group["params"]]
         step_optimizer(actor.optimizer, loss, parameters, self.settings.max_grad_norm)
@@ -279,26 +295,28 @@ class SharedSACLearner(SACLearner):
     def _parameters(self, features: Tensor, head: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         return head["mean"](features), head["log_std"](features).clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def _act_by(self, features: Tensor, heads: Heads, index: int) -> tuple[Tensor, Tensor]:
+    def _act_by(self, features: Tensor, weight: Tensor, bias: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Sampled actions of a head, and their log-probabilities."""
-        mean, log_std = torch.addmm(heads.bias[index], features, heads.weight[index].t()).chunk(2, dim=1)
-        return self._squashed(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), torch.randn_like(mean))
+        mean, log_std = torch.addmm(bias, features, weight.t()).chunk(2, dim=1)
+        return self._squashed(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), noise)
 
-    def _pevfa_values(self, observations: Any, actions: Tensor, heads: Heads, index: int, target: bool = False) -> Tensor:
+    def _pevfa_values(self, observations: Any, actions: Tensor, weight: Tensor, bias: Tensor, target: bool = False) -> Tensor:
         pevfa = self.policy.pevfa_target if target else self.policy.pevfa
-        return pevfa(observations, actions, context=pevfa.embed(heads.weight[index], heads.bias[index]))
+        return pevfa(observations, actions, context=pevfa.embed(weight, bias))
 
-    def _pevfa_step(self, batch: ReplayBufferSamples, heads: Heads, which: Any, ent_coef: Tensor) -> Tensor:
+    def _pevfa_step(
+        self, batch: ReplayBufferSamples, heads: list[tuple[Tensor, Tensor]], noise: Iterator[Tensor], ent_coef: Tensor
+    ) -> Tensor:
         """Temporal difference of heads, with the soft value of their own next actions as target."""
         loss = torch.zeros((), device=batch.rewards.device)
         with torch.no_grad():
             next_features = self.policy.actor.encode(batch.next_observations)
-        for index in which:
+        for head in heads:
             with torch.no_grad():
-                next_actions, log_prob = self._act_by(next_features, heads, index)
-                next_values = self._pevfa_values(batch.next_observations, next_actions, heads, index, target=True).amin(dim=0)
+                next_actions, log_prob = self._act_by(next_features, *head, next(noise))
+                next_values = self._pevfa_values(batch.next_observations, next_actions, *head, target=True).amin(dim=0)
                 targets = td_targets(batch, next_values - ent_coef * log_prob, self.settings.gamma)
-            values = self._pevfa_values(batch.observations, batch.actions, heads, index)
+            values = self._pevfa_values(batch.observations, batch.actions, *head)
             loss = loss + 0.5 * (values - targets).square().mean(dim=(1, 2)).sum()
         step_optimizer(self.policy.pevfa.optimizer, loss, self._pevfa, self.settings.max_grad_norm)
         return loss
@@ -308,7 +326,7 @@ class SharedSACLearner(SACLearner):
         """See :meth:`~sb3_erl.learners.erl_re2.SharedTD3Learner.bootstrap`; of the head's mean action."""
         features, n_actions = self.policy.actor.encode(observation), len(bias) // 2
         actions = torch.tanh(torch.addmm(bias[:n_actions], features, weight[:n_actions].t()))
-        values = self._pevfa_values(observation, actions, Heads(weight[None], bias[None]), 0)
+        values = self._pevfa_values(observation, actions, weight, bias)
         return (values.amin(dim=0) if pessimistic else values[0])[:, 0]
 
 

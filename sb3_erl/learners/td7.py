@@ -155,28 +155,29 @@ class TD7Learner(Learner):
         priority = {} if self.buffer is None else {"max_priority": self.buffer.trees[self.priority_set].max_priority}
         return {"value_min": low, "value_max": high, **priority}
 
-    def iterate(self, samples: ReplayBufferSamples, noise: Tensor) -> Update:
+    def iterate(self, samples: ReplayBufferSamples, noise: Tensor, *more: Any) -> Update:
         """
         One update with all random choices given.
 
         :param samples: transitions
         :param noise: standard normal numbers ``(batch, action_dim)``, for the smoothing of the target action
+        :param more: what the steps of a descendant read besides
         :return: losses, and what they came from
         """
         self.n_updates += 1
         on_policy_step = self.n_updates % self.settings.policy_delay == 0
-        update: Update = self._run(self._steps, samples, noise, on_policy_step=on_policy_step)
+        update: Update = self._run(self._steps, samples, noise, *more, on_policy_step=on_policy_step)
         self._after_critic_step(update.priorities)
         return update
 
-    def _steps(self, samples: ReplayBufferSamples, noise: Tensor, on_policy_step: bool) -> Update:
+    def _steps(self, samples: ReplayBufferSamples, noise: Tensor, *more: Any, on_policy_step: bool) -> Update:
         """What an update does on the device."""
         batch = self._prepare(samples)
         losses = {"encoder_loss": self._encoder_step(batch)}
         losses["critic_loss"], values, next_values, targets = self._critic_step(batch, noise)
-        losses |= self._more_steps(batch)
+        losses |= self._more_steps(batch, *more)
         if on_policy_step:
-            losses["actor_loss"] = self._actor_step(batch)
+            losses["actor_loss"] = self._actor_step(batch, *more)
         return Update(losses, values, next_values, targets, self._priorities(values, targets))
 
     @torch.no_grad()
@@ -264,17 +265,17 @@ class TD7Learner(Learner):
         torch.maximum(seen_range[1], high, out=seen_range[1])
         return targets
 
-    def _more_steps(self, batch: Batch) -> dict[str, Tensor]:
+    def _more_steps(self, batch: Batch, *more: Any) -> dict[str, Tensor]:
         """Steps of a descendant between critic and actor; returns their losses."""
         return {}
 
-    def _actor_step(self, batch: Batch) -> Tensor:
+    def _actor_step(self, batch: Batch, *more: Any) -> Tensor:
         with frozen(self._value_parameters):
-            loss = self._actor_loss(batch)
+            loss = self._actor_loss(batch, *more)
         step_optimizer(self.policy.actor.optimizer, loss, self._actor, self.settings.max_grad_norm)
         return loss
 
-    def _actor_loss(self, batch: Batch) -> Tensor:
+    def _actor_loss(self, batch: Batch, *more: Any) -> Tensor:
         return self._learner_loss(batch, self.policy.actor.act(batch.features, batch.zs))
 
     def _learner_loss(self, batch: Batch, actions: Tensor) -> Tensor:

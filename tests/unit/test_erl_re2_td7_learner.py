@@ -62,8 +62,7 @@ def test_without_evolution_it_is_td7() -> None:
     plain = TD7Learner(policy, TD7Settings(target_update_interval=3))
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     for samples, noise in batches(8):
-        shared.use_heads(None, [], [])
-        shared.iterate(samples, noise)
+        shared.iterate(samples, noise, None, [], [])
         plain.iterate(samples, noise)
         theirs = shared.policy.state_dict()
         for name, value in policy.state_dict().items():
@@ -76,8 +75,7 @@ def test_pevfa_clips_by_a_range_of_its_own() -> None:
     shared, alone = shared_learner(), shared_learner()
     heads = population(shared.policy)
     for samples, noise in batches(6):
-        shared.use_heads(heads, [0, 3], [])  # the population's values are learned, but move nothing else
-        shared.iterate(samples, noise)
+        shared.iterate(samples, noise, heads, [0, 3], [])  # the population's values are learned, but move nothing else
         alone.iterate(samples, noise)
     mine, theirs = shared.policy, alone.policy
     for name in ("value_range", "seen_range"):
@@ -95,8 +93,7 @@ def test_population_moves_the_trunk_and_nothing_moves_its_heads() -> None:
     heads = population(shared.policy)
     before = (heads.weight.clone(), heads.bias.clone())
     for samples, noise in batches(6):
-        shared.use_heads(heads, [0, 3], [1, 3])
-        losses = shared.iterate(samples, noise).losses
+        losses = shared.iterate(samples, noise, heads, [0, 3], [1, 3]).losses
         alone.iterate(samples, noise)
     assert "pevfa_loss" in losses
     assert torch.equal(heads.weight, before[0]) and torch.equal(heads.bias, before[1])
@@ -112,8 +109,7 @@ def test_second_term_leaves_the_head_alone() -> None:
     heads = population(shared.policy)
     head, trunk = read_parameters(shared.policy.actor.head), [p.clone() for p in shared.policy.actor.encoder_parameters()]
     for samples, noise in batches(2):
-        shared.use_heads(heads, [0], [0, 1, 2, 3])
-        shared.iterate(samples, noise)
+        shared.iterate(samples, noise, heads, [0], [0, 1, 2, 3])
     assert torch.equal(head, read_parameters(shared.policy.actor.head))
     assert not any(torch.equal(a, b) for a, b in zip(trunk, shared.policy.actor.encoder_parameters(), strict=True))
 

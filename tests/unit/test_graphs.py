@@ -26,6 +26,8 @@ RECORDED: list[tuple[str, dict[str, Any]]] = [
     ("erl", {"learner": SACLearner, "policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"fused": True}}}),
     ("td7", {}),
     ("cerl", {}),
+    ("erl_re2", {"learner": "td7"}),
+    ("evo_rainbow", {"learner": "sac"}),
 ]
 
 
