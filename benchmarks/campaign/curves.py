@@ -36,7 +36,8 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
     :param steps: where runs on a task are compared; a run that did not come so far is left out
     :param column: ``"mean"`` for the deployed policy, ``"reported"`` for the best of the candidates that the authors report
     :return: ``task``, ``method``, ``seed``, ``value``: the mean over the last three evaluations up to ``steps``, so that one
-        lucky evaluation of ten episodes does not decide; ``train_seconds`` and ``cpu_seconds`` at ``steps``
+        lucky evaluation of ten episodes does not decide; ``train_seconds`` and ``cpu_seconds`` at ``steps``; ``machine``: commit
+        and processor
     """
     rows = []
     for (task, method, seed), curve in curves.groupby(["task", "method", "seed"], sort=False):
@@ -45,8 +46,11 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
             continue
         last = curve[curve.steps <= steps[task]].iloc[-3:]
         seconds = {name: last[name].iloc[-1] if name in last else np.nan for name in ("train_seconds", "cpu_seconds")}
-        rows.append({"task": task, "method": method, "seed": seed, "value": last[column].mean(), **seconds})
-    return pd.DataFrame(rows, columns=["task", "method", "seed", "value", "train_seconds", "cpu_seconds"])
+        machine = " ".join(str(last[name].iloc[-1]) for name in ("commit", "cpu") if name in last)
+        rows.append(
+            {"task": task, "method": method, "seed": seed, "value": last[column].mean(), **seconds, "machine": machine}
+        )
+    return pd.DataFrame(rows, columns=["task", "method", "seed", "value", "train_seconds", "cpu_seconds", "machine"])
 
 
 def normalized(scores: pd.DataFrame, random: dict[str, float], baseline: str) -> pd.DataFrame:

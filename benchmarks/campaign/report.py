@@ -202,12 +202,25 @@ def pair_table(scores: pd.DataFrame) -> str:
             continue
         better = int((means[one] > means[other]).sum())
         probability = probability_of_improvement(scores, one, other)
-        times = []
-        for column in ("train_seconds", "cpu_seconds"):
-            seconds = scores[scores.task.isin(means.index)].groupby("method")[column].mean()
-            times.append(f"{seconds[one] / seconds[other]:.2f} times" if seconds[[one, other]].notna().all() else "")
+        ratios = [time_ratio(scores, one, other, column) for column in ("train_seconds", "cpu_seconds")]
+        times = ["" if ratio is None else f"{ratio:.2f} times" for ratio in ratios]
         lines.append(f"| {question} | {better} of {len(means)} tasks | {probability or ''} | {times[0]} | {times[1]} |")
     return "\n".join(lines)
+
+
+def time_ratio(scores: pd.DataFrame, one: str, other: str, column: str) -> float | None:
+    """
+    How long one method takes, in units of another; only runs of one commit on one processor are compared.
+
+    :param scores: see :func:`~benchmarks.campaign.curves.at`
+    :param one: method
+    :param other: method
+    :param column: ``"train_seconds"`` or ``"cpu_seconds"``
+    :return: geometric mean over tasks, ``None`` without a pair of comparable runs
+    """
+    seconds = scores[scores.method.isin([one, other])].groupby(["task", "machine", "method"])[column].mean().unstack()
+    seconds = seconds.dropna() if {one, other} <= set(seconds.columns) else seconds.iloc[:0]
+    return None if seconds.empty else float(np.exp(np.log(seconds[one] / seconds[other]).mean()))
 
 
 def write_report(results: Path, plan: Plan) -> Path:
@@ -244,7 +257,8 @@ def write_report(results: Path, plan: Plan) -> Path:
         "## Does it pay?",
         pair_table(deployed),
         "Probability of improvement (Agarwal et al. 2021): that a run of the first beats a run of the second on a task of the "
-        "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without evaluation.",
+        "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without "
+        "evaluation, of runs of one commit on one processor.",
     ]
     if means:
         parts += [

@@ -96,6 +96,7 @@ def compiled_updates(options: Options) -> Measurement:
 
     def heads(algorithm: type, compile: bool, **arguments: Any) -> Callable[[], float]:
         model = made(algorithm, options, learning_starts=0, compile=compile, **arguments)
+        model._individuals = model.evolver.ask(np.random.default_rng(0))
         model.n_evaluations = 1  # the encoder's loss has its PeVFA term, as after the first generation
         return trained(model, n)
 

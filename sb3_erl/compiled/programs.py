@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,19 @@ def inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence
     """Translate with torch's compiler for graphs; see :data:`Compiler`."""
     import torch._inductor
 
-    return torch._inductor.compile(graph, inputs)  # type: ignore[arg-type]
+    with _cacheable():
+        return torch._inductor.compile(graph, inputs)  # type: ignore[arg-type]
+
+
+def _cacheable() -> AbstractContextManager[Any]:
+    """Inside, the compiler looks for what it made of the same graph before, which it does only where shapes have a place."""
+    try:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    except ImportError:  # a version of torch that has them elsewhere compiles each time
+        return nullcontext()
+    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv())))
 
 
 def keep_compiled_code() -> None:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.campaign import report, runner
 from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
 from benchmarks.campaign.plan import read_plan
-from benchmarks.campaign.report import interquartile_means, pair_table, probability_of_improvement, write_report
+from benchmarks.campaign.report import interquartile_means, pair_table, probability_of_improvement, time_ratio, write_report
 from benchmarks.campaign.runner import REPOSITORY, Workshop, make_runs, missing
 from benchmarks.evaluation import read_rows
 
@@ -115,6 +115,19 @@ def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
     assert len(scores) == 17
     scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
     assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
+
+
+def test_times_of_different_machines_are_not_compared(results: Path) -> None:
+    for method in ("td7", "erl_re2_td7"):
+        for seed in (1, 2, 3):
+            path = results / "Slow" / f"{method}_seed_{seed}.csv"
+            other = method == "td7" and seed != 2
+            table = pd.read_csv(path).assign(commit="a", cpu="slow" if other else "fast")
+            table[["cpu_seconds"]] *= 50 if other else 1
+            table.to_csv(path, index=False)
+    scores = at(read_campaign(results), {"Slow": 100_000}, "mean")
+    assert time_ratio(scores, "erl_re2_td7", "td7", "cpu_seconds") == pytest.approx(2.0)
+    assert time_ratio(scores[scores.seed != 2], "erl_re2_td7", "td7", "cpu_seconds") is None
 
 
 def test_mean_and_band_have_one_interpolation(results: Path) -> None:
