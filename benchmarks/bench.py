@@ -26,6 +26,7 @@ import torch
 
 import benchmarks.speed.compiled
 import benchmarks.speed.operators
+import benchmarks.speed.runs
 import benchmarks.speed.startup
 import benchmarks.speed.stepping
 import benchmarks.speed.storage

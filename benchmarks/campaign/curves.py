@@ -36,8 +36,8 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
     :param steps: where runs on a task are compared; a run that did not come so far is left out
     :param column: ``"mean"`` for the deployed policy, ``"reported"`` for the best of the candidates that the authors report
     :return: ``task``, ``method``, ``seed``, ``value``: the mean over the last three evaluations up to ``steps``, so that one
-        lucky evaluation of ten episodes does not decide; ``train_seconds`` and ``cpu_seconds`` at ``steps``; ``machine``: commit
-        and processor
+        lucky evaluation of ten episodes does not decide; ``train_seconds`` and ``cpu_seconds`` at ``steps``; ``machine``:
+        commit and processor
     """
     rows = []
     for (task, method, seed), curve in curves.groupby(["task", "method", "seed"], sort=False):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.logger import configure
 
 from benchmarks.speed import flops
 from benchmarks.speed.measuring import Measurement, Options, Part, Sample, measurement, spread, timed
@@ -62,6 +63,7 @@ def q_learning(options: Options, n: int, learns: str) -> Callable[[], float]:
         rng.standard_normal(buffer.rewards.shape),
     )
     buffer.full = True
+    model.set_logger(configure(None, []))
     if learns == "sb3":
         return trained(model, n)
     learner = DQNLearner(model.policy, DQNSettings(loss="huber", max_grad_norm=10.0))  # type: ignore[arg-type]
