@@ -103,6 +103,7 @@ class CERL(HybridAlgorithm):
     :param mutation_prob: probability of mutating an individual, migrants included
     :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.ga.GA`, for example ``mutation_kwargs``, which are
         merged with those of the authors
+    :param evolution: ``False`` trains the learners alone, with the episodes that are shared out to them
     :param deploy: who acts in ``predict``: ``"champion"`` (the first learner before the first evaluation), or ``"learner"``:
         of those that migrate the one with the highest value
     :param policy_kwargs: arguments of all learners' policies; ``by_learner``, a sequence of mappings, for those of each
@@ -139,6 +140,7 @@ class CERL(HybridAlgorithm):
         tournament_size: int = 3,
         crossover_prob: float = 0.01,
         mutation_prob: float = 0.2,
+        evolution: bool = True,
         deploy: Literal["champion", "learner"] = "champion",
         **kwargs: Any,
     ):
@@ -146,7 +148,7 @@ class CERL(HybridAlgorithm):
         self.ucb_coefficient, self.value_smoothing = ucb_coefficient, value_smoothing
         self.elite_fraction, self.min_elites, self.tournament_size = elite_fraction, min_elites, tournament_size
         self.crossover, self.mutation = crossover, mutation
-        self.crossover_prob, self.mutation_prob, self.deploy = crossover_prob, mutation_prob, deploy
+        self.crossover_prob, self.mutation_prob, self.evolution, self.deploy = crossover_prob, mutation_prob, evolution, deploy
         self.resources: dict[str, list[float]] | None = None
         """State of the resource manager after the last generation, ``None`` before the first."""
         self.updates_owed = 0
@@ -199,7 +201,7 @@ class CERL(HybridAlgorithm):
     @property
     def n_rollouts(self) -> int:
         """See :attr:`HybridAlgorithm.n_rollouts`."""
-        return self.pop_size * self.n_eval_episodes + self.rollout_size
+        return self.evolution * self.pop_size * self.n_eval_episodes + self.rollout_size
 
     @property
     def _n_priorities(self) -> int:

@@ -75,6 +75,7 @@ class ERL(HybridAlgorithm):
     :param exploration_initial_eps: with discrete actions, share of random actions at the beginning, in [0, 1]
     :param exploration_final_eps: with discrete actions, share of random actions in the end, in [0, 1]
     :param exploration_fraction: share of ``total_timesteps`` over which the share of random actions falls, in (0, 1]
+    :param evolution: ``False`` trains the learner alone; a generation is then its ``n_learner_episodes``
     :param deploy: who acts in ``predict``: ``"champion"`` (the learner before the first evaluation) or ``"learner"``
     :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
     """
@@ -103,6 +104,7 @@ class ERL(HybridAlgorithm):
         exploration_initial_eps: float = 1.0,
         exploration_final_eps: float = 0.05,
         exploration_fraction: float = 0.1,
+        evolution: bool = True,
         deploy: Literal["champion", "learner"] = "champion",
         **kwargs: Any,
     ):
@@ -111,7 +113,7 @@ class ERL(HybridAlgorithm):
         self.mutation_prob, self.crossover_prob = mutation_prob, crossover_prob
         self.sync_period, self.n_migrants, self.n_learner_episodes = sync_period, n_migrants, n_learner_episodes
         self.exploration_initial_eps, self.exploration_final_eps = exploration_initial_eps, exploration_final_eps
-        self.exploration_fraction, self.deploy = exploration_fraction, deploy
+        self.exploration_fraction, self.evolution, self.deploy = exploration_fraction, evolution, deploy
         super().__init__(policy, env, learning_rate, learner=learner, **kwargs)
 
     # ---------------------------------------------------------------- set-up
@@ -150,7 +152,7 @@ class ERL(HybridAlgorithm):
     @property
     def n_rollouts(self) -> int:
         """See :attr:`HybridAlgorithm.n_rollouts`."""
-        return self.pop_size * self.n_eval_episodes + self.n_learner_episodes
+        return self.evolution * self.pop_size * self.n_eval_episodes + self.n_learner_episodes
 
     def _make_learner(self) -> Learner:
         rates_and_kwargs: Any = {"learning_rate": self.learning_rate, "policy_kwargs": dict(self.policy_kwargs)}

@@ -159,6 +159,11 @@ def run_generations(model: Any, total_timesteps: int, callback: BaseCallback, lo
 # -------------------------------------------------------------------- what the verbs do where a system does not say otherwise
 
 
+def evolves(model: Any) -> bool:
+    """Whether there is a population beside the learner; ``evolution=False`` is for ablations."""
+    return getattr(model, "evolution", True)
+
+
 def ask(model: Any, generation: Generation) -> None:
     """The evolver proposes candidates."""
     generation.candidates = model.population.ask(generation.rng)
@@ -171,6 +176,8 @@ def evaluate(model: Any, generation: Generation) -> bool:
     :return: ``False`` if a callback or the budget stopped it
     """
     jobs, actor = model._plan_rollouts(generation.asked)
+    if not evolves(model):
+        jobs = [job for job in jobs if not model.is_of_population(job)]
     needs, is_last = model.fitness.needs | model.episode_needs, "explore" not in model.generation_order
     if jobs or is_last:
         episodes = model.rollouts.run(jobs, actor, generation.callback, model._step_store(), needs, is_last=is_last)
@@ -181,7 +188,9 @@ def evaluate(model: Any, generation: Generation) -> bool:
 
 
 def score(model: Any, generation: Generation) -> None:
-    """Episodes of the population become one number per candidate."""
+    """Episodes of the population become one number per candidate; none without evolution."""
+    if not evolves(model):
+        return
     generation.fitness = fitness_of(model, generation, generation.evaluated.of(range(len(generation.asked))))
 
 
@@ -248,7 +257,7 @@ def learn(model: Any, generation: Generation) -> None:
 
 def exchange(model: Any, generation: Generation) -> None:
     """The learner's network goes into the population, if the exchange says so."""
-    if model.exchange is None or not model._is_warm:
+    if model.exchange is None or not model._is_warm or not evolves(model):
         return
     fitness = np.zeros(model.pop_size) if generation.fitness is None else generation.fitness
     with scoped_generators(model.run.address.sequence(Stream.LEARNING, 1)):

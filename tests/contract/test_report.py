@@ -145,6 +145,20 @@ def test_learner_alone_and_checkpoints() -> None:
     assert set(make("erl", evolver="cem", pop_size=4, deploy="learner").candidates_for_report()) == {"learner", "champion"}
 
 
+@pytest.mark.parametrize("name", ["erl", "pderl", "cerl", "erl_re2", "evo_rainbow"])
+def test_without_evolution_only_the_learner_acts_and_learns(name: str, tmp_path: Path) -> None:
+    model = make(name, evolution=False)
+    start = model.evolver.candidates.clone()
+    model.learn(200)
+    assert model._n_updates > 0 and model.num_timesteps == model.n_learner_steps
+    assert model.champion_fitness is None and model._n_injections == 0
+    assert torch.equal(model.evolver.candidates, start)
+    assert set(model.candidates_for_report()) == {"learner"}
+    assert np.array_equal(act(model), act(model.candidates_for_report()["learner"]))
+    model.save(tmp_path / "model")
+    assert ALGOS[name].load(tmp_path / "model", device="cpu").evolution is False
+
+
 def test_what_is_reported_is_the_best_of_those_that_the_authors_report() -> None:
     model = make("erl_re2", deploy="learner").learn(200)
     asked: list[Any] = []
