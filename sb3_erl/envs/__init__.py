@@ -25,8 +25,18 @@ from sb3_erl.envs.deceptive_cup import DeceptiveCup
 from sb3_erl.envs.hard_maze import HardMaze, VecHardMaze
 from sb3_erl.envs.maze import MazeMap
 from sb3_erl.envs.minatar import GAMES, TIME_LIMIT
+from sb3_erl.envs.mujoco import MujocoVecEnv
 
-__all__ = ["BehaviorWrapper", "DeceptiveCup", "HardMaze", "MazeMap", "VecHardMaze", "draw_positions", "register_envs"]
+__all__ = [
+    "BehaviorWrapper",
+    "DeceptiveCup",
+    "HardMaze",
+    "MazeMap",
+    "MujocoVecEnv",
+    "VecHardMaze",
+    "draw_positions",
+    "register_envs",
+]
 
 
 def register_envs() -> None:
