@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
-from sb3_erl import TD7, ERLRe2, EvoRainbowExp
+from sb3_erl import TD7, EvoRainbowExp
 
 ENV_ID = "HalfCheetah-v5"
 COMMON: dict[str, Any] = {"batch_size": 256, "learning_starts": 1000, "buffer_size": 100_000, "seed": 0}
@@ -52,6 +52,5 @@ def runs(options: Options) -> Measurement:
             own = equal | {"learner": kind.lower(), "evolution": False, "compile": compiled, "device": device}
             parts[f"our {kind} learner without evolution{', compiled' * compiled}"] = steps_of(EvoRainbowExp, n, **own)
     parts["TD7, compiled"] = steps_of(TD7, n, compile=True, device=device)
-    parts["ERL-Re2 with its published networks, compiled"] = steps_of(ERLRe2, n, compile=True, device=device)
     ratios = [(name, f"SB3 {kind}") for kind in ("TD3", "SAC") for name in parts if f" {kind}" in name]
     return Measurement("environment steps", parts, [pair for pair in ratios if pair[0] != pair[1]])
