@@ -332,8 +332,3 @@ def check_injected(vectors: Tensor, slots: Sequence[int], candidates: Tensor) ->
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A CPU copy as NumPy array."""
     return tensor.detach().cpu().numpy().astype(np.float32, order="C", copy=tensor.device.type == "cpu")
-
-
-def copy_of(tensor: Tensor) -> Tensor:
-    """A copy of a large tensor; NumPy asks the system for large pages of memory, which takes a fifth of the time."""
-    return torch.from_numpy(tensor.detach().numpy().copy()) if tensor.device.type == "cpu" else tensor.clone()
