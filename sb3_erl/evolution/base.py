@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -302,7 +302,7 @@ def best_first(fitness: np.ndarray) -> np.ndarray:
     return np.argsort(-nan_is_worst(fitness), kind="stable")
 
 
-def check_told(candidates: Tensor, fitness: np.ndarray, pop_size: int | None = None) -> None:
+def check_told(candidates: Sized, fitness: np.ndarray, pop_size: int | None = None) -> None:
     """
     :param candidates: ``(n, n_params)``
     :param fitness: of the same candidates
