@@ -16,7 +16,9 @@ from sb3_erl.rollouts.soundness import WorkerError
 MESSAGE_SECONDS = 0.2
 """Seconds that the jobs of one message should take at least, so that messages cost little in comparison."""
 MAX_DEATHS = 3
-"""Number of workers lost on one job, or one after the other before they were ready, that is an error."""
+"""Number of workers lost on one job, or one after the other before the first was ready, from which on it may be an error."""
+CHANCE = 1e-3
+"""A job on which workers were lost is to blame if, at the rate at which other jobs lose theirs, this or less explains it."""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Dispatcher:
         self._again: deque[int] = deque()
         self._answers: dict[int, tuple[Any, int] | str | None] = {}
         self._losses: dict[int, int] = {}
+        self._n_done = 0
 
     @property
     def workers(self) -> list[Hashable]:
@@ -183,9 +186,10 @@ class Dispatcher:
         self._end(worker)
         if not member.is_ready:
             self._deaths_before_ready += 1
-            if self._deaths_before_ready >= MAX_DEATHS:
+            most = MAX_DEATHS if self.greeting is None else max(MAX_DEATHS, 2 * self.n_workers)
+            if self._deaths_before_ready >= most:
                 raise WorkerError(
-                    f"{MAX_DEATHS} workers ended before they were ready; look at what they wrote to the terminal. A script "
+                    f"{most} workers ended before they were ready; look at what they wrote to the terminal. A script "
                     "that starts workers needs `if __name__ == '__main__':` around what it does"
                 )
         for place, chunk in enumerate(member.chunks):
@@ -193,16 +197,23 @@ class Dispatcher:
                 self._rerun(range(chunk.first, chunk.last), is_suspect=place == 0)
 
     def _rerun(self, jobs: Sequence[int], is_suspect: bool) -> None:
-        """Run lost jobs again, one by one; a job on which ``MAX_DEATHS`` workers were lost becomes an error."""
+        """Run lost jobs again, one by one; a job that kills its workers becomes an error."""
         for number in jobs:
             self._losses[number] = self._losses.get(number, 0) + is_suspect
-            if self._losses[number] < MAX_DEATHS or len(jobs) > 1:
+            if len(jobs) > 1 or not self._is_to_blame(number):
                 self._again.append(number)
             else:
                 self._answers[number] = (
-                    f"{MAX_DEATHS} workers died while they ran job {number} of this phase; the environment may crash the "
+                    f"{self._losses[number]} workers died while they ran job {number} of this phase; the environment may crash the "
                     "process (look at what it wrote to the terminal), or take more memory than there is: use fewer workers"
                 )
+
+    def _is_to_blame(self, number: int) -> bool:
+        """Whether workers are lost on this job and not by chance, as where machines come and go."""
+        own, n_lost = self._losses[number], sum(self._losses.values())
+        n_tried = self._n_done + n_lost
+        rate = (n_lost - own) / n_tried if n_tried else 0.0
+        return own >= MAX_DEATHS and (rate >= 0.5 or n_tried * rate**own <= CHANCE)
 
     # ---------------------------------------------------------------- giving out jobs and taking answers
 
@@ -237,6 +248,7 @@ class Dispatcher:
         if answer.n_done == 0 and answer.error is None:  # the phase was over when the worker read it
             self._rerun(range(chunk.first, chunk.last), is_suspect=False)
             return
+        self._n_done += answer.n_done
         for place in range(answer.n_done):
             self._answers[answer.first + place] = answer.bodies, place
         if answer.error is not None:
