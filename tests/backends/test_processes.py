@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
@@ -27,8 +27,9 @@ from benchmarks.faults import unused_memory
 from benchmarks.injection import what_stays
 from sb3_erl import ALGOS, buffers, remote, rollouts
 from sb3_erl.core.seeding import Address, Stream
-from sb3_erl.remote.dispatcher import Dispatcher, WorkerError
+from sb3_erl.remote.dispatcher import WorkerError
 from sb3_erl.remote.env_recipe import environment_maker
+from sb3_erl.remote.losses import Losses
 from sb3_erl.remote.process import ProcessEvaluator
 from tests import envs
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
@@ -207,9 +208,12 @@ def test_half_of_the_workers_are_replaced_again_and_again(evaluators: Evaluators
     ],
 )
 def test_jobs_that_kill_their_workers_are_told_from_bad_luck(n_done: int, losses: dict[int, int], is_to_blame: bool) -> None:
-    dispatcher = Dispatcher(cast("Any", None), 4, None, 1.0)
-    dispatcher._n_done, dispatcher._losses = n_done, losses
-    assert dispatcher._is_to_blame(7) == is_to_blame
+    counted = Losses()
+    counted.n_done = n_done
+    for number, n_lost in losses.items():
+        for _ in range(n_lost):
+            counted.count(number)
+    assert (counted.error(7) is not None) == is_to_blame
 
 
 def test_an_episode_that_kills_every_worker_is_an_error(evaluators: Evaluators) -> None:
