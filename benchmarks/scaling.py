@@ -251,7 +251,7 @@ class Losing(BaseCallback):
     def _on_step(self) -> bool:
         pool: Any = self.evaluator._dispatcher.pool  # type: ignore[union-attr]
         if time.monotonic() >= self.next:
-            self.next += self.period
+            self.next = time.monotonic() + self.period
             workers = self.evaluator._dispatcher.workers  # type: ignore[union-attr]
             for worker in self.rng.permutation(workers)[: len(workers) // 2].tolist():
                 if isinstance(self.evaluator, RayEvaluator):

@@ -211,11 +211,9 @@ class EpisodeBatch:
 
     def renumbered(self, first: int) -> EpisodeBatch:
         """
-        :param first: number of a candidate
-        :return: the episodes with candidates counted from this one; those of the candidates before it are left out
+        :param first: number of the candidate from which candidates are counted; episodes of those before it are left out
         """
-        chosen = [episode for episode in self.episodes if episode.job.candidate >= first]
-        episodes = tuple(_renumbered(episode, first) for episode in chosen) if first else tuple(chosen)
+        episodes = tuple(_renumbered(episode, first) for episode in self.episodes if episode.job.candidate >= first)
         return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
 
     def mean_per_candidate(self, values: Sequence[float], n_candidates: int) -> np.ndarray:
@@ -234,8 +232,7 @@ class EpisodeBatch:
 def _renumbered(episode: Episode, first: int) -> Episode:
     """``dataclasses.replace`` twice, in a fifth of the time; there may be ten thousand episodes in a generation."""
     job, moved = episode.job, object.__new__(type(episode))
-    vars(moved).update(vars(episode))
-    vars(moved)["job"] = Job(job.candidate - first, job.episode, job.horizon, job.explorer, job.address)
+    vars(moved).update(vars(episode), job=Job(job.candidate - first, job.episode, job.horizon, job.explorer, job.address))
     return moved
 
 
