@@ -243,7 +243,7 @@ def plain_runs(task: Task, seed: int, n_steps: int, judge: Judge, options: Any, 
         left = n_steps // n_runs - model.num_timesteps
         if left > 0:
             file = options.output / options.task / f"{way}_{seed}.csv"
-            every = task.ready_steps * (1 if n_runs > 1 else task.pop_size)
+            every = task.ready_steps * task.pop_size
             model.learn(left, Curve(judge, file, every, number, folder), reset_num_timesteps=not saved)
         models.append(model)
     return models, sum(model.num_timesteps for model in models)

@@ -235,6 +235,55 @@ def extrapolate(cost: dict[str, float], n_workers: int, n_jobs: int, spread: flo
     }
 
 
+class Losing(BaseCallback):
+    """
+    Ends half of the workers again and again, without warning, as where machines are taken away; others are started for them.
+
+    :param evaluator: of the model
+    :param period: seconds from one time to the next
+    """
+
+    def __init__(self, evaluator: RemoteEvaluator, period: float):
+        super().__init__()
+        self.evaluator, self.period, self.rng = evaluator, period, np.random.default_rng(0)
+        self.next = time.monotonic() + period
+
+    def _on_step(self) -> bool:
+        pool: Any = self.evaluator._dispatcher.pool  # type: ignore[union-attr]
+        if time.monotonic() >= self.next:
+            self.next = time.monotonic() + self.period
+            workers = self.evaluator._dispatcher.workers  # type: ignore[union-attr]
+            for worker in self.rng.permutation(workers)[: len(workers) // 2].tolist():
+                if isinstance(self.evaluator, RayEvaluator):
+                    pool._ray.kill(pool.actor_of(worker))
+                else:
+                    pool.process_of(worker).kill()
+        return True
+
+
+def come_and_go(args: argparse.Namespace, n_workers: int = 8) -> dict[str, Any]:
+    """Two runs of the same generations, one of them losing half of its workers every few seconds; a minute is shortened."""
+    seconds, parameters, deaths = [], [], 0
+    for is_losing in (False, True):
+        evaluator = make_evaluator(args)
+        evaluator.n_workers = n_workers
+        model = make_model("small", evaluator, 256, step_seconds=0.02, n_steps=12, spread=0.5)
+        start = time.perf_counter()
+        model.learn(7000, Losing(evaluator, args.period) if is_losing else None, log_interval=None)
+        seconds.append(time.perf_counter() - start)
+        parameters.append(model.evolver.center())
+        deaths = evaluator.n_deaths
+        evaluator.close()
+    return {
+        "n_workers": n_workers,
+        "period_seconds": args.period,
+        "workers_lost": deaths,
+        "seconds": seconds[0],
+        "seconds_losing": seconds[1],
+        "is_equal": bool((parameters[0] == parameters[1]).all()),
+    }
+
+
 def table(result: dict[str, Any]) -> str:
     """The measurement in Markdown."""
     lines = []
@@ -258,6 +307,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=128, help="episodes of one second")
     parser.add_argument("--varied-jobs", type=int, default=256, help="episodes of varying length, a quarter of a second")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--period", type=float, default=4.0, help="seconds after which half of the workers are lost")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"))
     args = parser.parse_args()
     cost = costs(args)
@@ -280,7 +330,10 @@ def main() -> None:
             extrapolate(cost, n_workers, 10_000, spread, 1.0) for n_workers in (64, 250, 1000) for spread in (0.0, 0.5)
         ]
         args.out.write_text(json.dumps(result, indent=1))
+    result["come_and_go"] = come_and_go(args)
+    args.out.write_text(json.dumps(result, indent=1))
     print(table(result))
+    print("come and go", result["come_and_go"])
     print("extrapolated, not measured:")
     for line in result["extrapolated"]:
         print({key: round(value, 4) for key, value in line.items()})

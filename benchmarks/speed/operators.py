@@ -55,6 +55,24 @@ def generation(evolver: Any) -> Callable[[], None]:
     return work
 
 
+def least_of_cem(pop_size: int) -> Callable[[], None]:
+    """
+    :param pop_size: number of candidates, even
+    :return: what no generation of CEM can do without: draw the noise of mirrored pairs, a few rows at a time, write float64
+        candidates once, and read them once; into and out of memory that the process has already
+    """
+    rng, candidates = np.random.default_rng(1), np.zeros((pop_size, ACTOR.n_params))
+    few = np.empty((6, ACTOR.n_params))
+
+    def work() -> None:
+        for start in range(0, pop_size // 2, len(few)):
+            rng.standard_normal(out=few[: pop_size // 2 - start])
+        candidates.fill(1.0)
+        candidates.sum()
+
+    return work
+
+
 @measurement
 def operators(options: Options) -> Measurement:
     """Generations per second for populations of 10 and of 1000; all operators work on the CPU."""
@@ -63,8 +81,11 @@ def operators(options: Options) -> Measurement:
         for name, make in evolvers(pop_size).items():
             parts[f"{name}, population {pop_size}"] = timed(generation(make()))
     target = {name: "20 (50 ms)" for name in parts if name.endswith(" 1000")}
+    cem, least = "CEM, ERL's actors, population 1000", "least for CEM, population 1000"
+    parts[least] = timed(least_of_cem(1000))
+    target[f"{cem} / {least}"] = "0.71 (1.4 times the least)"
 
     def more(rates: dict[str, np.ndarray]) -> dict[str, Any]:
         return {"milliseconds": {name: 1e3 / float(np.median(values)) for name, values in rates.items()}}
 
-    return Measurement("generations", parts, more=more, target=target)
+    return Measurement("generations", parts, [(cem, least)], more=more, target=target)

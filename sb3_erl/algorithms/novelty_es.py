@@ -166,7 +166,7 @@ class NSES(OpenAIES):
         """Move the active member; what the members have shown is kept."""
         assert generation.fitness is not None
         self.novelty.archive, self.weight = self._shown.archive, self._shown.weight
-        behaviors = self.novelty.behaviors(generation.evaluated, len(generation.asked))
+        behaviors = self.novelty.behaviors(generation.evaluated, len(generation.proposed))
         novelty = self.archive.novelty(behaviors, self.novelty_k)
         self.logger.record("novelty/pop_mean", float(np.nanmean(novelty)) if np.isfinite(novelty).any() else np.nan)
         self._es.update(mix_ranks(generation.fitness, novelty, self.weight.value, self.ties))

@@ -193,9 +193,11 @@ class OpenAIES(EvolutionaryAlgorithm):
         return collect_reference(self, generation)
 
     def _ask(self, generation: Generation) -> None:
-        if isinstance(self._es, MirroredES):
-            self._es.learning_rate, self._es.sigma = self._now(self.lr_schedule), self._now(self.sigma)
-        generation.candidates = self._es.ask(generation.rng)
+        evolver = self._es
+        if isinstance(evolver, MirroredES):
+            evolver.learning_rate, evolver.sigma = self._now(self.lr_schedule), self._now(self.sigma)
+        is_own = isinstance(evolver, MirroredES) and evolver.has_unbuilt_candidates
+        generation.candidates = (evolver.propose if is_own else evolver.ask)(generation.rng)  # workers make what is proposed
 
     def _evaluate(self, generation: Generation) -> bool:
         self._mirrored = self._rollouts_of(n_means=1)
@@ -211,7 +213,7 @@ class OpenAIES(EvolutionaryAlgorithm):
     def _after_tell(self, generation: Generation) -> None:
         """Count observations, and let episodes grow if they were cut."""
         if self._mirrored.observations is not None and self._statistics is not None:
-            self._mirrored.observations.merge_into(self._statistics, len(generation.asked))
+            self._mirrored.observations.merge_into(self._statistics, len(generation.proposed))
         if self.cutoff is not None and isinstance(self.episode_cutoff, list | tuple):
             _, threshold, ratio, *largest = self.episode_cutoff
             if np.mean([episode.length >= self.cutoff for episode in generation.evaluated.episodes]) >= threshold:

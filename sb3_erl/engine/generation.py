@@ -16,6 +16,7 @@ from sb3_erl.core.seeding import Stream, scoped_generators
 from sb3_erl.engine.population import outcome_of_injection
 from sb3_erl.engine.replace import pulled_networks
 from sb3_erl.evolution.fitness.base import FitnessContext
+from sb3_erl.evolution.rebuilt import CANDIDATES, BuiltWhenRead, built
 from sb3_erl.remote.recipes import Renumbered
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job
 
@@ -47,7 +48,7 @@ class Generation:
     number: int
     rng: np.random.Generator = field(repr=False)
     callback: BaseCallback = field(repr=False)
-    candidates: Tensor | None = field(default=None, repr=False)
+    candidates: BuiltWhenRead = field(default=CANDIDATES, repr=False)
     episodes: EpisodeBatch | None = None
     fitness: np.ndarray | None = None
     fitness_before: dict[str, Any] | None = field(default=None, repr=False)
@@ -71,9 +72,19 @@ class Generation:
 
         :raises ValueError: before ``ask``
         """
-        if self.candidates is None:
+        return built(self.proposed)
+
+    @property
+    def proposed(self) -> Any:
+        """
+        :attr:`asked`, or what stands for these candidates if nobody has needed them in this process.
+
+        :raises ValueError: before ``ask``
+        """
+        found = vars(self)["candidates"]
+        if found is None:
             raise ValueError("candidates are there after the verb 'ask'; got none. Let the step come after it")
-        return self.candidates
+        return found
 
 
 class GenerationStep(Protocol):
@@ -191,7 +202,7 @@ def score(model: Any, generation: Generation) -> None:
     """Episodes of the population become one number per candidate; none without evolution."""
     if not evolves(model):
         return
-    generation.fitness = fitness_of(model, generation, generation.evaluated.of(range(len(generation.asked))))
+    generation.fitness = fitness_of(model, generation, generation.evaluated.of(range(len(generation.proposed))))
 
 
 def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, individuals: Tensor | None = None) -> np.ndarray:
@@ -202,7 +213,7 @@ def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, indiv
     :param individuals: ``(n, n_params)``, the candidates of the generation if ``None``
     :return: ``(pop_size,)``, higher is better, NaN is worst
     """
-    candidates = generation.asked if individuals is None else individuals
+    candidates = generation.proposed if individuals is None else individuals
     rng, gamma = model.run.rng(Stream.FITNESS), getattr(model, "gamma", 1.0)
     return model.fitness(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
 
@@ -236,7 +247,7 @@ def explore(model: Any, generation: Generation) -> bool:
 def tell(model: Any, generation: Generation) -> None:
     """The evolver is told the fitness, if there is any, and the champion is kept as it was evaluated."""
     if generation.fitness is not None:
-        model.population.tell(generation.asked, generation.fitness, generation.rng, model._migrants(generation))
+        model.population.tell(generation.proposed, generation.fitness, generation.rng, model._migrants(generation))
         log_champion(model)
 
 

@@ -15,6 +15,8 @@ from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.engine.generation import Generation
 from sb3_erl.evolution.es import MirroredES
+from sb3_erl.evolution.es_source import UnbuiltCandidates
+from sb3_erl.evolution.rebuilt import built
 from sb3_erl.policies.observation_statistics import ObservationStatistics, ObservationSums
 from sb3_erl.remote.recipes import RebuiltActor, actor_factory
 from sb3_erl.rollouts.acting import JointActor, ModuleActor, numpy_population, tensors_of
@@ -116,14 +118,17 @@ class MirroredRollouts:
         :param is_first: whether a rollout begins for callbacks
         :return: ``False`` if a callback or the budget stopped it
         """
-        model, candidates, is_last = self.model, generation.asked, self.model.min_timesteps == 0
+        model, candidates, is_last = self.model, generation.proposed, self.model.min_timesteps == 0
         jobs = self._jobs(0, len(candidates)) + [Job(0, k, model.cutoff) for k in range(n_mean_episodes)]
         found = self._phase(generation, jobs, candidates, is_first, is_last)
         if found is None:
             return False
         self.means, episodes = found.of(range(self.n_means)), found.renumbered(self.n_means)
         while episodes.n_timesteps < model.min_timesteps:
-            candidates = th.cat([candidates, self.evolver.ask_more(generation.rng, model.n_pairs)])
+            if isinstance(candidates, UnbuiltCandidates):
+                candidates = self.evolver.propose_more(generation.rng, model.n_pairs)
+            else:
+                candidates = th.cat([candidates, self.evolver.ask_more(generation.rng, model.n_pairs)])
             jobs = self._jobs(len(candidates) - 2 * model.n_pairs, len(candidates))
             found = self._phase(generation, jobs, candidates, is_first=False, is_last=False)
             if found is None:
@@ -133,11 +138,12 @@ class MirroredRollouts:
         if not is_last:
             generation.callback.on_rollout_end()
         n = self._n_enough(episodes, len(candidates))
-        generation.candidates, generation.episodes = candidates[:n], episodes.of(range(n))
+        generation.candidates = candidates.first(n) if isinstance(candidates, UnbuiltCandidates) else candidates[:n]
+        generation.episodes = episodes.of(range(n))
         return True
 
     def _phase(
-        self, generation: Generation, jobs: Sequence[Job], candidates: th.Tensor, is_first: bool, is_last: bool
+        self, generation: Generation, jobs: Sequence[Job], candidates: Any, is_first: bool, is_last: bool
     ) -> EpisodeBatch | None:
         needs = self.model.fitness.needs | self.model.episode_needs
         actor, store = self._actor(candidates), self.observations
@@ -157,13 +163,13 @@ class MirroredRollouts:
         wanted = self.model.action_noise_std > 0 and isinstance(self.model.action_space, spaces.Box)
         return UnboundedExploration(self.model.action_noise_std) if wanted else None
 
-    def _actor(self, candidates: th.Tensor) -> PopulationActor:
+    def _actor(self, candidates: Any) -> PopulationActor:
         """Acts for means and candidates; of mirrored candidates workers are sent what they are made of, which is less."""
         center = self.evolver.center()
         mean = candidates[0] if center is None else center.to(candidates.dtype)  # without a mean its numbers are not used
 
         def all_together() -> PopulationActor:
-            return self.model.population.act(th.cat([mean.expand(self.n_means, -1), candidates]))
+            return self.model.population.act(th.cat([mean.expand(self.n_means, -1), built(candidates)]))
 
         if not isinstance(self.evolver, MirroredES):
             return all_together()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.evolution.base import Distribution, best_first
+from sb3_erl.evolution.operators.spare import SpareArrays
 
 _CACHED = 1 << 17
 """How many numbers are worked on at a time: arrays that stay in the processor's cache are several times faster."""
@@ -85,6 +86,7 @@ class DiagonalCEM(Distribution):
         self.elitism, self.covariance_rule = elitism, covariance_rule
         self.damping_final, self.damping_decay = damping_final, damping_decay
         self.weights = log_rank_weights(n_parents)
+        self._spare = SpareArrays()
         self.register_buffer("mean", mean.clone())
         self.register_buffer("variance", torch.full_like(mean, variance_init))
         self.register_buffer("damping", torch.tensor(damping_init, dtype=torch.float64))
@@ -103,7 +105,12 @@ class DiagonalCEM(Distribution):
         :return: ``(n, n_params)`` draws of the Gaussian, mirrored at its mean if ``antithetic`` and ``n`` is even
         """
         mirrored = self.antithetic and n % 2 == 0
-        return self.sample(rng.standard_normal((n // 2 if mirrored else n, self.mean.numel())), mirrored)
+        n_drawn, n_params = n // 2 if mirrored else n, self.mean.numel()
+        step = max(1, _CACHED // n_params)
+        scratch = np.empty((min(n_drawn, step), n_params))
+        rest = (scratch[: n_drawn - start] for start in range(0, n_drawn, step))
+        # draws that follow each other are the numbers of one large draw
+        return self._rows((rng.standard_normal(out=block) for block in rest), n_drawn, mirrored)
 
     def sample(self, noise: np.ndarray, mirrored: bool = False) -> Tensor:
         """
@@ -111,16 +118,21 @@ class DiagonalCEM(Distribution):
         :param mirrored: append as many rows that have the noise with the opposite sign
         :return: ``(n, n_params)`` draws of the Gaussian, or ``(2 * n, n_params)``
         """
-        n, n_params = noise.shape
+        step = max(1, _CACHED // self.mean.numel())
+        return self._rows((noise[start : start + step] for start in range(0, len(noise), step)), len(noise), mirrored)
+
+    def _rows(self, blocks: Iterable[np.ndarray], n: int, mirrored: bool) -> Tensor:
+        """:param blocks: together ``(n, n_params)`` standard normal numbers, from first to last; only read"""
         mean, std = (part.cpu().numpy() for part in (self.mean, self.variance.sqrt()))
-        rows = np.empty((2 * n if mirrored else n, n_params))
-        step = max(1, _CACHED // n_params)
-        for start in range(0, n, step):
-            stop = min(start + step, n)
-            away = noise[start:stop] * std
+        rows = self._spare.empty((2 * n if mirrored else n, len(mean)), np.float64)
+        start, scratch = 0, np.empty((min(n, max(1, _CACHED // len(mean))), len(mean)))
+        for block in blocks:
+            stop = start + len(block)
+            away = np.multiply(block, std, out=scratch[: len(block)])
             np.add(mean, away, out=rows[start:stop])
             if mirrored:
                 np.subtract(mean, away, out=rows[n + start : n + stop])
+            start = stop
         return torch.from_numpy(rows).to(self.mean.device)
 
     def propose(self, rng: np.random.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,30 +14,11 @@ from torch import Tensor
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.evolution.base import Evolver, PopulationSizeError, best_index, check_told, to_numpy
-from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS
-from sb3_erl.evolution.es_source import MirroredSource, Windows
+from sb3_erl.evolution.es_optimizers import ES_OPTIMIZERS, ESUpdate
+from sb3_erl.evolution.es_source import MirroredSource, UnbuiltCandidates, Windows, mirrored_rows, weighted_sum
 from sb3_erl.evolution.fitness.shaping import SHAPING_MODES, ShapingMode, Ties, shape_fitness
 from sb3_erl.evolution.operators.origins import Origins
 from sb3_erl.evolution.rebuilt import AskedCandidates, refuse_injection
-
-
-@dataclass(frozen=True)
-class ESUpdate:
-    """
-    What the last :meth:`MirroredES.tell` did.
-
-    :param shaped: ``(n_candidates,)`` shaped fitness, in the order of the candidates
-    :param direction: ``(n_params,)`` estimated ascent direction, not divided by sigma
-    :param gradient: ``(n_params,)`` what the optimizer descended: minus the direction plus the pull toward zero
-    :param grad_norm: L2 norm of the direction
-    :param update_ratio: L2 norm of the step relative to that of the mean before it
-    """
-
-    shaped: np.ndarray = field(repr=False)
-    direction: np.ndarray = field(repr=False)
-    gradient: np.ndarray = field(repr=False)
-    grad_norm: float
-    update_ratio: float
 
 
 class MirroredES(Evolver):
@@ -113,7 +94,7 @@ class MirroredES(Evolver):
         self.register_buffer("offsets", torch.zeros(pop_size // 2, dtype=torch.float64))  # whole numbers; SB3 wants floats
         self.register_buffer("starts", torch.zeros(pop_size // 2, dtype=torch.float64))
         self._more: list[tuple[int, int]] = []
-        self._asked: AskedCandidates | None = None
+        self._asked: AskedCandidates | UnbuiltCandidates | None = None
         """``None`` before :meth:`ask` and after :meth:`tell`."""
         self.last_update: ESUpdate | None = None
         """What the last :meth:`tell` did, ``None`` before the first."""
@@ -166,15 +147,35 @@ class MirroredES(Evolver):
 
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; rows are mean + first perturbation, mean - first perturbation, mean + second, ..."""
+        self._begin(rng)
+        pairs = self.pairs
+        candidates = self._build(pairs)
+        self._asked = AskedCandidates(candidates, seed=pairs[0][0])
+        return candidates
+
+    @property
+    def has_unbuilt_candidates(self) -> bool:
+        """Whether :meth:`propose` can take the place of :meth:`ask`: not in a subclass with its own ``ask`` or ``tell``."""
+        return (type(self).ask, type(self).tell) == (MirroredES.ask, MirroredES.tell)
+
+    def propose(self, rng: np.random.Generator) -> UnbuiltCandidates:
+        """
+        :meth:`ask` where workers make the candidates, so that this process may never need them: the same draws and candidates.
+
+        :param rng: generator
+        :return: stands for them; :meth:`tell` takes it in their place
+        """
+        self._begin(rng)
+        self._asked = UnbuiltCandidates(replace(self.source, first=0), self.mean.device)
+        return self._asked
+
+    def _begin(self, rng: np.random.Generator) -> None:
         pairs = self._draw(rng, self.n_pairs)
         self._choose_centers(rng)
         self.asked_sigma.fill_(self.sigma)
         self.offsets.copy_(torch.tensor([offset for offset, _ in pairs], dtype=torch.float64))
         self.starts.copy_(torch.tensor([start for _, start in pairs], dtype=torch.float64))
         self._more = []
-        candidates = self._build(pairs)
-        self._asked = AskedCandidates(candidates, seed=pairs[0][0])
-        return candidates
 
     def ask_more(self, rng: np.random.Generator, n_pairs: int) -> Tensor:
         """
@@ -186,16 +187,38 @@ class MirroredES(Evolver):
         :raises ValueError: before :meth:`ask`
         """
         asked, more = self._known(), self._draw(rng, n_pairs)
+        if isinstance(asked, UnbuiltCandidates):
+            self._extend(asked, more)
+            return asked.built()[-2 * n_pairs :]
         candidates = self._build(more, self.n_pairs + len(self._more))
         self._more += more
         asked.add(candidates)
         return candidates
 
-    def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
+    def propose_more(self, rng: np.random.Generator, n_pairs: int) -> UnbuiltCandidates:
+        """
+        :meth:`ask_more` for candidates that may never be needed in this process.
+
+        :param rng: generator
+        :param n_pairs: how many
+        :return: what :meth:`propose` returned, which now stands for all of them
+        :raises ValueError: before :meth:`propose`
+        """
+        asked = self._known()
+        if not isinstance(asked, UnbuiltCandidates):
+            raise ValueError("propose() must be called before propose_more(); got candidates from ask(), see ask_more()")
+        self._extend(asked, self._draw(rng, n_pairs))
+        return asked
+
+    def _extend(self, asked: UnbuiltCandidates, more: list[tuple[int, int]]) -> None:
+        self._more += more
+        asked.extend(replace(self.source, first=0))
+
+    def tell(self, candidates: Any, fitness: np.ndarray, rng: np.random.Generator | None = None) -> None:
         """
         Move the mean; it stays where all fitness values are equal, also against the pull of ``l2_coeff``.
 
-        :param candidates: ``(n, n_params)`` as asked for, or the first of them in whole pairs; compared with these, see
+        :param candidates: ``(n, n_params)`` as asked for or proposed, or the first of them in whole pairs; compared, see
             :class:`~sb3_erl.evolution.rebuilt.AskedCandidates`
         :param fitness: ``(n,)``, higher is better, NaN is worst
         :param rng: not used
@@ -257,7 +280,7 @@ class MirroredES(Evolver):
             self._asked, self.last_update = None, ESUpdate(shaped, zero, zero, 0.0, 0.0)
             return
         pairs = self.pairs
-        direction = self._weighted_sum(shaped[::2] - shaped[1::2], pairs) / np.float32(len(shaped))
+        direction = weighted_sum(shaped[::2] - shaped[1::2], pairs, self._windows) / np.float32(len(shaped))
         gradient = self.l2_coeff * self.mean - torch.from_numpy(direction).to(self.mean.device)
         step = self.optimizer.step(gradient, self.learning_rate)
         before = float(torch.linalg.vector_norm(self.mean))
@@ -268,7 +291,7 @@ class MirroredES(Evolver):
         ratio = length / before if before > 0 else math.inf
         self.last_update = ESUpdate(shaped, direction, to_numpy(gradient), grad_norm, ratio)
 
-    def _known(self) -> AskedCandidates:
+    def _known(self) -> AskedCandidates | UnbuiltCandidates:
         """:raises ValueError: before :meth:`ask`"""
         if self._asked is None:
             raise ValueError("ask() must be called before every tell() of a generation; got no candidates to tell about")
@@ -302,29 +325,8 @@ class MirroredES(Evolver):
 
     def _build(self, pairs: list[tuple[int, int]], first: int = 0) -> Tensor:
         """:return: ``(2 * len(pairs), n_params)``, the candidates of pairs with the numbers from ``first`` on"""
-        centers, windows, sigma = self._centers(first, len(pairs)), self._windows, np.float32(float(self.asked_sigma))
-        candidates = np.empty((2 * len(pairs), self.mean.numel()), dtype=np.float32)
-        if self.n_perturbed < self.mean.numel():
-            candidates[:] = np.repeat(centers, 2, axis=0)
-        for k, (pair, center) in enumerate(zip(pairs, centers, strict=True)):
-            plus, minus = candidates[2 * k : 2 * k + 2]
-            for place, noise in windows.pieces(*pair):
-                away = sigma * noise
-                np.add(center[place], away, out=plus[place])
-                np.subtract(center[place], away, out=minus[place])
-        return torch.from_numpy(candidates).to(self.mean.device)
-
-    def _weighted_sum(self, weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-        """:return: ``(n_params,)`` float32, in the order of the pairs, with one vector of working memory"""
-        total = np.zeros(self.mean.numel(), dtype=np.float32)
-        scratch = np.empty(self.n_perturbed, dtype=np.float32)
-        windows = self._windows
-        for weight, pair in zip(weights.astype(np.float32), pairs, strict=False):
-            if weight == 0:
-                continue
-            for place, noise in windows.pieces(*pair):
-                total[place] += np.multiply(noise, weight, out=scratch[: len(noise)])
-        return total
+        centers, sigma = self._centers(first, len(pairs)), float(self.asked_sigma)
+        return torch.from_numpy(mirrored_rows(centers, sigma, pairs, self._windows)).to(self.mean.device)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sb3_erl.core.checks import check_range
+
+
+@dataclass(frozen=True)
+class ESUpdate:
+    """
+    What the last :meth:`~sb3_erl.evolution.es.MirroredES.tell` did.
+
+    :param shaped: ``(n_candidates,)`` shaped fitness, in the order of the candidates
+    :param direction: ``(n_params,)`` estimated ascent direction, not divided by sigma
+    :param gradient: ``(n_params,)`` what the optimizer descended: minus the direction plus the pull toward zero
+    :param grad_norm: L2 norm of the direction
+    :param update_ratio: L2 norm of the step relative to that of the mean before it
+    """
+
+    shaped: np.ndarray = field(repr=False)
+    direction: np.ndarray = field(repr=False)
+    gradient: np.ndarray = field(repr=False)
+    grad_norm: float
+    update_ratio: float
 
 
 class MomentumSGD(nn.Module):

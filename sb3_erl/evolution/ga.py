@@ -11,11 +11,12 @@ from torch import Tensor
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.core.registry import resolve
-from sb3_erl.evolution.base import Evolver, check_told, copy_of
+from sb3_erl.evolution.base import Evolver, check_told
 from sb3_erl.evolution.operators.choice import OperatorStates, make_operator
 from sb3_erl.evolution.operators.distilled_epoch import DistilledEpoch
 from sb3_erl.evolution.operators.origins import Origins, origins_of_epoch
 from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
+from sb3_erl.evolution.operators.spare import SpareArrays
 
 
 def count_elites(elite_fraction: float, pop_size: int) -> int:
@@ -92,6 +93,7 @@ class GA(Evolver):
         self.crossover = self._make_operator("crossover", crossover, layout, crossover_kwargs)
         self.mutation = self._make_operator("mutation", mutation, layout, mutation_kwargs)
         self._operator_states = OperatorStates({"crossover": self.crossover, "mutation": self.mutation})
+        self._spare = SpareArrays()
         self.epoch: Epoch | DistilledEpoch | None = None
         """The last epoch's decisions, ``None`` before the first :meth:`tell`."""
 
@@ -111,7 +113,12 @@ class GA(Evolver):
 
     def ask(self, rng: np.random.Generator) -> Tensor:
         """See :meth:`Evolver.ask`; the whole population is evaluated."""
-        return copy_of(self.candidates)
+        if self.candidates.device.type != "cpu":
+            return self.candidates.clone()
+        own = self.candidates.detach().numpy()
+        copy = self._spare.empty(own.shape, own.dtype)
+        copy[:] = own
+        return torch.from_numpy(copy)
 
     def tell(self, candidates: Tensor, fitness: np.ndarray, rng: np.random.Generator, migrants: Tensor | None = None) -> None:
         """
@@ -165,7 +172,8 @@ class GA(Evolver):
         owners = np.arange(self.pop_size)
         for source, slot in epoch.copies[0]:
             owners[slot] = source
-        new = individuals.take(owners, axis=0)
+        new = self._spare.empty((self.pop_size, individuals.shape[1]), individuals.dtype)
+        individuals.take(owners, axis=0, out=new, mode="clip")  # the mode in which nothing is buffered
         self._cross(new, epoch.crossings[0], rng)
         for copies, pairs in zip(epoch.copies[1:], epoch.crossings[1:], strict=True):
             for source, slot in copies:

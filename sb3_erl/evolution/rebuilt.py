@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -64,3 +64,29 @@ def refuse_injection(evolver: object, individuals: str, slots: Sequence[int]) ->
         f"slots must be empty with {type(evolver).__name__}, whose {individuals} and not free vectors; got {list(slots)}. "
         "Choose another evolver, such as 'ga' or 'cem', or an exchange that injects nothing"
     )
+
+
+def built(candidates: Any) -> Any:
+    """:return: the tensor, if what is given only stands for candidates; otherwise what is given"""
+    make = getattr(candidates, "built", None)
+    return candidates if make is None else make()
+
+
+class BuiltWhenRead:
+    """
+    The field ``candidates`` of a dataclass, ``(n, n_params)`` or ``None``; what stands for them makes them when it is read.
+    """
+
+    _name = "candidates"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            raise AttributeError(self._name)  # so the field has no default of its own
+        return built(vars(instance)[self._name])
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self._name] = None if value is self else value
+
+
+CANDIDATES = BuiltWhenRead()
+"""For the class body of the dataclass; a field that is given this default is ``None`` by default."""

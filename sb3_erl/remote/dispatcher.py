@@ -7,16 +7,17 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from sb3_erl.remote.losses import MAX_DEATHS, Losses
 from sb3_erl.remote.messages import Answer
 from sb3_erl.remote.transport import Event, Pool
+from sb3_erl.remote.verification import HERE, Verification, result_of, warn_of_dismissal
 from sb3_erl.rollouts.soundness import WorkerError
 
 MESSAGE_SECONDS = 0.2
 """Seconds that the jobs of one message should take at least, so that messages cost little in comparison."""
-MAX_DEATHS = 3
-"""Number of workers lost on one job, or one after the other before they were ready, that is an error."""
 
 
 @dataclass
@@ -24,6 +25,7 @@ class _Chunk:
     phase: int
     first: int
     last: int
+    is_again: bool = False  # the result of the job is known and is computed a second time
 
 
 @dataclass
@@ -47,9 +49,20 @@ class Dispatcher:
     :param n_workers: number of workers, at least 1; may be changed at any time
     :param episode_timeout: seconds, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
+    :param verification: runs a share of the jobs again; then no result is given out before all are there and compared
     """
 
-    def __init__(self, pool: Pool, n_workers: int, episode_timeout: float | None, start_timeout: float):
+    def __init__(
+        self,
+        pool: Pool,
+        n_workers: int,
+        episode_timeout: float | None,
+        start_timeout: float,
+        verification: Verification | None = None,
+    ):
+        self.verification = Verification(0.0, b"") if verification is None else verification
+        self.dismissed: list[str] = []
+        """Workers that were ended because they sent wrong results."""
         self.pool, self.n_workers = pool, n_workers
         self.episode_timeout, self.start_timeout = episode_timeout, start_timeout
         self.greeting: bytes | None = None
@@ -66,7 +79,8 @@ class Dispatcher:
         self._next = 0
         self._again: deque[int] = deque()
         self._answers: dict[int, tuple[Any, int] | str | None] = {}
-        self._losses: dict[int, int] = {}
+        self._losses, self._n_given = Losses(), 0
+        self.verification.begin(b"", 0)
 
     @property
     def workers(self) -> list[Hashable]:
@@ -102,6 +116,7 @@ class Dispatcher:
         """
         self._phase, self._n_jobs = self._phase + 1, n_jobs
         self._cancel_jobs()
+        self.verification.begin(phase, n_jobs)
         self.pool.publish(self._phase, phase, tables)
 
     def answer(self, number: int) -> tuple[Any, int] | None:
@@ -124,9 +139,17 @@ class Dispatcher:
         :param number: of the job
         :return: as :meth:`answer` does; what it would say in its error
         """
-        while number not in self._answers:
+        while number not in self._answers or self._holds_back:
             self.pump(block=True)
+        self._n_given += 1
         return self._answers.pop(number)
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether results may still turn out to be wrong; an error ends the run anyway."""
+        if self.verification.share == 0 or any(isinstance(answer, str) for answer in self._answers.values()):
+            return False
+        return len(self._answers) + self._n_given < self._n_jobs or not self.verification.is_over
 
     def pump(self, block: bool = False) -> None:
         """
@@ -143,7 +166,7 @@ class Dispatcher:
             if event.kind == "ready":
                 self._ready(member, event)
             elif event.kind == "done":
-                self._done(member, Answer.unpacked(event.body))
+                self._done(event.worker, member, Answer.unpacked(event.body))
             else:
                 self._died(event.worker, member)
         self._check_time()
@@ -183,31 +206,38 @@ class Dispatcher:
         self._end(worker)
         if not member.is_ready:
             self._deaths_before_ready += 1
-            if self._deaths_before_ready >= MAX_DEATHS:
+            most = MAX_DEATHS if self.greeting is None else max(MAX_DEATHS, 2 * self.n_workers)
+            if self._deaths_before_ready >= most:
                 raise WorkerError(
-                    f"{MAX_DEATHS} workers ended before they were ready; look at what they wrote to the terminal. A script "
+                    f"{most} workers ended before they were ready; look at what they wrote to the terminal. A script "
                     "that starts workers needs `if __name__ == '__main__':` around what it does"
                 )
         for place, chunk in enumerate(member.chunks):
-            if chunk.phase == self._phase:
-                self._rerun(range(chunk.first, chunk.last), is_suspect=place == 0)
+            self._lost(chunk, is_suspect=place == 0)
+
+    def _lost(self, chunk: _Chunk, is_suspect: bool) -> None:
+        """Somebody else has to do what this chunk asked for."""
+        if chunk.phase == self._phase and chunk.is_again:
+            self.verification.waiting.append(chunk.first)
+        elif chunk.phase == self._phase:
+            self._rerun(range(chunk.first, chunk.last), is_suspect)
 
     def _rerun(self, jobs: Sequence[int], is_suspect: bool) -> None:
-        """Run lost jobs again, one by one; a job on which ``MAX_DEATHS`` workers were lost becomes an error."""
+        """Run lost jobs again, one by one; a job that kills its workers becomes an error."""
         for number in jobs:
-            self._losses[number] = self._losses.get(number, 0) + is_suspect
-            if self._losses[number] < MAX_DEATHS or len(jobs) > 1:
+            if is_suspect:
+                self._losses.count(number)
+            error = self._losses.error(number) if len(jobs) == 1 else None
+            if error is None:
                 self._again.append(number)
             else:
-                self._answers[number] = (
-                    f"{MAX_DEATHS} workers died while they ran job {number} of this phase; the environment may crash the "
-                    "process (look at what it wrote to the terminal), or take more memory than there is: use fewer workers"
-                )
+                self._answers[number] = error
 
     # ---------------------------------------------------------------- giving out jobs and taking answers
 
     def _feed(self) -> None:
         """Send at most two messages to a worker: the one that it works on and, unless few jobs are left, the next one."""
+        self._feed_again()
         for depth in (0, 1):
             for worker, member in self._members.items():
                 if self._n_waiting == 0 or (depth == 1 and self._n_waiting <= 2 * len(self._members)):
@@ -217,6 +247,40 @@ class Dispatcher:
                     member.since = time.monotonic() if depth == 0 else member.since
                     member.chunks.append(chunk)
                     self.pool.submit(worker, chunk.first, chunk.last)
+
+    def _feed_again(self) -> None:
+        """Let results be computed again by idle workers that have not computed them, or here where there is no other."""
+        verification = self.verification
+        for number in [verification.waiting.popleft() for _ in range(len(verification.waiting))]:
+            if not verification.holds(number):
+                continue
+            if verification.n_tried(number) >= self.n_workers:
+                self._compare(HERE, number, verification.run_here(number))
+                continue
+            idle = [worker for worker, member in self._members.items() if member.is_ready and not member.chunks]
+            worker = next((worker for worker in idle if verification.may_run(worker, number)), None)
+            if worker is None:
+                verification.waiting.append(number)
+                continue
+            self._members[worker].since = time.monotonic()
+            self._members[worker].chunks.append(_Chunk(self._phase, number, number + 1, is_again=True))
+            self.pool.submit(worker, number, number + 1)
+
+    def _compare(self, worker: Hashable, number: int, answer: Answer) -> None:
+        wrong = self.verification.again(worker, number, result_of(answer, 0) if answer.n_done else answer.error)
+        if wrong is None:
+            return
+        name, lost = self.pool.describe(wrong), self.verification.forget(wrong)
+        self.dismissed.append(name)
+        for other in lost:
+            self._answers.pop(other, None)
+        chunks = self._members[wrong].chunks if wrong in self._members else ()
+        if wrong in self._members:
+            self._end(wrong)
+        for chunk in chunks:
+            self._lost(chunk, is_suspect=False)
+        self._again.extend(lost)
+        warn_of_dismissal(name, number, len(lost))
 
     def _take(self) -> _Chunk:
         if self._again:
@@ -229,16 +293,21 @@ class Dispatcher:
         first, self._next = self._next, self._next + size
         return _Chunk(self._phase, first, self._next)
 
-    def _done(self, member: _Member, answer: Answer) -> None:
+    def _done(self, worker: Hashable, member: _Member, answer: Answer) -> None:
         chunk = member.chunks.popleft()
         member.since = time.monotonic()
         if chunk.phase != self._phase:
             return
         if answer.n_done == 0 and answer.error is None:  # the phase was over when the worker read it
-            self._rerun(range(chunk.first, chunk.last), is_suspect=False)
+            self._lost(chunk, is_suspect=False)
             return
+        if chunk.is_again:
+            self._compare(worker, chunk.first, answer)
+            return
+        self._losses.n_done += answer.n_done
         for place in range(answer.n_done):
             self._answers[answer.first + place] = answer.bodies, place
+            self.verification.received(worker, answer.first + place, partial(result_of, answer, place))
         if answer.error is not None:
             failed = answer.first + answer.n_done
             self._answers[failed] = f"job {failed} of this phase raised an exception in a worker:\n{answer.error}"
@@ -275,7 +344,7 @@ class Dispatcher:
         for place, chunk in enumerate(member.chunks):
             if chunk.phase != self._phase:
                 continue
-            if place == 0 and chunk.last - chunk.first == 1:
+            if place == 0 and chunk.last - chunk.first == 1 and not chunk.is_again:
                 self._answers[chunk.first] = None
             else:
-                self._rerun(range(chunk.first, chunk.last), is_suspect=False)
+                self._lost(chunk, is_suspect=False)

@@ -23,6 +23,7 @@ from sb3_erl.remote.dispatcher import Dispatcher
 from sb3_erl.remote.env_recipe import MakeEnv, environment_maker
 from sb3_erl.remote.messages import Outcome, PhaseMessage, unpack_score, unpack_steps
 from sb3_erl.remote.transport import Pool, Traffic
+from sb3_erl.remote.verification import Verification
 from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job, PopulationActor, Recorder
 from sb3_erl.rollouts.slot_reset import normalizer_on_top, take_options
@@ -48,6 +49,12 @@ class RemoteEvaluator(ABC):
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only;
         they do also if the fitness needs "infos"
+    :param verify: share of the results, in [0, 1], that another worker computes again, or this process if there is none;
+        chosen at random, without a draw from the generators of the run, and compared bit for bit but for Monitor's time.
+        Where two differ a third decides: the worker that is wrong is named in a warning and dismissed, and all its results of
+        the generation are computed again, so the run is that of honest workers as far as forged results were chosen. It costs
+        that share more episodes, and callbacks are called when the last result of a generation is there. Where not all
+        follows from ``reset(seed=...)``, a :class:`~sb3_erl.rollouts.soundness.WorkerError` says so
     :raises ValueError: if a number is out of range
     """
 
@@ -58,14 +65,16 @@ class RemoteEvaluator(ABC):
         episode_timeout: float | None = None,
         start_timeout: float = 120.0,
         step_infos: bool = True,
+        verify: float = 0.0,
     ):
+        check_range("verify", verify, 0, 1)
         if episode_timeout is not None:
             check_range("episode_timeout", episode_timeout, 0, open_low=True)
         check_range("start_timeout", start_timeout, 0, open_low=True)
         if make_env is not None and not callable(make_env):
             raise TypeError(f"make_env must be a function that makes one environment; got {make_env!r}")
         self.make_env, self.episode_timeout = make_env, episode_timeout
-        self.start_timeout, self.step_infos = start_timeout, step_infos
+        self.start_timeout, self.step_infos, self.verify = start_timeout, step_infos, verify
         self._dispatcher: Dispatcher | None = None
         self._setup = b""
         self._close: weakref.finalize | None = None
@@ -124,6 +133,16 @@ class RemoteEvaluator(ABC):
         return 0 if self._dispatcher is None else self._dispatcher.n_deaths
 
     @property
+    def n_verified(self) -> int:
+        """Number of results that were computed again since the first start, third results included."""
+        return 0 if self._dispatcher is None else self._dispatcher.verification.n_runs
+
+    @property
+    def dismissed(self) -> list[str]:
+        """Workers that sent wrong results and were ended, since the first start."""
+        return [] if self._dispatcher is None else list(self._dispatcher.dismissed)
+
+    @property
     def traffic(self) -> Traffic:
         """Messages and bytes since the workers were started."""
         return Traffic() if self._dispatcher is None else copy.copy(self._dispatcher.pool.traffic)
@@ -133,6 +152,8 @@ class RemoteEvaluator(ABC):
         with uninterrupted():
             if self._close is not None:
                 self._close()
+            if self._dispatcher is not None:
+                self._dispatcher.verification.close()
             self._dispatcher, self._close, self._setup = None, None, b""
 
     def __enter__(self) -> RemoteEvaluator:
@@ -157,7 +178,8 @@ class RemoteEvaluator(ABC):
         pool = self._make_pool(setup)
         self._close = weakref.finalize(self, pool.close)
         n_workers = self._n_workers or self._default_n_workers()
-        self._dispatcher = Dispatcher(pool, n_workers, self.episode_timeout, self.start_timeout)
+        limits = self.episode_timeout, self.start_timeout
+        self._dispatcher = Dispatcher(pool, n_workers, *limits, Verification(self.verify, setup))
         self._setup = setup
         with self._ending_workers_on_error():
             theirs = pickle.loads(self._dispatcher.greet())
@@ -190,7 +212,7 @@ class RemoteEvaluator(ABC):
         phase = self._message(jobs, actor, address, recorder)
         episodes: list[Episode] = []
         with self._ending_workers_on_error():
-            dispatcher.episode_timeout = self.episode_timeout
+            dispatcher.episode_timeout, dispatcher.verification.share = self.episode_timeout, self.verify
             dispatcher.begin(phase.packed(), len(jobs), getattr(actor, "noise_tables", ()))
             for number, job in enumerate(jobs):
                 dispatcher.pump()
@@ -258,7 +280,7 @@ class RemoteEvaluator(ABC):
         return {**{name: getattr(self, name) for name in names}, "_n_workers": self._n_workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"verify": 0.0, **state})  # models saved before there was one
         self._dispatcher, self._setup, self._close = None, b"", None
 
     def __repr__(self) -> str:

@@ -39,6 +39,7 @@ class ProcessEvaluator(RemoteEvaluator):
     :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
+    :param verify: share of the results, in [0, 1], that another worker computes again, see :class:`RemoteEvaluator`
     :param start_method: ``"forkserver"`` or ``"spawn"``, ``None`` for the first of them that the system has
     :raises ValueError: if a number is out of range or the start method unknown
     """
@@ -51,8 +52,9 @@ class ProcessEvaluator(RemoteEvaluator):
         start_timeout: float = 120.0,
         step_infos: bool = True,
         start_method: str | None = None,
+        verify: float = 0.0,
     ):
-        super().__init__(n_workers, make_env, episode_timeout, start_timeout, step_infos)
+        super().__init__(n_workers, make_env, episode_timeout, start_timeout, step_infos, verify)
         known = [method for method in ("forkserver", "spawn") if method in multiprocessing.get_all_start_methods()]
         if start_method not in (None, *known):
             raise ValueError(f"start_method must be None or one of {known} on this system; got {start_method!r}")
@@ -93,6 +95,11 @@ class ProcessPool(Pool):
     def process_of(self, worker: Hashable) -> Any:
         """The :class:`multiprocessing.Process` of a worker."""
         return self._workers[worker][0]
+
+    def describe(self, worker: Hashable) -> str:
+        """See :meth:`Pool.describe`."""
+        found = self._workers.get(worker)
+        return f"worker {worker}" + ("" if found is None else f" (process {found[0].pid})")
 
     def start(self) -> Hashable:
         """See :meth:`Pool.start`."""

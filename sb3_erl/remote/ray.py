@@ -53,6 +53,7 @@ class RayEvaluator(RemoteEvaluator):
     :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only
+    :param verify: share of the results, in [0, 1], that another worker computes again, see :class:`RemoteEvaluator`
     :param address: of a cluster to connect to, as ``ray.init`` takes it (``"local"`` starts one); ``None`` for the one
         that is initialized, or that runs on this machine, or a local one
     :param num_cpus: CPUs that Ray reserves for an actor, may be a fraction
@@ -72,8 +73,9 @@ class RayEvaluator(RemoteEvaluator):
         num_cpus: float = 1.0,
         resources: dict[str, float] | None = None,
         init_kwargs: dict[str, Any] | None = None,
+        verify: float = 0.0,
     ):
-        super().__init__(n_workers, make_env, episode_timeout, start_timeout, step_infos)
+        super().__init__(n_workers, make_env, episode_timeout, start_timeout, step_infos, verify)
         check_range("num_cpus", num_cpus, 0)
         self.address, self.num_cpus, self.resources = address, num_cpus, resources
         self.init_kwargs = init_kwargs
@@ -179,6 +181,11 @@ class RayPool(Pool):
     def actor_of(self, worker: Hashable) -> Any:
         """Ray's handle of a worker."""
         return self._workers[worker]
+
+    def describe(self, worker: Hashable) -> str:
+        """See :meth:`Pool.describe`."""
+        found = self._workers.get(worker)
+        return f"worker {worker}" + ("" if found is None else f" (Ray actor {found._actor_id.hex()})")
 
     def start(self) -> Hashable:
         """See :meth:`Pool.start`."""

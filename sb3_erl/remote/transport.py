@@ -48,6 +48,10 @@ class Pool(ABC):
     def start(self) -> Hashable:
         """Start a worker, which will report that it is ready; returns its name."""
 
+    def describe(self, worker: Hashable) -> str:
+        """:return: a worker's name in words, with what the system calls it"""
+        return f"worker {worker}"
+
     @abstractmethod
     def publish(self, number: int, phase: bytes, tables: Sequence[Any]) -> None:
         """

@@ -29,6 +29,7 @@ from sb3_erl import ALGOS, buffers, remote, rollouts
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.remote.dispatcher import WorkerError
 from sb3_erl.remote.env_recipe import environment_maker
+from sb3_erl.remote.losses import Losses
 from sb3_erl.remote.process import ProcessEvaluator
 from tests import envs
 from tests.backends.troubles import TroubledEnv, end_of_generation, run, toy
@@ -176,6 +177,43 @@ def test_all_workers_are_killed(name: str, n_workers: int, evaluators: Evaluator
     evaluator = evaluators(n_workers=n_workers)
     result, other = run(name, 150, callback=Killer(40), evaluator=evaluator)
     assert evaluator.n_deaths == n_workers and differences(expected, result) == [] and other == log
+
+
+class Taken(BaseCallback):
+    """Kills half of the workers again and again, as where machines are lent and taken back."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls % 12 == 0:
+            alive = pids(self.model.workers)
+            for pid in alive[: len(alive) // 2]:
+                os.kill(pid, signal.SIGKILL)
+        return True
+
+
+def test_half_of_the_workers_are_replaced_again_and_again(evaluators: Evaluators) -> None:
+    expected, log = run("openai_es", 200)
+    evaluator = evaluators(n_workers=4)
+    result, other = run("openai_es", 200, callback=Taken(), evaluator=evaluator)
+    assert evaluator.n_deaths >= 12 and differences(expected, result) == [] and other == log
+
+
+@pytest.mark.parametrize(
+    ("n_done", "losses", "is_to_blame"),
+    [
+        (50, {7: 3}, True),  # of this job only
+        (50, {7: 2}, False),
+        (50, {7: 3, **dict.fromkeys(range(20, 40), 1)}, False),  # workers go all the time
+        (50, {7: 12, **dict.fromkeys(range(20, 40), 1)}, True),  # but not so often on one job
+        (2, {7: 3, 8: 3, 9: 3}, True),  # nothing works
+    ],
+)
+def test_jobs_that_kill_their_workers_are_told_from_bad_luck(n_done: int, losses: dict[int, int], is_to_blame: bool) -> None:
+    counted = Losses()
+    counted.n_done = n_done
+    for number, n_lost in losses.items():
+        for _ in range(n_lost):
+            counted.count(number)
+    assert (counted.error(7) is not None) == is_to_blame
 
 
 def test_an_episode_that_kills_every_worker_is_an_error(evaluators: Evaluators) -> None:

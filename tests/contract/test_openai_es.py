@@ -16,6 +16,7 @@ from sb3_erl import OpenAIES
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.evolution.fitness.base import FitnessContext, needs
 from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.evolution.rebuilt import built
 from sb3_erl.rollouts.jobs import EpisodeBatch
 from sb3_erl.testing import check_part
 from tests.contract.helpers import Tables, differences, snapshot, watch_phases
@@ -34,7 +35,7 @@ def told_to(model: Any) -> list[tuple[th.Tensor, np.ndarray]]:
     told, tell = [], model.evolver.tell
 
     def keep(candidates: th.Tensor, fitness: np.ndarray, rng: Any = None) -> None:
-        told.append((candidates.clone(), fitness))
+        told.append((built(candidates).clone(), fitness))
         tell(candidates, fitness, rng)
 
     model.evolver.tell = keep

@@ -16,12 +16,15 @@ def make(pop_size: int = 20) -> DiagonalCEM:
     return DiagonalCEM(torch.linspace(-1, 1, N_PARAMS), pop_size, variance_init=0.5)
 
 
-def test_mirrored_rows_are_those_of_the_noise_with_the_opposite_sign() -> None:
-    noise = np.random.default_rng(0).standard_normal((7, N_PARAMS))
-    both = make().sample(noise, mirrored=True)
-    assert torch.equal(both, make().sample(np.concatenate([noise, -noise])))
-    half = np.random.default_rng(1).standard_normal((10, N_PARAMS))
-    assert torch.equal(make().ask(np.random.default_rng(1)), make().sample(np.concatenate([half, -half])))
+@pytest.mark.parametrize("n", [10, 7], ids=["mirrored", "odd"])
+def test_drawing_in_blocks_is_one_large_draw(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cem, "_CACHED", 2 * N_PARAMS)
+    rng, plain = np.random.default_rng(1), np.random.default_rng(1)
+    drawn = make().draw(n, rng)
+    half = plain.standard_normal((5, N_PARAMS) if n == 10 else (7, N_PARAMS))
+    noise = torch.as_tensor(np.concatenate([half, -half]) if n == 10 else half)
+    assert torch.equal(drawn, make().mean + noise * make().variance.sqrt())
+    assert rng.bit_generator.state == plain.bit_generator.state
 
 
 @pytest.mark.parametrize("cached", [1, 1000, 10**6], ids=["least", "several", "whole"])

@@ -15,6 +15,7 @@ import torch
 
 from sb3_erl.core import noise_table
 from sb3_erl.core.noise_table import NoiseTable
+from sb3_erl.evolution import es_source
 from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.es_optimizers import ClassicAdam, DampedSGD, MomentumSGD
 from sb3_erl.evolution.fitness.shaping import Ties, centered_ranks, population_rank, shape_fitness
@@ -345,3 +346,54 @@ def test_finds_the_top_of_a_quadratic() -> None:
         candidates = es.ask(generator)
         es.tell(candidates, -(candidates - target).square().sum(dim=1).numpy(), generator)
     assert (es.mean - target).square().sum() < 0.02 * target.square().sum()
+
+
+# ------------------------------------------------------------------ candidates that others make
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["never made here", "made when they are read"])
+@pytest.mark.parametrize("perturb_fraction", [1.0, 0.4])
+def test_proposed_candidates_are_those_asked_for(perturb_fraction: float, is_read: bool) -> None:
+    asking, proposing = (strategy(perturb_fraction=perturb_fraction) for _ in range(2))
+    ours, theirs = rng(), rng()
+    for _ in range(3):
+        first, proposed = asking.ask(ours), proposing.propose(theirs)
+        if is_read:
+            assert torch.equal(first, proposed.built())
+        asked = torch.cat([first, asking.ask_more(ours, 2)])
+        assert proposing.propose_more(theirs, 2) is proposed and len(proposed) == 12
+        assert all(torch.equal(row, proposed[number]) for number, row in enumerate(asked))
+        if is_read:
+            assert torch.equal(proposed.built(), asked)
+        fitness = rng(1).standard_normal(10)
+        asking.tell(asked[:10], fitness)
+        proposing.tell(proposed.first(10), fitness)
+        assert ours.bit_generator.state == theirs.bit_generator.state
+        assert torch.equal(asking.mean, proposing.mean)
+        assert torch.equal(asking.best(), proposing.best())  # type: ignore[arg-type]
+
+
+def test_proposed_candidates_that_were_changed_are_refused() -> None:
+    es = strategy()
+    proposed = es.propose(rng())
+    proposed.built()[2] += 1
+    for told in (proposed, proposed.built().clone()):
+        with pytest.raises(ValueError, match=r"candidates must be those from ask\(\).*rows \[2\]"):
+            es.tell(told, np.arange(8.0))
+    es.tell(es.propose(rng()).built().clone(), np.arange(8.0))
+    es.ask(rng())
+    with pytest.raises(ValueError, match=r"propose\(\) must be called before"):
+        es.propose_more(rng(), 1)
+
+
+@pytest.mark.parametrize(("tile", "group"), [(1, 1), (3, 2), (1 << 16, 64)])
+def test_sums_are_those_of_one_perturbation_after_the_other(tile: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(es_source, "_TILE", tile)
+    monkeypatch.setattr(es_source, "_GROUP", group)
+    windows, weights = es_source.Windows(TABLE, 5, 7), rng(2).standard_normal(6)
+    weights[3], pairs = 0.0, [(10 * k, k) for k in range(6)]  # the last ones wrap around
+    expected = np.zeros(7, dtype=np.float32)
+    for weight, (offset, start) in zip(weights.astype(np.float32), pairs, strict=True):
+        for place in range(5):
+            expected[(start + place) % 7] += TABLE.values[offset + place] * weight
+    assert np.array_equal(es_source.weighted_sum(weights, pairs, windows), expected)

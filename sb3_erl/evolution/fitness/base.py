@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from sb3_erl.core.array_text import class_and_numbers
 from sb3_erl.core.registry import resolve
+from sb3_erl.evolution.rebuilt import CANDIDATES
 from sb3_erl.rollouts.jobs import EPISODE_PARTS, EpisodeBatch
 
 
@@ -28,10 +28,13 @@ class FitnessContext:
     """
 
     n_candidates: int
-    candidates: Tensor | None
+    candidates: Any
     gamma: float
     generation: int
     rng: np.random.Generator
+
+
+FitnessContext.candidates = CANDIDATES
 
 
 class Fitness:

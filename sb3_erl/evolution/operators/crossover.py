@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.evolution.operators.bounded import integers_below
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class RowCrossover:
         tensor = np.repeat(np.tile(np.arange(n_tensors), n_pairs), counts.reshape(-1))
         pair = np.repeat(np.arange(n_pairs), counts.sum(axis=1))
         n_rows = np.diff(self._first_row)
-        row = self._first_row[tensor] + rng.integers(0, n_rows[tensor])
+        row = self._first_row[tensor] + integers_below(n_rows[tensor], rng)
         return RowEvents(pair, row, rng.random(len(row)) < 0.5)
 
     def apply(self, first: np.ndarray, second: np.ndarray, events: RowEvents) -> tuple[np.ndarray, np.ndarray]:
@@ -124,12 +125,19 @@ class RowCrossover:
     def _exchange(self, population: np.ndarray, first: np.ndarray, second: np.ndarray, events: RowEvents) -> None:
         direction = np.zeros((len(first), self.n_rows), dtype=np.int8)
         # assigned last to first, so that the first copy of a row is the one that stays
-        direction[events.pair[::-1], events.row[::-1]] = np.where(events.into_first[::-1], 1, -1)
+        places = (events.pair * self.n_rows + events.row)[::-1].copy()
+        direction.reshape(-1)[places] = np.where(events.into_first, np.int8(1), np.int8(-1))[::-1]
         for columns, start, n_rows in self._places:
-            rows = population[:, columns].reshape(len(population), n_rows, -1)  # a view
-            for sign, target, source in ((1, first, second), (-1, second, first)):
-                pair, row = np.nonzero(direction[:, start : start + n_rows] == sign)
-                rows[target[pair], row] = rows[source[pair], row]
+            own, way = population[:, columns], direction[:, start : start + n_rows]  # views
+            if own.shape[1] == n_rows:  # a vector: it is faster to write all of it
+                one, other = own[first], own[second]
+                own[first], own[second] = np.where(way > 0, other, one), np.where(way < 0, one, other)
+                continue
+            pair, row = np.nonzero(way)
+            into_first = way[pair, row] > 0
+            targets, sources = np.where(into_first, first[pair], second[pair]), np.where(into_first, second[pair], first[pair])
+            rows = own.reshape(len(own), n_rows, -1)  # a view
+            rows[targets, row] = rows[sources, row]
 
     def __call__(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Children of ``n_pairs`` pairs; see :meth:`apply`."""

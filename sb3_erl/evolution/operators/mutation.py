@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from sb3_erl.core.parameters import ParameterLayout
+from sb3_erl.evolution.operators.bounded import integers_below
 
-_EVENTS, _HEADS = 1 << 15, 32
+_EVENTS, _HEADS = 1 << 14, 32
 """How many events, or heads, are worked on at a time: arrays that stay in the processor's cache are several times faster."""
 
 
@@ -33,15 +34,6 @@ class WeightEvents:
     index: np.ndarray
     kind: np.ndarray
     noise: np.ndarray
-
-
-def _repeated(index: np.ndarray) -> np.ndarray:
-    """Positions of entries whose value occurs earlier in the array."""
-    index = index - index.min()
-    number = np.arange(len(index))
-    first = np.empty(index.max() + 1, dtype=np.intp)
-    first[index[::-1]] = number[::-1]  # of several numbers the last one assigned stays
-    return np.flatnonzero(first[index] != number)
 
 
 class GaussianMutation:
@@ -101,13 +93,16 @@ class GaussianMutation:
         :param rng: generator
         :return: the events of all of them
         """
-        shape = (n_parents, len(self._mutable))
+        return self._draw(np.arange(n_parents), rng)
+
+    def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> WeightEvents:
+        """Events of individuals that stand in these rows of the stack."""
+        shape = (len(rows), len(self._mutable))
         touched = rng.random(shape) < 2 * rng.random(shape) * self._scale
         limits = np.ceil(np.round(self.fraction * self._sizes, 9)).astype(np.int64) + self.inclusive
         counts = np.where(touched, rng.integers(0, np.maximum(limits, 1), size=shape), 0).reshape(-1)
-        starts = np.arange(n_parents)[:, None] * self._n_params + self._starts
-        index = np.repeat(starts.reshape(-1), counts)
-        index += rng.integers(0, np.repeat(np.tile(self._sizes, n_parents), counts))
+        index = integers_below(np.repeat(np.tile(self._sizes, len(rows)), counts), rng)
+        index += np.repeat((rows[:, None] * self._n_params + self._starts).reshape(-1), counts)
         return WeightEvents(index, rng.random(len(index)), rng.standard_normal(len(index)))
 
     def apply(self, parents: np.ndarray, events: WeightEvents) -> np.ndarray:
@@ -117,7 +112,7 @@ class GaussianMutation:
         :return: the mutants, a new array
         """
         mutants = parents.copy()
-        self._change(mutants, np.arange(len(parents)), events)
+        self._change(mutants, events)
         return mutants
 
     def mutate_rows(self, population: np.ndarray, rows: Sequence[int], rng: np.random.Generator) -> None:
@@ -128,24 +123,37 @@ class GaussianMutation:
         :param rows: ``(n_parents,)`` rows that are mutated
         :param rng: generator
         """
-        self._change(population, np.asarray(rows), self.draw(len(rows), rng))
+        self._change(population, self._draw(np.asarray(rows), rng))
 
-    def _change(self, population: np.ndarray, rows: np.ndarray, events: WeightEvents) -> None:
-        n_params, weights = self._n_params, population.reshape(-1)  # a view
+    def _change(self, population: np.ndarray, events: WeightEvents) -> None:
+        weights = population.reshape(-1)  # a view
+        written = weights.view(f"i{weights.itemsize}")  # holds numbers of events for a moment
+        numbers = np.arange(_EVENTS, dtype=written.dtype)
+        backward = numbers[::-1].copy()
         for start in range(0, len(events.index), _EVENTS):
             now = slice(start, start + _EVENTS)
-            index, kind, noise = events.index[now], events.kind[now], events.noise[now]
-            while len(index):  # a weight that is hit twice compounds
-                parent, column = np.divmod(index, n_params)
-                place = rows[parent] * n_params + column
-                gain = np.where(kind < self.super_prob, self.super_strength, self.strength)
-                weight = weights[place]
-                changed = weight + noise * gain * weight
-                reset = np.flatnonzero((kind >= self.super_prob) & (kind < self.super_prob + self.reset_prob))
-                changed[reset] = noise[reset] * self._reset_std[column[reset]]
-                weights[place[::-1]] = changed.clip(-self.limit, self.limit)[::-1]  # the first of several hits stays
-                again = _repeated(index)
-                index, kind, noise = index[again], kind[again], noise[again]
+            place, kind, noise = events.index[now], events.kind[now], events.noise[now]
+            while len(place):  # a weight that is hit twice compounds
+                n = len(place)
+                changed = self._changed(weights.take(place), place, kind, noise)
+                written[place[::-1].copy()] = backward[_EVENTS - n :]  # of several numbers the last one assigned stays
+                first = written.take(place)
+                again = np.flatnonzero(first != numbers[:n])
+                changed[again] = changed[first[again]]  # of several hits the first counts in this round
+                weights[place] = changed
+                place, kind, noise = place[again], kind[again], noise[again]
+
+    def _changed(self, weight: np.ndarray, place: np.ndarray, kind: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """:return: ``(n_events,)``, weights after one event each"""
+        rare = np.flatnonzero(kind < self.super_prob + self.reset_prob)
+        is_super = kind[rare] < self.super_prob
+        supers, resets = rare[is_super], rare[~is_super]
+        changed, before = noise * self.strength, weight.astype(np.float64)
+        changed[supers] = noise[supers] * self.super_strength
+        changed *= before
+        changed += before
+        changed[resets] = noise[resets] * self._reset_std[place[resets] % self._n_params]
+        return changed.clip(-self.limit, self.limit, out=changed).astype(weight.dtype)
 
     def __call__(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Mutants of the parents; see :meth:`apply`."""
