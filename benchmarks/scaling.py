@@ -26,6 +26,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_erl import OpenAIES
+from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.remote import dispatcher as dispatch
 from sb3_erl.remote.evaluator import RemoteEvaluator
@@ -272,7 +273,7 @@ def come_and_go(args: argparse.Namespace, n_workers: int = 8) -> dict[str, Any]:
         start = time.perf_counter()
         model.learn(7000, Losing(evaluator, args.period) if is_losing else None, log_interval=None)
         seconds.append(time.perf_counter() - start)
-        parameters.append(model.evolver.mean.tolist())
+        parameters.append(read_parameters(model.policy.deployed).tolist())
         deaths = evaluator.n_deaths
         evaluator.close()
     return {
