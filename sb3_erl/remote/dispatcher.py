@@ -295,7 +295,7 @@ class Dispatcher:
 
     def _done(self, worker: Hashable, member: _Member, answer: Answer) -> None:
         chunk = member.chunks.popleft()
-        member.since = time.monotonic()
+        member.since, self._deaths_before_ready = time.monotonic(), 0
         if chunk.phase != self._phase:
             return
         if answer.n_done == 0 and answer.error is None:  # the phase was over when the worker read it

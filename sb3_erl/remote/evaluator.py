@@ -280,7 +280,8 @@ class RemoteEvaluator(ABC):
         return {**{name: getattr(self, name) for name in names}, "_n_workers": self._n_workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"verify": 0.0, **state})  # models saved before there was one
+        self.__dict__.update(state)
+        self.__dict__.setdefault("verify", 0.0)  # models saved before there was one
         self._dispatcher, self._setup, self._close = None, b"", None
 
     def __repr__(self) -> str:
