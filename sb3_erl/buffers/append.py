@@ -24,7 +24,7 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
     :param buffer: any replay buffer with ``n_envs=1``
     :param steps: of one rollout
     """
-    if type(buffer) not in AFTER_COPY or buffer.optimize_memory_usage:
+    if not is_written_directly(buffer):
         append_one_by_one(buffer, steps)
         return
     timeouts = np.array([info.get(TRUNCATED, False) for info in steps.infos], dtype=np.float32)
@@ -46,6 +46,14 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
             buffer.dones[rows.stop - 1] = _is_stored_as_done(buffer, steps[-1])
         buffer.full = buffer.full or rows.stop == buffer.buffer_size
         buffer.pos = rows.stop % buffer.buffer_size
+
+
+def is_written_directly(buffer: ReplayBuffer) -> bool:
+    """
+    :param buffer: any replay buffer
+    :return: whether whole arrays are copied into it; of infos only time limits are read then
+    """
+    return type(buffer) in AFTER_COPY and not buffer.optimize_memory_usage
 
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")

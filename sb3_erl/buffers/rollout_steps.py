@@ -11,6 +11,8 @@ import numpy as np
 from sb3_erl.core.observations import Observation, combine, row_access, take
 
 TRUNCATED = "TimeLimit.truncated"
+NO_INFO: dict[str, Any] = {}
+"""Stands for the info of a step that nobody reads; never written to."""
 
 _IMMUTABLE = frozenset({bool, int, float, str, type(None), np.bool_, np.float64, np.float32, np.int64, np.int32})
 """Types whose values cannot change, so that they need no copy."""
@@ -103,7 +105,7 @@ class StepRecorder:
     """
 
     def __init__(self, observation: Observation, action_shape: tuple[int, ...], first: int = 0, capacity: int = 64):
-        self._first = first
+        self._first, self._capacity = first, capacity
         self._observations = combine(lambda array: _room_for(capacity + 1, np.asarray(array)), observation)
         self._actions = np.empty((capacity, *action_shape), dtype=np.float32)
         self._put = row_access(observation)[1]
@@ -117,9 +119,10 @@ class StepRecorder:
         :param info: of this step; kept without a copy
         """
         t = len(self._infos)
-        if t == len(self._actions):
+        if t == self._capacity:
             self._observations = combine(lambda array: _grown(array, t), self._observations)
             self._actions = _grown(self._actions, t)
+            self._capacity = len(self._actions)
         self._actions[t] = action
         self._put(self._observations, t + 1, observation)
         self._infos.append(info)

@@ -65,6 +65,8 @@ class ObservationStore:
     :param probability: share of the episodes that is chosen, ``None`` for :data:`STORED_EPISODES` of them
     """
 
+    reads_infos = False
+
     def __init__(self, address: Address, first: int, n_candidates: int, n_eval_episodes: int, probability: float | None):
         if probability is None:
             probability = min(1.0, STORED_EPISODES / (n_candidates * n_eval_episodes))

@@ -52,6 +52,7 @@ class ImageStore:
     """
 
     summarizer: Summarizer | None = None
+    reads_infos = False
 
     def __init__(self) -> None:
         self.images: list[np.ndarray] = []

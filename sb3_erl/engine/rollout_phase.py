@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_erl.buffers.append import append_steps
+from sb3_erl.buffers.append import append_steps, is_written_directly
 from sb3_erl.buffers.rollout_steps import Steps
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.stopwatch import Stopwatch
@@ -37,6 +37,10 @@ class StepStore(Protocol):
     def summarizer(self) -> Summarizer | None:
         """What :meth:`store` is given of each job; ``None`` for its :class:`~sb3_erl.buffers.rollout_steps.Steps`."""
 
+    @property
+    def reads_infos(self) -> bool:
+        """See :class:`~sb3_erl.rollouts.jobs.Recorder`."""
+
     def store(self, job: Job, summary: Any) -> None:
         """
         :param job: that was run
@@ -48,6 +52,7 @@ class ScoresOnly:
     """A :class:`StepStore` that keeps nothing: episodes are scored and forgotten."""
 
     summarizer: Summarizer | None = NoSummary()
+    reads_infos = False
 
     def store(self, job: Job, summary: Any) -> None:
         """See :class:`StepStore`."""
@@ -64,6 +69,11 @@ class ReplayStore:
 
     def __init__(self, model: Any):
         self.model = model
+
+    @property
+    def reads_infos(self) -> bool:
+        """See :class:`StepStore`: replay buffers whose arrays are written directly read the last one only."""
+        return not is_written_directly(self.model.replay_buffer)
 
     def store(self, job: Job, summary: Steps) -> None:
         """See :class:`~sb3_erl.engine.rollout_phase.StepStore`."""
@@ -220,6 +230,11 @@ class Rollouts:
     def summarizer(self) -> Summarizer | None:
         """See :class:`StepStore`."""
         return self._store.summarizer
+
+    @property
+    def reads_infos(self) -> bool:
+        """See :class:`StepStore`."""
+        return self._store.reads_infos
 
     def store(self, job: Job, summary: Any) -> None:
         """See :class:`StepStore`."""

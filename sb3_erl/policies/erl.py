@@ -49,6 +49,11 @@ class DeployedPolicy(ActsWithDeployed, BasePolicy):
         """:return: actions ``(batch, action_dim)`` as ``predict`` gives them before they are scaled to the action space"""
         return self._predict(obs, deterministic=deterministic)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """As in SB3, whose loop asks for it at every step; to look at all modules takes less time than to set them again."""
+        if any(module.training != mode for module in self.modules()):
+            super().set_training_mode(mode)
+
 
 class DeployedMixin(ActsWithDeployed):
     """Gives an SB3 policy one more network, ``deployed``, with which ``predict`` acts."""

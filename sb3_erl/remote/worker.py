@@ -46,6 +46,7 @@ class _Collector:
 
     summarizer: Summarizer | None
     needs: frozenset[str]
+    reads_infos: bool
     stored: Any = field(default=None, init=False)
     has_budget: bool = field(default=True, init=False)
     n_unobserved_steps_allowed: int = field(default=sys.maxsize, init=False)
@@ -125,7 +126,7 @@ class Runner:
 
     def _run(self, evaluator: VectorizedEvaluator, phase: PhaseMessage, job: Job) -> Any:
         summarizer = phase.summarizer
-        collector = _Collector(None if summarizer is None else _WithLastInfo(summarizer), phase.needs)
+        collector = _Collector(None if summarizer is None else _WithLastInfo(summarizer), phase.needs, phase.step_infos)
         with mismatches_explained():
             batch = evaluator.evaluate([job], phase.actor, phase.address, collector)
         assert batch is not None

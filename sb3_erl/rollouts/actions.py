@@ -31,11 +31,12 @@ class ToEnvironment:
     squashed: bool
 
     @cached_property
-    def _map(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Half the span and the lower bound, ``(1, *action_shape)``, and whether the result needs nothing else."""
+    def _map(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """Half the span and the lower bound, ``(1, *action_shape)``, a one, and whether the result needs nothing else."""
         space = self.action_space
         assert isinstance(space, spaces.Box)
-        return (space.high - space.low)[None] * np.float32(0.5), space.low[None], is_plain(space)
+        half_span, one = (space.high - space.low)[None] * np.float32(0.5), np.ones((), dtype=np.float32)
+        return half_span, space.low[None], one, is_plain(space)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """
@@ -45,11 +46,11 @@ class ToEnvironment:
         space = self.action_space
         if not isinstance(space, spaces.Box):
             return inside(actions.astype(np.int64), space)
-        half_span, low, is_done = self._map
+        half_span, low, one, is_done = self._map
         if not self.squashed:
             clipped = np.minimum(np.maximum(actions, space.low), space.high)  # np.clip is slow on small arrays
             return clipped if is_done else inside(clipped, space)
-        scaled = actions + 1.0
+        scaled = actions + one  # an array: NumPy takes longer to convert a number of Python than to add it
         if scaled.dtype != space.dtype:
             scaled = low + scaled * half_span
         else:

@@ -286,6 +286,10 @@ class Recorder(Protocol):
         observation, of which a behavior can be made; what an environment reports is always carried.
         """
 
+    @property
+    def reads_infos(self) -> bool:
+        """Whether :meth:`store` reads the infos of all :class:`Steps`; if not, those before the last one may be empty."""
+
     def after_step(self, variables: dict[str, Any], running: np.ndarray) -> bool:
         """
         Called once per vector step, before anything of it is stored.

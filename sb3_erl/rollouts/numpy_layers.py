@@ -70,11 +70,19 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return y
 
 
+_EPSILON = np.array(NORM_EPSILON, dtype=np.float32)
+
+
 def _std_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     n = x.shape[-1]
-    y = x - np.add.reduce(x, axis=-1, keepdims=True) / n
-    std = np.sqrt(np.add.reduce(y * y, axis=-1, keepdims=True) / (n - 1))
-    y /= std + np.float32(NORM_EPSILON)
+    number = np.add.reduce(x, axis=-1, keepdims=True)
+    number /= n
+    y = x - number
+    np.add.reduce(y * y, axis=-1, keepdims=True, out=number)
+    number /= n - 1
+    np.sqrt(number, out=number)
+    number += _EPSILON
+    y /= number
     y *= scale
     y += shift
     return y

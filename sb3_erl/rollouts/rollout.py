@@ -45,8 +45,7 @@ class Rollout(ABC):
         self.evaluator, self.actor, self.address, self.recorder = evaluator, actor, address, recorder
         self.env, self.envs = evaluator.env, evaluator.envs
         self.unscale_action = evaluator.unscale_action
-        summarizer, needs = recorder.summarizer, recorder.needs
-        self.queue = [SlotJob.of(job, summarizer, needs) for job in jobs]
+        self.queue = [SlotJob.of(job, recorder) for job in jobs]
         self.waiting = deque(self.queue)
         """Jobs without a slot."""
         self.n_stored = 0

@@ -22,28 +22,30 @@ Row = tuple[np.ndarray, ...]
 
 def linear(weight: np.ndarray, bias: np.ndarray) -> SingleRowActor:
     """See ``torch.nn.Linear``."""
-    out = np.empty(len(weight), dtype=np.float32)
+    out, dot, add = np.empty(len(weight), dtype=np.float32), weight.dot, np.add
 
     def run(x: np.ndarray) -> np.ndarray:
-        return np.add(weight.dot(x, out), bias, out)
+        return add(dot(x, out), bias, out)
 
     return run
 
 
 def std_norm(scale: np.ndarray, shift: np.ndarray, epsilon: np.float32) -> SingleRowActor:
     """See :class:`~sb3_erl.policies.layers.StdNorm`."""
+    add_up, add, subtract, multiply, divide = np.add.reduce, np.add, np.subtract, np.multiply, np.divide
+    sqrt, as_float32 = math.sqrt, np.float32  # to look each of them up takes as long as it needs for a few numbers
     out, squares = np.empty_like(scale), np.empty_like(scale)
-    number = np.empty(1, dtype=np.float32)  # NumPy takes longer to convert a scalar than to compute with it
+    number = np.empty((), dtype=np.float32)  # NumPy takes longer to convert a scalar than to compute with it
     n, n_free = np.float32(len(scale)), np.float32(len(scale) - 1)
 
     def run(x: np.ndarray) -> np.ndarray:
-        number[0] = np.add.reduce(x) / n
-        np.subtract(x, number, out)
-        variance = np.add.reduce(np.multiply(out, out, squares)) / n_free
-        number[0] = np.float32(math.sqrt(variance)) + epsilon  # rounded as a root in float32 is
-        np.divide(out, number, out)
-        np.multiply(out, scale, out)
-        return np.add(out, shift, out)
+        number[()] = add_up(x) / n
+        subtract(x, number, out)
+        variance = add_up(multiply(out, out, squares)) / n_free
+        number[()] = as_float32(sqrt(variance)) + epsilon  # rounded as a root in float32 is
+        divide(out, number, out)
+        multiply(out, scale, out)
+        return add(out, shift, out)
 
     return run
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_erl.buffers.rollout_steps import TRUNCATED, StepRecorder, Steps
 from sb3_erl.core.observations import Observation, copied
-from sb3_erl.rollouts.jobs import EPISODE_PARTS, Episode, EpisodeRecord, Job, Summarizer
+from sb3_erl.rollouts.jobs import EPISODE_PARTS, Episode, EpisodeRecord, Job, Recorder
 
 STEP_PARTS = frozenset({"actions", "observations", "infos"})
 """Parts of an episode that are read from its steps."""
@@ -23,27 +23,31 @@ class SlotJob:
     :param job: the job
     :param needs: parts that the episode carries
     :param keeps_steps: whether all its steps are recorded, not the last one only
+    :param keeps_infos: whether the infos of all its steps are recorded, not that of the last one only
     :param keeps_last: whether the episode has the last observation
     """
 
     job: Job
     needs: frozenset[str]
     keeps_steps: bool
+    keeps_infos: bool
     keeps_last: bool
     rewards: list[float] = field(default_factory=list)
     recorder: StepRecorder | None = None
     episode: Episode | None = None
 
     @classmethod
-    def of(cls, job: Job, summarizer: Summarizer | None, needs: frozenset[str]) -> SlotJob:
+    def of(cls, job: Job, recorder: Recorder) -> SlotJob:
         """
         :param job: a job that was not begun
-        :param summarizer: see :class:`~sb3_erl.rollouts.jobs.Recorder`, as for ``needs``
+        :param recorder: says what is to be recorded of it
         :return: the job, ready for a slot
         """
+        summarizer, needs = recorder.summarizer, recorder.needs
         keeps_steps = summarizer is None or summarizer.needs_steps(job) or not needs.isdisjoint(STEP_PARTS)
         keeps_last = summarizer is None or not needs.isdisjoint(("observations", "behavior"))
-        return cls(job, needs, keeps_steps, keeps_last)
+        keeps_infos = keeps_steps and (summarizer is not None or recorder.reads_infos or "infos" in needs)
+        return cls(job, needs, keeps_steps, keeps_infos, keeps_last)
 
     @property
     def is_at_horizon(self) -> bool:

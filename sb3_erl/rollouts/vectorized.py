@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
+from sb3_erl.buffers.rollout_steps import NO_INFO, TRUNCATED, copy_info
 from sb3_erl.core.observations import Observation, combine, copied
 from sb3_erl.core.seeding import Address
 from sb3_erl.rollouts.actions import ActionMap
@@ -76,19 +76,18 @@ class _BareRollout(Rollout):
 
     def _step_environments(self, actions: np.ndarray) -> list[int]:
         is_observed, ended, obs_shape = self.n_allowed < len(self.busy), [], self.obs_shape
+        obs, taken, rewards, infos, put = self.obs, self.buffer_actions, self.rewards, self.infos, self.put
         answers = [step(actions[index]) for index, step in self.inner_steps]  # if one of them raises, no step was taken
-        for (index, slot), answer in zip(self.busy, answers, strict=True):
-            observation, reward, terminated, truncated, info = answer
+        for (index, slot), (observation, reward, terminated, truncated, info) in zip(self.busy, answers, strict=True):
             if type(observation) is not np.ndarray or observation.shape != obs_shape or not isinstance(reward, float):
                 observation = self._checked(observation, reward)
             reward, recorder = float(reward), slot.recorder
             slot.rewards.append(reward)
-            fails = not is_sound(observation, reward)
-            is_last = terminated or truncated or fails or slot.is_at_horizon
-            if is_observed or is_last or recorder is not None:
+            is_last = terminated or truncated or slot.is_at_horizon or not is_sound(observation, reward)
+            if is_observed or is_last or slot.keeps_infos:
                 info = copy_info(info)
                 info[TRUNCATED] = truncated and not terminated
-            self.rewards[index], self.infos[index] = reward, info
+            rewards[index], infos[index] = reward, info
             if is_last:
                 ended.append(index)
                 self.dones[index] = terminated or truncated
@@ -96,8 +95,8 @@ class _BareRollout(Rollout):
                     info["terminal_observation"] = copied(observation)
                 self._end(index, observation, observation, info)
             elif recorder is not None:
-                recorder.add(self.buffer_actions[index], observation, info)
-            self.put(self.obs, index, observation)
+                recorder.add(taken[index], observation, info if slot.keeps_infos else NO_INFO)
+            put(obs, index, observation)
         return ended
 
     def _checked(self, observation: Any, reward: Any) -> Observation:
@@ -197,7 +196,9 @@ class _WholeRollout(Rollout):
                 self.dones[index] = dones[index]
                 self._end(index, last, last_original, info)
             elif slot.recorder is not None:
-                slot.recorder.add(self.buffer_actions[index], self.take(new_original, index), info)
+                slot.recorder.add(
+                    self.buffer_actions[index], self.take(new_original, index), info if slot.keeps_infos else NO_INFO
+                )
         self.put(self.obs, slice(None), new_obs)
         if on_top is not None:  # otherwise they are the same arrays
             self.put(self.original, slice(None), new_original)

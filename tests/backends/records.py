@@ -30,9 +30,10 @@ class Record:
         n_unobserved: int = 0,
         summarizer: Summarizer | None = None,
         needs: Sequence[str] = ("rewards",),
+        reads_infos: bool = True,
     ):
         self.stop_after, self.budget, self.n_unobserved_steps_allowed = stop_after, budget, n_unobserved
-        self.summarizer, self.needs = summarizer, frozenset(needs)
+        self.summarizer, self.needs, self.reads_infos = summarizer, frozenset(needs), reads_infos
         self.unobserved: list[int] = []
         self.episodes = self.shown = 0
         self.running: list[np.ndarray] = []

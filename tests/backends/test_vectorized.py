@@ -61,6 +61,21 @@ def test_same_episodes_from_any_env(kind: str) -> None:
     assert batch.n_timesteps == record.n_timesteps == stored.n_timesteps == len(table(stored))
 
 
+@pytest.mark.parametrize("kind", ["three", "processes"])
+def test_infos_that_are_not_read_are_not_kept(kind: str) -> None:
+    env, again = ENVS[kind](), ENVS[kind]()
+    try:
+        (_, whole), (_, brief) = evaluate(env, varied_jobs()), evaluate(again, varied_jobs(), Record(reads_infos=False))
+        needed = evaluate(again, varied_jobs(), Record(reads_infos=False, needs=("infos",)))[0]
+    finally:
+        env.close()
+        again.close()
+    for (_, ours), (_, theirs) in zip(brief.stored, whole.stored, strict=True):
+        assert not any(ours.infos[:-1]) and all(theirs.infos[:-1]) and ours.infos[-1] == theirs.infos[-1]
+        assert np.array_equal(ours.observations, theirs.observations) and np.array_equal(ours.actions, theirs.actions)
+    assert needed is not None and all(all(episode.infos) for episode in needed.episodes)
+
+
 def test_episodes_of_one_candidate_differ() -> None:
     batch, _ = evaluate(toy_vec_env(2), [Job(0, 0), Job(0, 1), Job(1, 0)])
     assert batch is not None

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_erl.buffers.append import AFTER_COPY, append_one_by_one, append_steps
+from sb3_erl.buffers.append import AFTER_COPY, append_one_by_one, append_steps, is_written_directly
 from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
-from sb3_erl.buffers.rollout_steps import StepRecorder, Steps, copy_info
+from sb3_erl.buffers.rollout_steps import NO_INFO, StepRecorder, Steps, copy_info
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.rollouts.exploration import BLOCK, NoiseExploration, UnboundedExploration
 
@@ -27,6 +27,25 @@ def rollout(length: int, truncated: bool = False, seed: int = 0) -> Steps:
         info: dict[str, Any] = {"TimeLimit.truncated": truncated and t + 1 == length}
         recorder.add(rng.uniform(-1, 1, 2), rng.standard_normal(3), info)
     return recorder.steps(rng.standard_normal(length).astype(np.float32).astype(np.float64), done=True)
+
+
+def test_infos_that_nobody_reads() -> None:
+    """A buffer whose arrays are written directly holds the same without the infos before the last step."""
+    for ends_by_limit in (False, True):
+        for buffer_class in (ReplayBuffer, LAPReplayBuffer, NStepReplayBuffer):
+            whole, brief = (buffer_class(20, OBSERVATIONS, ACTIONS, n_envs=1, device="cpu") for _ in range(2))
+            steps = rollout(7, ends_by_limit)
+            assert is_written_directly(whole)
+            append_steps(whole, steps)
+            infos = [NO_INFO] * 6 + [steps.infos[-1]]
+            append_steps(brief, Steps(steps.observations, steps.actions, steps.rewards, infos, steps.done))
+            for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+                assert np.array_equal(getattr(whole, name), getattr(brief, name)), name
+    assert NO_INFO == {} and not is_written_directly(OwnBuffer(20, OBSERVATIONS, ACTIONS, n_envs=1, device="cpu"))
+
+
+class OwnBuffer(ReplayBuffer):
+    """May read anything in ``add``."""
 
 
 def test_a_sequence_of_transitions() -> None:
