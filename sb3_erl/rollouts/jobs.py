@@ -237,10 +237,7 @@ def _renumbered(episode: Episode, first: int) -> Episode:
 
 
 class Summarizer(Protocol):
-    """
-    Makes of a job's steps what :meth:`Recorder.store` gets. It runs where the episode ran, possibly on another machine, so it
-    must be picklable.
-    """
+    """Makes of a job's steps what :meth:`Recorder.store` gets; runs where the episode ran, so it must be picklable."""
 
     def needs_steps(self, job: Job) -> bool:
         """Whether all steps of this job are needed; of the others it gets at least the last one."""
@@ -318,8 +315,7 @@ class Recorder(Protocol):
         Count several vector steps at once.
 
         :param n_steps: number of vector steps
-        :param n_envs: number of environments that did each of them; the product is at most
-            :attr:`n_unobserved_steps_allowed`
+        :param n_envs: environments that did each of them; the product is at most :attr:`n_unobserved_steps_allowed`
         """
 
     def store(self, job: Job, summary: Any) -> None:
