@@ -53,13 +53,18 @@ def load(label: str, folder: Path, **arguments: Any) -> Any:
     return CLASSES[EXPECTED[label]["class"]].load(folder / label, device="cpu", **arguments)
 
 
+def check_actions(actions: np.ndarray, expected: dict[str, Any]) -> None:
+    """Actions are those that were recorded, but for the rounding of the processor, which was another one."""
+    np.testing.assert_allclose(actions, np.array(expected["actions"], dtype=np.float32), rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("label", MODELS)
 def test_a_model_predicts_the_same_and_goes_on(label: str, folder: Path, tmp_path: Path) -> None:
     model = load(label, folder, env=toy_vec_env())
     expected = EXPECTED[label]
     assert model.num_timesteps == expected["n"]
     actions, _ = model.predict(OBSERVATIONS, deterministic=True)
-    assert np.array_equal(actions, np.array(expected["actions"], dtype=np.float32))
+    check_actions(actions, expected)
     model.save(tmp_path / "model")
     again = type(model).load(tmp_path / "model", env=toy_vec_env(), device="cpu")
     assert differences(snapshot(model), snapshot(again)) == []
@@ -136,7 +141,7 @@ def test_a_run_goes_on_from_its_checkpoint(folder: Path, tmp_path: Path) -> None
     model = ALGOS["td7"].resume_from(folder / "checkpoints", device="cpu")
     assert model.env is not None and model.env.get_attr("g") == [8.0] and model.get_vec_normalize_env() is not None
     actions, _ = model.predict(OBSERVATIONS, deterministic=True)
-    assert np.array_equal(actions, np.array(EXPECTED["checkpoints"]["actions"], dtype=np.float32))
+    check_actions(actions, EXPECTED["checkpoints"])
     with pytest.warns(UserWarning, match="total_timesteps was 60"):
         model.learn(90, GenerationCheckpoint(20, tmp_path))
     assert model.num_timesteps == 90
