@@ -25,6 +25,7 @@ from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.core.noise_table import NoiseTable
 from sb3_erl.remote import evaluator as remote
 from sb3_erl.remote import process as process_pool
+from sb3_erl.remote.verification import Verification
 from sb3_erl.runs import checkpoints
 from tests.contract.settings import make
 from tests.interruption import call_with_sigint, ctrl_c_raises
@@ -54,7 +55,8 @@ def evaluator_with_memory(tables: list[NoiseTable]) -> remote.RemoteEvaluator:
     evaluator = process_pool.ProcessEvaluator(1)
     pool = process_pool.ProcessPool(b"", "spawn")
     evaluator._close = weakref.finalize(evaluator, pool.close)
-    evaluator._dispatcher = types.SimpleNamespace(pool=pool)  # type: ignore[assignment]
+    parts = {"pool": pool, "verification": Verification(0.0, b"")}
+    evaluator._dispatcher = types.SimpleNamespace(**parts)  # type: ignore[assignment]
     pool.publish(0, b"the phase before", tables)
     return evaluator
 
