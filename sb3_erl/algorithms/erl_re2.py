@@ -322,10 +322,6 @@ class ERLRe2(HybridAlgorithm):
         rng, learner = self.run.rng(Stream.LEARNING), self.learner
         return learner.update(sample, n_updates, population, self.n_evaluations > 0, rng)  # type: ignore[call-arg]
 
-    def _exchange(self, generation: Generation) -> None:
-        if self.evolution:
-            verbs.exchange(self, generation)
-
     def _deploy(self, generation: Generation) -> None:
         if self._deploys_checkpoint:  # encoders may have moved on since it was assessed
             if self._new_checkpoint is not None:

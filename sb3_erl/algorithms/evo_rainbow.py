@@ -160,7 +160,7 @@ class EvoRainbow(HybridAlgorithm):
 
     def _make_exchange(self) -> Any:
         own = {"sync_period": self.sync_period}
-        return make_exchange(self.exchange_class, self.learner, own, self.exchange_kwargs or {}) if self.evolution else None
+        return make_exchange(self.exchange_class, self.learner, own, self.exchange_kwargs or {})
 
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         jobs: list[Job] = []

@@ -17,7 +17,7 @@ from torch import Tensor, as_tensor
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.engine.generation import Generation, Verb, make_steps, run_generations
+from sb3_erl.engine.generation import Generation, Verb, evolves, make_steps, run_generations
 from sb3_erl.engine.off_policy_model import OffPolicyModel
 from sb3_erl.engine.population import Champion, Population, candidates_of, make_evolver
 from sb3_erl.engine.replace import make_exchange
@@ -328,7 +328,7 @@ class HybridAlgorithm(OffPolicyModel):
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
         names = [name for name in self.deploy_choices if name is not None]
-        return candidates_of(self, names if getattr(self, "evolution", True) else ["learner"])
+        return candidates_of(self, names if evolves(self) else ["learner"])
 
     # ---------------------------------------------------------------- saving
 

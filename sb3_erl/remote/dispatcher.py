@@ -274,11 +274,11 @@ class Dispatcher:
         self.dismissed.append(name)
         for other in lost:
             self._answers.pop(other, None)
-        chunks = self._members[wrong].chunks if wrong in self._members else ()
         if wrong in self._members:
+            chunks = self._members[wrong].chunks
             self._end(wrong)
-        for chunk in chunks:
-            self._lost(chunk, is_suspect=False)
+            for chunk in chunks:
+                self._lost(chunk, is_suspect=False)
         self._again.extend(lost)
         warn_of_dismissal(name, number, len(lost))
 
@@ -307,7 +307,8 @@ class Dispatcher:
         self._losses.n_done += answer.n_done
         for place in range(answer.n_done):
             self._answers[answer.first + place] = answer.bodies, place
-            self.verification.received(worker, answer.first + place, partial(result_of, answer, place))
+            if self.verification.share > 0:
+                self.verification.received(worker, answer.first + place, partial(result_of, answer, place))
         if answer.error is not None:
             failed = answer.first + answer.n_done
             self._answers[failed] = f"job {failed} of this phase raised an exception in a worker:\n{answer.error}"
@@ -329,8 +330,7 @@ class Dispatcher:
     def _check_time(self) -> None:
         now = time.monotonic()
         for worker, member in list(self._members.items()):
-            is_late = self.episode_timeout is not None and now - member.since > self.episode_timeout
-            if member.chunks and is_late:
+            if member.chunks and self.episode_timeout is not None and now - member.since > self.episode_timeout:
                 self._cut_off(worker, member)
         none_is_ready = bool(self._members) and not any(member.is_ready for member in self._members.values())
         if none_is_ready and all(now - member.born > self.start_timeout for member in self._members.values()):

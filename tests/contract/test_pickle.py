@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
@@ -89,15 +90,20 @@ def test_noise_with_a_memory_goes_on_in_a_copy():
     check_copies(make("td7", action_noise=noise).learn(13))  # ends within an episode
 
 
-def test_a_compiled_learner_is_copied_uncompiled():
-    learner = make("erl", learner="td3").learner
+@pytest.mark.parametrize("name, arguments", [("erl", {"learner": "td3"}), ("erl_re2", {"learner": "td7"})])
+def test_a_learner_that_is_one_program_is_copied_uncompiled(name, arguments):
+    learner = make(name, **arguments).learner
     learner.compile()
     twin = pickled(learner)
     assert learner.programs is not None and twin.programs is None
-    learner = make("erl_re2", learner="td7").learner
+    assert learner._is_compiled and not twin._is_compiled
+
+
+def test_a_learner_whose_losses_are_compiled_is_copied_uncompiled():
+    learner = make("td7", policy_kwargs={"net_arch": [8], "optimizer_class": th.optim.RMSprop}).learner
     learner.compile()
     twin = pickled(learner)
-    assert "_embed" in vars(learner) and "_embed" not in vars(twin)
+    assert learner.programs is None and "_embed" in vars(learner) and "_embed" not in vars(twin)
     assert twin._embed.__func__ is type(learner)._embed
 
 

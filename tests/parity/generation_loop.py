@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from sb3_erl import ERLRe2
 from sb3_erl.core.parameters import ParameterLayout, read_parameters
-from sb3_erl.engine.generation import Generation
+from sb3_erl.engine.generation import Generation, exchange
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import Epoch
 from tests.parity.cases import Case
@@ -65,7 +65,7 @@ class RecordedRe2(ERLRe2):
         before, representation = self.evolver.candidates.clone(), self.population.representation
         learner = read_parameters(self.policy.actor.head) + self.phase  # a different vector each time, so that it shows
         representation.from_learner = lambda: learner  # type: ignore[method-assign]
-        super()._exchange(generation)
+        exchange(self, generation)
         del representation.from_learner
         changed = (self.evolver.candidates != before).any(dim=1).nonzero()[:, 0].tolist()
         self.injected = changed
