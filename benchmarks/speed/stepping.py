@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.speed.measuring import Measurement, Options, Part, measurement, timed
 from sb3_erl import CEMRL, ERL, ERLRe2, OpenAIES, ProcessEvaluator
 from sb3_erl.engine import generation as verbs
+from sb3_erl.envs import MujocoVecEnv
 
 Tape = list[Any]
 """What was asked of an environment: an action for a step, a dict of arguments for a reset."""
@@ -92,19 +94,25 @@ def makes_processes(env: Any, options: Options) -> ERL:
     return ERL("MlpPolicy", env, gradient_steps=0, buffer_size=100_000, evaluator=evaluator, **common(options))
 
 
-def in_processes(make_bare: Callable[[], gym.Env], options: Options) -> Part:
-    """:return: a generation of ERL whose episodes run in worker processes, one per CPU but no more than four"""
-    n_workers = min(4, os.cpu_count() or 1)
-    evaluator = ProcessEvaluator(n_workers, make_env=lambda: Monitor(make_bare()))
-    model = SYSTEMS["ERL"](make_bare(), options)
-    model.evaluator = evaluator
+def counted(model: Any) -> Part:
+    """:return: a generation of the model, in environment steps"""
     generation = one_generation(model)
 
     def work() -> float:
         generation()
         return float(model.num_timesteps)
 
-    return lambda: timed(work)()._replace(cpu_seconds=None)
+    return timed(work)
+
+
+def in_processes(make_bare: Callable[[], gym.Env], options: Options) -> Part:
+    """:return: a generation of ERL whose episodes run in worker processes, one per CPU but no more than four"""
+    n_workers = min(4, os.cpu_count() or 1)
+    evaluator = ProcessEvaluator(n_workers, make_env=lambda: Monitor(make_bare()))
+    model = SYSTEMS["ERL"](make_bare(), options)
+    model.evaluator = evaluator
+    part = counted(model)
+    return lambda: part()._replace(cpu_seconds=None)
 
 
 def common(options: Options, **arguments: Any) -> dict[str, Any]:
@@ -139,6 +147,7 @@ CASES = (
     ("OpenAI-ES, linear", "CartPole-v1", 1),
 )
 """System, environment, number of environments; ten individuals (and a learner, where there is one) per generation."""
+ROBOTS = ("Hopper-v5", "Walker2d-v5")
 IN_PROCESSES = "ERL, HalfCheetah-v4, worker processes"
 
 
@@ -160,3 +169,15 @@ def stepping(options: Options) -> Measurement:
     ratios.append((IN_PROCESSES, "bare for ERL, HalfCheetah-v4"))
     target = {f"{a} / {b}": "0.85" for a, b in ratios if "CartPole" not in a}
     return Measurement("environment steps", parts, ratios, target=target)
+
+
+@measurement
+def mujoco_vec_env(options: Options) -> Measurement:
+    """Whole generations of ERL without updates, ten environments, in two kinds of VecEnv."""
+    parts, kwargs = dict[str, Part](), {"max_episode_steps": options.count(1000)}
+    for env_id in ROBOTS:
+        for cls in (DummyVecEnv, MujocoVecEnv):
+            env = make_vec_env(env_id, 10, seed=0, env_kwargs=kwargs, vec_env_cls=cls)
+            parts[f"{cls.__name__}, {env_id}"] = counted(SYSTEMS["ERL"](env, options))
+    ratios = [(f"MujocoVecEnv, {env_id}", f"DummyVecEnv, {env_id}") for env_id in ROBOTS]
+    return Measurement("environment steps", parts, ratios, target={f"{a} / {b}": "1.1" for a, b in ratios})
