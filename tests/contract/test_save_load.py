@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
+import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from tests.contract.helpers import differences, snapshot, tensors, transitions
 from tests.contract.settings import ALL, HYBRIDS, NAMES, ONE_OF_EACH_FAMILY, having, make, pop_size, variants
 from tests.envs import ToyEnv, toy_vec_env
+from tests.warm import WarmPython
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (6, 3)).astype(np.float32)
 
@@ -46,14 +48,22 @@ def test_every_tensor_and_counter_comes_back(name: str, extra: dict[str, Any], t
     assert np.array_equal(loaded.predict(OBSERVATIONS, deterministic=True)[0], expected)
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    """An interpreter that has imported what SB3 needs, and nothing of ours."""
+    warm = WarmPython(sys.executable, ("torch._dynamo", "stable_baselines3"), {**os.environ, "OMP_NUM_THREADS": "1"})
+    yield warm
+    warm.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
+def test_another_process_predicts_the_same(name: str, python: WarmPython, tmp_path: Path) -> None:
     model = make(name).learn(120)
     model.save(tmp_path / "model.zip")
-    cls = ALGOS[name]
-    code = PREDICT.format(module=cls.__module__, cls=cls.__name__)
-    words = [sys.executable, "-c", code, str(tmp_path / "model.zip"), json.dumps(OBSERVATIONS.tolist())]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    cls, script = ALGOS[name], tmp_path / "predict.py"
+    script.write_text(PREDICT.format(module=cls.__module__, cls=cls.__name__))
+    words = [str(script), str(tmp_path / "model.zip"), json.dumps(OBSERVATIONS.tolist())]
+    result = python.run(words, tmp_path, tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
     actions, num_timesteps, n_episodes = json.loads(result.stdout)
     assert np.array_equal(np.array(actions, dtype=np.float32), model.predict(OBSERVATIONS, deterministic=True)[0])

@@ -197,7 +197,8 @@ def test_push_to_hub_starts(command: Command, tmp_path: Path) -> None:
 
 
 def test_record_video_knows_the_algorithms(command: Command, tmp_path: Path) -> None:
-    assert all(algo in command("-m", "rl_zoo3.record_video", "--help", cwd=tmp_path).stdout for algo in ALGOS)
+    result = command("-m", "rl_zoo3.record_video", "--help", cwd=tmp_path)
+    assert all(algo in result.stdout for algo in ALGOS)
 
 
 def test_algorithms_of_the_zoo_still_work(command: Command, tmp_path: Path) -> None:

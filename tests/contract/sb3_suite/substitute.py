@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 from typing import Any
 
@@ -28,6 +29,8 @@ class Substitute(_ORIGINAL):  # type: ignore[misc, valid-type]
         super().__init__(*args, **SMALL | {key: value for key, value in kwargs.items() if key not in IGNORED})
 
 
+if "forkserver" in multiprocessing.get_all_start_methods():  # SubprocVecEnv's workers need not import it once each
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["stable_baselines3"])
 Substitute.__name__ = Substitute.__qualname__ = _name
 setattr(stable_baselines3, REPLACES, Substitute)  # before the test modules import it
 
