@@ -337,7 +337,7 @@ def main() -> None:
     print(table(result))
     print("come and go", result["come_and_go"])
     print("extrapolated, not measured:")
-    for line in result["extrapolated"]:
+    for line in result.get("extrapolated", []):
         print({key: round(value, 4) for key, value in line.items()})
 
 
