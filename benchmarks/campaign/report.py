@@ -258,7 +258,8 @@ def write_report(results: Path, plan: Plan) -> Path:
         pair_table(deployed),
         "Probability of improvement (Agarwal et al. 2021): that a run of the first beats a run of the second on a task of the "
         "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without "
-        "evaluation, of runs of one commit on one processor.",
+        "evaluation, of runs of one commit on one processor. Wall time includes waiting for other programs, since runs "
+        "have the lowest priority; CPU time does not.",
     ]
     if means:
         parts += [
