@@ -53,6 +53,20 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
     return pd.DataFrame(rows, columns=["task", "method", "seed", "value", "train_seconds", "cpu_seconds", "machine"])
 
 
+WAITING = 1.25
+"""Wall time over CPU time above which a run, of one thread, counts as one that waited for other programs."""
+
+
+def undisturbed(curves: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param curves: see :func:`read_campaign`
+    :return: rows of runs that had a core to themselves, so that their wall time says something about the method
+    """
+    curves = curves.sort_values("steps")
+    last = curves.groupby(["task", "method", "seed"])[["train_seconds", "cpu_seconds"]].transform("last")
+    return curves[last.train_seconds < WAITING * last.cpu_seconds]
+
+
 def normalized(scores: pd.DataFrame, random: dict[str, float], baseline: str) -> pd.DataFrame:
     """
     Scores on one scale over tasks: 0 is a random policy, 1 the mean of the baseline.

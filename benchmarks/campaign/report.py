@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rliable import library, metrics
 
-from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
+from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign, undisturbed
 from benchmarks.campaign.plan import Plan
 from sb3_erl.core.seeding import scoped_generators
 
@@ -23,6 +23,8 @@ from sb3_erl.core.seeding import scoped_generators
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5C5C5C")
 REPS = 2000
 BASELINE = "td3"
+LONG_RUN = "readme"
+"""The method of one long run, which has a figure of its own and is shown as far as it has come."""
 QUESTIONS = (
     ("erl_re2_td7", "td7", "a population beside TD7"),
     ("erl_re2", "erl_re2_no_evolution", "the population in ERL-Re2 on TD3"),
@@ -36,27 +38,36 @@ QUESTIONS = (
     ("veb_rl_ga", "veb_rl_no_evolution", "VEB-RL (GA) against its DQN alone"),
 )
 """Pairs (one, other, what it asks)."""
+ABOUT_PAIRS = (
+    "Numbers of seeds, of the first and of the second, stand in parentheses. Probability of improvement (Agarwal et al. "
+    "2021): that a run of the first beats a run of the second on a task of the campaign; the interval is of a stratified "
+    "bootstrap (95 %), for which every task needs two seeds. Times are of training alone, without evaluation, of runs of one "
+    "commit on one processor. Runs have the lowest priority, so wall times are compared only of those that waited for other "
+    "programs less than a fifth of their time."
+)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its 95 % interval of a stratified bootstrap."""
+    """A point estimate with its 95 % interval of a stratified bootstrap; NaN where one seed a task leaves nothing to draw."""
 
     point: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.point:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.point:.2f}" if np.isnan(self.low) else f"{self.point:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def _intervals(samples: dict[str, Any], statistic: Any) -> dict[str, Interval]:
     with scoped_generators(np.random.SeedSequence(0)):  # rliable draws from the global generator
         points, bounds = library.get_interval_estimates(samples, statistic, reps=REPS)
-    return {
-        name: Interval(*(float(np.ravel(value)[0]) for value in (points[name], bounds[name][0], bounds[name][1])))
-        for name in samples
-    }
+    found = {}
+    for name, runs in samples.items():
+        can_draw = min(len(matrix) for matrix in (runs if isinstance(runs, tuple) else (runs,))) > 1
+        low, high = (float(np.ravel(bounds[name][side])[0]) if can_draw else np.nan for side in (0, 1))
+        found[name] = Interval(float(np.ravel(points[name])[0]), low, high)
+    return found
 
 
 def interquartile_means(scores: pd.DataFrame, methods: Iterable[str]) -> dict[str, Interval]:
@@ -122,7 +133,8 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
             panel.fill_between(grid / scale, low, high, color=color, alpha=0.2, linewidth=0)
             panel.annotate(f"n={n_seeds}", (grid[-1] / scale, mean[-1]), fontsize=7, color=color, ha="right", va="bottom")
         if against == "steps":
-            for mark in (mark for mark in plan.published if mark["task"] == task):
+            farthest = curves[curves.task == task].steps.max()
+            for mark in (mark for mark in plan.published if mark["task"] == task and mark["steps"] <= farthest):
                 place = (mark["steps"] / scale, mark["value"])
                 panel.plot(*place, "*", color="black", markersize=8, clip_on=False)
                 panel.annotate(f"{mark['source']}  ", place, fontsize=7, ha="right", va="center")
@@ -192,19 +204,34 @@ def task_table(scores: pd.DataFrame, plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def published_table(plan: Plan) -> str:
+    """:return: Markdown: what others report at how many steps, by task"""
+    tasks = list(dict.fromkeys(mark["task"] for mark in plan.published))
+    lines = ["| source | steps | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 2) + "|"]
+    for source, steps in dict.fromkeys((mark["source"], mark["steps"]) for mark in plan.published):
+        values = {mark["task"]: mark["value"] for mark in plan.published if (mark["source"], mark["steps"]) == (source, steps)}
+        lines.append(f"| {source} | {steps:,} | " + " | ".join(str(values.get(task, "")) for task in tasks) + " |")
+    return "\n".join(lines)
+
+
 def pair_table(scores: pd.DataFrame) -> str:
-    """:return: Markdown: for each question, on how many tasks the one is better, and how probable a better run is"""
-    lines = ["| question | better on | probability of improvement | wall time | CPU time |", "|---|---|---|---|---|"]
+    """:return: Markdown: for each question, on which tasks the one is better, and how probable a better run is"""
+    lines = ["| question | better on | worse on | probability of improvement | wall time | CPU time |", "|---" * 6 + "|"]
     for one, other, question in QUESTIONS:
         means = scores[scores.method.isin([one, other])].groupby(["task", "method"]).value.mean().unstack()
         means = means.dropna() if {one, other} <= set(means.columns) else means.iloc[:0]
         if means.empty:
             continue
-        better = int((means[one] > means[other]).sum())
+        n_seeds = scores[scores.method.isin([one, other])].groupby(["task", "method"]).size().unstack().loc[means.index]
+        is_better = means[one] > means[other]
+        cells = [
+            ", ".join(f"{task} ({n_seeds[one][task]:.0f}:{n_seeds[other][task]:.0f})" for task in means.index[chosen])
+            for chosen in (is_better, ~is_better)
+        ]
         probability = probability_of_improvement(scores, one, other)
         ratios = [time_ratio(scores, one, other, column) for column in ("train_seconds", "cpu_seconds")]
         times = ["" if ratio is None else f"{ratio:.2f} times" for ratio in ratios]
-        lines.append(f"| {question} | {better} of {len(means)} tasks | {probability or ''} | {times[0]} | {times[1]} |")
+        lines.append("| " + " | ".join([question, *cells, str(probability or ""), *times]) + " |")
     return "\n".join(lines)
 
 
@@ -212,15 +239,54 @@ def time_ratio(scores: pd.DataFrame, one: str, other: str, column: str) -> float
     """
     How long one method takes, in units of another; only runs of one commit on one processor are compared.
 
+    Wall times are those of runs, each of one thread, that waited for other programs less than a fifth of the time.
+
     :param scores: see :func:`~benchmarks.campaign.curves.at`
     :param one: method
     :param other: method
     :param column: ``"train_seconds"`` or ``"cpu_seconds"``
     :return: geometric mean over tasks, ``None`` without a pair of comparable runs
     """
+    if column == "train_seconds":
+        scores = undisturbed(scores.assign(steps=0))
     seconds = scores[scores.method.isin([one, other])].groupby(["task", "machine", "method"])[column].mean().unstack()
     seconds = seconds.dropna() if {one, other} <= set(seconds.columns) else seconds.iloc[:0]
     return None if seconds.empty else float(np.exp(np.log(seconds[one] / seconds[other]).mean()))
+
+
+def main_tasks(plan: Plan) -> list[str]:
+    """:return: tasks on which at least half of the methods are to be run, in the order of the plan"""
+    methods: dict[str, set[str]] = {}
+    for run in plan.runs:
+        methods.setdefault(run.task, set()).add(run.method)
+    return [task for task, names in methods.items() if 2 * len(names) >= len(plan.labels)]
+
+
+def complete_methods(scores: pd.DataFrame, plan: Plan) -> list[str]:
+    """
+    :param scores: of the tasks that are aggregated
+    :param plan: methods in their order
+    :return: methods that have runs on all of these tasks: a method whose runs go on does not take tasks from the others
+    """
+    tasks = set(scores.task)
+    return [name for name in plan.labels if tasks and set(scores[scores.method == name].task) == tasks]
+
+
+def _aggregates(scores: pd.DataFrame, plan: Plan, folder: Path) -> list[str]:
+    """:return: parts of the page about scores on one scale; none without a method that has all tasks of the baseline"""
+    methods = complete_methods(scores, plan)
+    means = interquartile_means(scores, methods) if methods else {}
+    if not means or not draw_profiles(scores, plan, methods, folder / "profiles.png"):
+        return []
+    lines = ["| method | interquartile mean [95 %] |", "|---|---|"]
+    lines += [f"| {plan.labels[name]} | {value} |" for name, value in means.items()]
+    return [
+        "## Over all tasks",
+        f"Interquartile mean of the score on {', '.join(dict.fromkeys(scores.task))}, of the methods that have runs on all of "
+        f"them; 0 is a random policy, 1 the mean of {plan.labels[BASELINE]}.",
+        "\n".join(lines),
+        "![Performance profiles](profiles.png)",
+    ]
 
 
 def write_report(results: Path, plan: Plan) -> Path:
@@ -236,13 +302,14 @@ def write_report(results: Path, plan: Plan) -> Path:
     zero = json.loads(path.read_text()) if (path := results / "random.json").is_file() else {}
     steps = plan.compared_at
     deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
-    scaled = normalized(deployed, zero, BASELINE)
-    methods = [name for name in plan.labels if name in set(deployed.method)]
-    shown = [name for name in methods if name != "readme"]
+    scaled = normalized(deployed[deployed.task.isin(main_tasks(plan))], zero, BASELINE)
+    shown = [name for name in plan.labels if name in set(deployed.method) and name != LONG_RUN]
+    pictures = []
     for against in ("steps", "train_seconds", "cpu_seconds"):
-        draw_curves(curves, plan, shown, against, results / f"curves_{against}.png")
-    means = interquartile_means(scaled, [name for name in shown if name in set(scaled.method)])
-    has_profiles = draw_profiles(scaled, plan, list(means), results / "profiles.png") if means else False
+        drawn = undisturbed(curves) if against == "train_seconds" else curves
+        if set(shown) & set(drawn.method):
+            draw_curves(drawn, plan, shown, against, results / f"curves_{against}.png")
+            pictures.append(f"![Curves](curves_{against}.png)")
     n_runs = curves.groupby(["task", "method", "seed"]).ngroups
     parts = [
         "# Report of the campaign",
@@ -254,25 +321,14 @@ def write_report(results: Path, plan: Plan) -> Path:
         "## Best of the candidates that the authors report",
         "For comparison with published figures; a maximum over several policies is biased upwards.",
         task_table(reported, plan),
-        "## Does it pay?",
-        pair_table(deployed),
-        "Probability of improvement (Agarwal et al. 2021): that a run of the first beats a run of the second on a task of the "
-        "campaign; the interval is of a stratified bootstrap (95 %). Times are of training alone, without "
-        "evaluation, of runs of one commit on one processor. Wall time includes waiting for other programs, since runs "
-        "have the lowest priority; CPU time does not.",
     ]
-    if means:
-        parts += [
-            "## Over all tasks that every method has",
-            f"Interquartile mean of the score; 0 is a random policy, 1 the mean of {plan.labels.get(BASELINE, BASELINE)}.",
-            "\n".join(
-                ["| method | interquartile mean [95 %] |", "|---|---|"]
-                + [f"| {plan.labels.get(name, name)} | {value} |" for name, value in means.items()]
-            ),
-        ]
-    if has_profiles:
-        parts.append("![Performance profiles](profiles.png)")
-    parts += ["## Curves", *(f"![Curves](curves_{name}.png)" for name in ("steps", "train_seconds", "cpu_seconds"))]
+    if plan.published:
+        parts += ["## What others report", "Not measured here, some of it read off figures.", published_table(plan)]
+    parts += ["## Does it pay?", pair_table(deployed), ABOUT_PAIRS, *_aggregates(scaled, plan, results)]
+    parts += ["## Curves", *pictures]
+    if LONG_RUN in set(curves.method):
+        draw_curves(curves, plan, [LONG_RUN], "steps", results / "long_run.png")
+        parts += ["## The long run", "As far as it has come.", "![Curve](long_run.png)"]
     page = results / "report.md"
     page.write_text("\n\n".join(parts) + "\n")
     return page

@@ -50,8 +50,8 @@ def test_every_tensor_and_counter_comes_back(name: str, extra: dict[str, Any], t
 
 @pytest.fixture(scope="module")
 def python() -> Iterator[WarmPython]:
-    """An interpreter that has imported what SB3 needs, and nothing of ours."""
-    warm = WarmPython(sys.executable, ("torch._dynamo", "stable_baselines3"), {**os.environ, "OMP_NUM_THREADS": "1"})
+    """An interpreter that has imported this package and made no model."""
+    warm = WarmPython(sys.executable, ("torch._dynamo", "sb3_erl"), {**os.environ, "OMP_NUM_THREADS": "1"})
     yield warm
     warm.close()
 

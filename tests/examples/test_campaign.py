@@ -117,17 +117,56 @@ def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
     assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
 
 
+def test_one_seed_has_no_interval(results: Path) -> None:
+    scores = at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean")
+    single = probability_of_improvement(scores[scores.seed == 1], "td7", "td3")
+    assert single is not None and str(single) == "0.75" and np.isnan([single.low, single.high]).all()
+    assert "[" in str(probability_of_improvement(scores, "td7", "td3"))
+
+
+def test_a_method_whose_runs_go_on_takes_no_task_from_the_others(results: Path, plan_file: Path) -> None:
+    plan_file.write_text(PLAN.replace("steps: 100\n", "steps: 100_000\n"))
+    for seed in (1, 2, 3):
+        (results / "Fast" / f"td7_seed_{seed}.csv").unlink()
+    text = write_report(results, read_plan(plan_file)).read_text()
+    page = text.partition("## Over all tasks")[2].partition("## Curves")[0]
+    assert "Slow, Fast" in page or "Fast, Slow" in page
+    assert "| TD3 |" in page and "| ERL-Re2 on TD7 |" in page and "| TD7 |" not in page
+
+
+def test_the_long_run_is_shown_as_far_as_it_has_come(results: Path, plan_file: Path) -> None:
+    methods = "  readme: {algo: erl_re2, label: the long run, steps: 1_000_000}\ntasks:\n  Long: {env: Pendulum-v1}\n"
+    order = "order:\n  - {seeds: [1], tasks: [Long], methods: [readme]}\n"
+    text = PLAN.replace("steps: 100\n", "steps: 100_000\n").replace("tasks:\n", methods).replace("order:\n", order)
+    plan_file.write_text(text)
+    (results / "Long").mkdir()
+    pd.read_csv(results / "Slow" / "td7_seed_1.csv").iloc[:10].to_csv(results / "Long" / "readme_seed_1.csv", index=False)
+    page = write_report(results, read_plan(plan_file)).read_text()
+    assert "(long_run.png)" in page and (results / "long_run.png").stat().st_size > 10_000
+    assert "of 19 curves, of which 18 are finished" in page and "the long run" not in page
+
+
 def test_times_of_different_machines_are_not_compared(results: Path) -> None:
     for method in ("td7", "erl_re2_td7"):
         for seed in (1, 2, 3):
             path = results / "Slow" / f"{method}_seed_{seed}.csv"
             other = method == "td7" and seed != 2
             table = pd.read_csv(path).assign(commit="a", cpu="slow" if other else "fast")
-            table[["cpu_seconds"]] *= 50 if other else 1
+            table[["train_seconds", "cpu_seconds"]] *= 50 if other else 1
             table.to_csv(path, index=False)
     scores = at(read_campaign(results), {"Slow": 100_000}, "mean")
     assert time_ratio(scores, "erl_re2_td7", "td7", "cpu_seconds") == pytest.approx(2.0)
     assert time_ratio(scores[scores.seed != 2], "erl_re2_td7", "td7", "cpu_seconds") is None
+
+
+def test_wall_times_of_runs_that_waited_are_not_compared(results: Path) -> None:
+    path = results / "Slow" / "td7_seed_2.csv"
+    table = pd.read_csv(path)
+    table.assign(train_seconds=3 * table.train_seconds).to_csv(path, index=False)
+    scores = at(read_campaign(results), {"Slow": 100_000}, "mean")
+    assert time_ratio(scores, "erl_re2_td7", "td7", "train_seconds") == pytest.approx(2.0)
+    assert time_ratio(scores[scores.seed == 2], "erl_re2_td7", "td7", "train_seconds") is None
+    assert time_ratio(scores[scores.seed == 2], "erl_re2_td7", "td7", "cpu_seconds") == pytest.approx(2.0)
 
 
 def test_mean_and_band_have_one_interpolation(results: Path) -> None:
@@ -144,7 +183,8 @@ def test_the_report_of_known_curves(results: Path, plan_file: Path) -> None:
     text = write_report(results, plan).read_text()
     assert "| TD7 | 310 ± 10 (3) | 1100 ± 100 (3) |" in text and "| TD7 | 315 ± 10 (3) | 1105 ± 100 (3) |" in text
     rows = pair_table(at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean"))
-    assert "| a population beside TD7 | 1 of 2 tasks | 0.50 [" in rows and "| 2.00 times | 2.00 times |" in rows
+    assert "| a population beside TD7 | Fast (3:3) | Slow (3:3) | 0.50 [" in rows and "| 2.00 times | 2.00 times |" in rows
+    assert "## What others report" in text and "| a paper | 100,000 | 250 |" in text
     pictures = [results / f"curves_{name}.png" for name in ("steps", "train_seconds", "cpu_seconds")]
     assert all(path.stat().st_size > 10_000 for path in [*pictures, results / "profiles.png"])
     (results / "random.json").unlink()

@@ -13,6 +13,9 @@ import pytest
 
 from sb3_erl import ALGOS, ERL, TD7, VEBRL
 
+# One worker runs all of them, on pages that are built once.
+pytestmark = pytest.mark.xdist_group("site")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
