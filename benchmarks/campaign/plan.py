@@ -9,6 +9,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 PLANS = Path(__file__).parent
+BASELINE = "td3"
+"""The method whose mean is 1 where tasks are put on one scale."""
+LONG_RUN = "readme"
+"""The method of one long run, which has a figure of its own and is shown as far as it has come."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.campaign import report, runner
+from benchmarks.campaign import intervals, runner
 from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
+from benchmarks.campaign.intervals import interquartile_means, probability_of_improvement
 from benchmarks.campaign.plan import read_plan
-from benchmarks.campaign.report import interquartile_means, pair_table, probability_of_improvement, time_ratio, write_report
+from benchmarks.campaign.report import write_report
 from benchmarks.campaign.runner import REPOSITORY, Workshop, make_runs, missing
+from benchmarks.campaign.tables import candidate_table, pair_table, time_ratio
 from benchmarks.evaluation import read_rows
 
 PLAN = """
@@ -43,7 +45,7 @@ FINAL = {"td3": (100.0, 1000.0), "td7": (300.0, 1000.0), "erl_re2_td7": (200.0, 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "REPS", 100)
+    monkeypatch.setattr(intervals, "REPS", 100)
 
 
 @pytest.fixture
@@ -115,6 +117,21 @@ def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
     assert len(scores) == 17
     scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
     assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
+
+
+def test_policies_of_a_method_stand_side_by_side(results: Path, plan_file: Path) -> None:
+    plan_file.write_text(PLAN.replace("steps: 100\n", "steps: 100_000\n"))
+    plan = read_plan(plan_file)
+    assert candidate_table(read_campaign(results), plan) == ""
+    for path in results.glob("*/*.csv"):
+        table = pd.read_csv(path).assign(learner_return=7.0)
+        if path.name.startswith("erl_re2"):
+            table["champion_return"] = 9.0 + int(path.stem[-1])
+        table.to_csv(path, index=False)
+    text = write_report(results, plan).read_text()
+    assert "| ERL-Re2 on TD7 | learner | 7.0 ± 0.0 (3) | 7.0 ± 0.0 (3) |" in text
+    assert "| ERL-Re2 on TD7 | champion | 11.0 ± 1.0 (3) | 11.0 ± 1.0 (3) |" in text
+    assert "| TD7 | learner |" not in text, "there is nothing to choose"
 
 
 def test_one_seed_has_no_interval(results: Path) -> None:
