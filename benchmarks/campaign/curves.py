@@ -53,6 +53,16 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
     return pd.DataFrame(rows, columns=["task", "method", "seed", "value", "train_seconds", "cpu_seconds", "machine"])
 
 
+def finished(curves: pd.DataFrame, steps: Mapping[str, int]) -> pd.DataFrame:
+    """
+    :param curves: see :func:`read_campaign`
+    :param steps: where runs on a task are compared
+    :return: rows of runs that came so far
+    """
+    last = curves.groupby(["task", "method", "seed"]).steps.transform("max")
+    return curves[last >= curves.task.map(steps)]
+
+
 WAITING = 1.25
 """Wall time over CPU time above which a run, of one thread, counts as one that waited for other programs."""
 

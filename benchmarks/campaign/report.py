@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.campaign.curves import at, normalized, read_campaign, undisturbed
+from benchmarks.campaign.curves import at, finished, normalized, read_campaign, undisturbed
 from benchmarks.campaign.figures import draw_curves, draw_profiles
 from benchmarks.campaign.intervals import interquartile_means
 from benchmarks.campaign.plan import BASELINE, LONG_RUN, Plan
@@ -33,11 +33,11 @@ def complete_methods(scores: pd.DataFrame, plan: Plan) -> list[str]:
 
 
 def _aggregates(scores: pd.DataFrame, plan: Plan, folder: Path) -> list[str]:
-    """:return: parts of the page about scores on one scale; none without a method that has all tasks of the baseline"""
+    """:return: parts of the page about scores on one scale; none before the baseline has two tasks"""
     methods = complete_methods(scores, plan)
-    means = interquartile_means(scores, methods) if methods else {}
-    if not means:
+    if scores.task.nunique() < 2 or not methods:
         return []
+    means = interquartile_means(scores, methods)
     draw_profiles(scores, plan, methods, folder / "profiles.png")
     lines = ["| method | interquartile mean [95 %] |", "|---|---|"]
     lines += [f"| {plan.labels[name]} | {value} |" for name, value in means.items()]
@@ -65,9 +65,9 @@ def write_report(results: Path, plan: Plan) -> Path:
     deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
     scaled = normalized(deployed[deployed.task.isin(main_tasks(plan))], zero, BASELINE)
     shown = [name for name in plan.labels if name in set(deployed.method) and name != LONG_RUN]
-    pictures = []
+    pictures, whole = [], finished(curves, steps)
     for against in ("steps", "train_seconds", "cpu_seconds"):
-        drawn = undisturbed(curves) if against == "train_seconds" else curves
+        drawn = undisturbed(whole) if against == "train_seconds" else whole
         if set(shown) & set(drawn.method):
             draw_curves(drawn, plan, shown, against, results / f"curves_{against}.png")
             pictures.append(f"![Curves](curves_{against}.png)")

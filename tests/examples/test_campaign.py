@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.campaign import intervals, runner
-from benchmarks.campaign.curves import at, band, matrices, normalized, read_campaign
+from benchmarks.campaign.curves import at, band, finished, matrices, normalized, read_campaign
 from benchmarks.campaign.intervals import interquartile_means, probability_of_improvement
 from benchmarks.campaign.plan import read_plan
 from benchmarks.campaign.report import write_report
@@ -113,8 +113,14 @@ def test_numbers_of_known_curves(results: Path) -> None:
 def test_runs_that_did_not_come_so_far_are_left_out(results: Path) -> None:
     path = results / "Slow" / "td7_seed_3.csv"
     pd.read_csv(path).iloc[:10].to_csv(path, index=False)
-    scores = at(read_campaign(results), {"Slow": 100_000, "Fast": 100_000}, "mean")
+    steps = {"Slow": 100_000, "Fast": 100_000}
+    scores = at(read_campaign(results), steps, "mean")
     assert len(scores) == 17
+    whole = finished(read_campaign(results), steps)
+    assert (
+        whole.groupby(["task", "method", "seed"]).ngroups == 17
+        and whole.groupby(["task", "method", "seed"]).size().min() == 20
+    )
     scaled = normalized(scores, {"Slow": 0.0, "Fast": 100.0}, "td3")
     assert matrices(scaled, ["td7", "td3"])["td7"].shape == (2, 2)
 
