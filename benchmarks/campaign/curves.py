@@ -40,10 +40,8 @@ def at(curves: pd.DataFrame, steps: Mapping[str, int], column: str) -> pd.DataFr
         commit and processor
     """
     rows = []
-    for (task, method, seed), curve in curves.groupby(["task", "method", "seed"], sort=False):
+    for (task, method, seed), curve in finished(curves, steps).groupby(["task", "method", "seed"], sort=False):
         curve = curve.sort_values("steps")
-        if task not in steps or curve.steps.iloc[-1] < steps[task]:
-            continue
         last = curve[curve.steps <= steps[task]].iloc[-3:]
         seconds = {name: last[name].iloc[-1] if name in last else np.nan for name in ("train_seconds", "cpu_seconds")}
         machine = " ".join(str(last[name].iloc[-1]) for name in ("commit", "cpu") if name in last)
@@ -69,11 +67,10 @@ WAITING = 1.25
 
 def undisturbed(curves: pd.DataFrame) -> pd.DataFrame:
     """
-    :param curves: see :func:`read_campaign`
+    :param curves: see :func:`read_campaign`, or :func:`at`
     :return: rows of runs that had a core to themselves, so that their wall time says something about the method
     """
-    curves = curves.sort_values("steps")
-    last = curves.groupby(["task", "method", "seed"])[["train_seconds", "cpu_seconds"]].transform("last")
+    last = curves.groupby(["task", "method", "seed"])[["train_seconds", "cpu_seconds"]].transform("max")
     return curves[last.train_seconds < WAITING * last.cpu_seconds]
 
 

@@ -119,7 +119,7 @@ def time_ratio(scores: pd.DataFrame, one: str, other: str, column: str) -> float
     :return: geometric mean over tasks, ``None`` without a pair of comparable runs
     """
     if column == "train_seconds":
-        scores = undisturbed(scores.assign(steps=0))
+        scores = undisturbed(scores)
     seconds = scores[scores.method.isin([one, other])].groupby(["task", "machine", "method"])[column].mean().unstack()
     seconds = seconds.dropna() if {one, other} <= set(seconds.columns) else seconds.iloc[:0]
     return None if seconds.empty else float(np.exp(np.log(seconds[one] / seconds[other]).mean()))
