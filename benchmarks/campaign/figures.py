@@ -29,6 +29,12 @@ def _figure(n_columns: int = 1, n_rows: int = 1, width: float = 7.0, height: flo
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
+def marks_within(curves: pd.DataFrame, plan: Plan, task: str) -> list[dict[str, Any]]:
+    """:return: published figures of a task at steps that its curves reach: later ones would squeeze the curves"""
+    farthest = curves[curves.task == task].steps.max()
+    return [mark for mark in plan.published if mark["task"] == task and mark["steps"] <= farthest]
+
+
 def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: str, path: Path) -> None:
     """
     One panel per task: the deployed policy's return against steps or time, mean over seeds with their extent.
@@ -61,8 +67,7 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
                 f"n={n_seeds}", (grid[-1] / scale, mean[-1]), fontsize=7, color=style["color"], ha="right", va="bottom"
             )
         if against == "steps":
-            farthest = curves[curves.task == task].steps.max()
-            for mark in (mark for mark in plan.published if mark["task"] == task and mark["steps"] <= farthest):
+            for mark in marks_within(curves, plan, task):
                 place = (mark["steps"] / scale, mark["value"])
                 panel.plot(*place, "*", color="black", markersize=8, clip_on=False)
                 panel.annotate(f"{mark['source']}  ", place, fontsize=7, ha="right", va="center")

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.campaign import intervals, runner
+from benchmarks.campaign import intervals, report, runner
 from benchmarks.campaign.curves import at, band, finished, matrices, normalized, read_campaign
+from benchmarks.campaign.figures import marks_within
 from benchmarks.campaign.intervals import interquartile_means, probability_of_improvement
 from benchmarks.campaign.plan import read_plan
 from benchmarks.campaign.report import write_report
 from benchmarks.campaign.runner import REPOSITORY, Workshop, make_runs, missing
-from benchmarks.campaign.tables import candidate_table, pair_table, time_ratio
+from benchmarks.campaign.tables import candidate_table, pair_table, published_table, time_ratio
 from benchmarks.evaluation import read_rows
 
 PLAN = """
@@ -190,6 +191,31 @@ def test_wall_times_of_runs_that_waited_are_not_compared(results: Path) -> None:
     assert time_ratio(scores, "erl_re2_td7", "td7", "train_seconds") == pytest.approx(2.0)
     assert time_ratio(scores[scores.seed == 2], "erl_re2_td7", "td7", "train_seconds") is None
     assert time_ratio(scores[scores.seed == 2], "erl_re2_td7", "td7", "cpu_seconds") == pytest.approx(2.0)
+
+
+def test_pictures_show_finished_runs_and_wall_times_of_those_that_did_not_wait(
+    results: Path, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_file.write_text(PLAN.replace("steps: 100\n", "steps: 100_000\n"))
+    path = results / "Slow" / "td7_seed_2.csv"
+    table = pd.read_csv(path)
+    table.assign(train_seconds=3 * table.train_seconds).to_csv(path, index=False)
+    pd.read_csv(results / "Fast" / "td3_seed_1.csv").iloc[:10].to_csv(results / "Fast" / "td3_seed_1.csv", index=False)
+    drawn: dict[str, int] = {}
+
+    def record(curves: pd.DataFrame, plan: object, methods: object, against: str, path: object) -> None:
+        drawn[against] = curves.groupby(["task", "method", "seed"]).ngroups
+
+    monkeypatch.setattr(report, "draw_curves", record)
+    write_report(results, read_plan(plan_file))
+    assert drawn == {"steps": 17, "cpu_seconds": 17, "train_seconds": 16}
+
+
+def test_published_figures_beyond_the_curves_are_in_the_table_alone(results: Path, plan_file: Path) -> None:
+    plan_file.write_text(PLAN + "  - {task: Slow, steps: 300000, value: 400, source: a paper}\n")
+    plan = read_plan(plan_file)
+    assert [mark["steps"] for mark in marks_within(read_campaign(results), plan, "Slow")] == [100_000]
+    assert "| a paper | 300,000 | 400 |" in published_table(plan)
 
 
 def test_mean_and_band_have_one_interpolation(results: Path) -> None:
