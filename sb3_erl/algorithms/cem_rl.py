@@ -35,6 +35,8 @@ class CEMRL(HybridAlgorithm):
     """
     CEM-RL: evolution and policy gradients on the same actors.
 
+    For continuous actions, where a gradient alone gets stuck: ``CEMRL("Swimmer-v5", verbose=1).learn(1_000_000)``.
+
     Pourchot & Sigaud (ICLR 2019), https://arxiv.org/abs/1810.01222; authors' code: apourchot/CEM-RL, ``es_grad.py``. A
     diagonal Gaussian over actor parameters is sampled; the first half of the sample takes gradient steps on one common
     critic; every individual is evaluated, every transition is stored, and the Gaussian is refitted on the best half.
@@ -51,9 +53,7 @@ class CEMRL(HybridAlgorithm):
     5. the mean is not tested inside the loop, use SB3's ``EvalCallback``: ``predict`` acts with the mean;
     6. if a generation is not finished, its learned individuals wait for the next one: no gradient step is taken twice.
 
-    ``policy.actor`` is the mean of the Gaussian: there is no learner's actor beside the population.
-
-    Parameters not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and its base class.
+    ``policy.actor`` is the mean. Parameters not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm`.
 
     :param learning_rate: of critic and actors, a float or a schedule; ``None`` for the learner's own (1e-3, TD7 and SAC: 3e-4)
     :param learning_starts: environment steps, more than which must have been taken before the first gradient step

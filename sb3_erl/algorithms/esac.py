@@ -34,6 +34,7 @@ class ESAC(HybridAlgorithm):
     Suri, Shi, Plataniotis & Lawryshyn (2020), https://arxiv.org/abs/2007.13690; authors' code: karush17/esac. Mirrored pairs
     perturb children of the last winners, the mother, and copies of the SAC policy; the mother follows the ranks of all. Every
     few generations SAC learns for some episodes, with a probability that falls. The width of the perturbations grows.
+    For continuous actions: ``ESAC("HalfCheetah-v5", verbose=1).learn(1_000_000)``.
 
     Differences from the authors' code, which does not run as published:
 
@@ -44,11 +45,10 @@ class ESAC(HybridAlgorithm):
        each step), by SB3's update (theirs steps one optimizer for each critic, and the actor on the old critics);
     4. the phase of SAC stands before the mother's step, so that a generation that is cut short tells her nothing; neither
        reads the other, and copies of SAC are those of before the phase;
-    5. ``num_timesteps`` counts what was stepped. The paper's axis counts the time limit once per generation, for its 20
-       episodes: ``time/counted_timesteps``, which only ``sac_probability`` and ``learning_starts`` read.
+    5. ``num_timesteps`` counts what was stepped; ``time/counted_timesteps``, which only ``sac_probability`` and
+       ``learning_starts`` read, is the paper's axis: the time limit once per generation, for its 20 episodes.
 
-    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
-    :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and its base class.
 
     :param learning_rate: of SAC, a float or a schedule; ``None`` for 3e-4
     :param n_pairs: mirrored pairs per generation, at least 1

@@ -40,7 +40,7 @@ class EvoRainbow(HybridAlgorithm):
     Search"; authors' code: yeshenpy/EvoRainbow. A cross-entropy method samples linear heads on a shared state encoder, as in
     ERL-Re2. The learner's head moves to the best one (genetic soft update) before the learner explores; after its updates it
     takes the place of the weakest in the next sample, so that the distribution learns from it. Some generations are measured
-    by partial rollouts that the learner's critic completes.
+    by partial rollouts that the learner's critic completes: ``EvoRainbow("HalfCheetah-v5", verbose=1).learn(1_000_000)``.
 
     Differences from the authors' code:
 
@@ -53,8 +53,7 @@ class EvoRainbow(HybridAlgorithm):
     6. with SAC (folder ``MetaWorld``) as with TD3: one measure of fitness per generation, the same discounting, no soft update
        to the learner itself; the value of a partial rollout is that of the individual's mean action.
 
-    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
-    :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.
+    Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and its base class.
 
     :param learning_rate: of all optimizers, a float or a schedule; ``None`` for the learner's own (1e-3, SAC: 3e-4)
     :param learning_starts: random steps of the learner before anything is evaluated or learned
@@ -229,7 +228,7 @@ class EvoRainbowExp(EvoRainbow):
     EvoRainbow-Exp: private actors, of which the cross-entropy method samples all parameters, measured by whole episodes.
 
     The second system of Li et al. (2024), folder ``EvoRainbow_Exp_core`` of the authors' code; see :class:`EvoRainbow`.
-    Parameters that are not listed here are those of :class:`EvoRainbow`.
+    For continuous actions: ``EvoRainbowExp("Walker2d-v5").learn(1_000_000)``. Parameters not listed are :class:`EvoRainbow`'s.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a policy class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading

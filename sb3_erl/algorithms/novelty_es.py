@@ -31,19 +31,19 @@ class NSES(OpenAIES):
     """
     Novelty search by an evolution strategy (NS-ES): returns play no part in what is learned.
 
-    Conti et al. (2018), https://arxiv.org/abs/1712.06560; authors' code: uber-research/deep-neuroevolution,
-    ``es_distributed/nses.py``. A generation evaluates the members of a meta-population, adds to the archive how the one
-    that moved last behaves now, draws the next one by its novelty, and moves that one along the novelty of its mirrored
-    perturbations. Deployed is the member with the best mean return when it was last evaluated.
+    Where rewards mislead: ``NSES("HardMaze-v0", verbose=1).learn(2_000_000)``.
+
+    Conti et al. (2018), https://arxiv.org/abs/1712.06560; code: uber-research/deep-neuroevolution, ``es_distributed``. A
+    generation evaluates all members, adds to the archive how the one that moved last behaves now, draws the next one by its
+    novelty, and moves it along the novelty of its mirrored perturbations. The member with the best mean return is deployed.
 
     Differences from the authors' code:
 
-    1. the episodes that show the moved member's behavior also tell the novelty with which the next member is drawn (theirs
-       runs others), they begin the generation instead of ending it, and they count as steps;
+    1. the episodes that show how the moved member behaves begin the generation instead of ending it, count as steps, and tell
+       the novelty with which the next member is drawn (theirs runs others);
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
-    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
-       here. ``fitness`` stands for the return where novelty and return are mixed.
+    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, which explains parameters not listed. ``fitness`` is a return.
 
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`
@@ -205,7 +205,7 @@ class NSRES(NSES):
     """
     Novelty and return, ranked apart and mixed half and half (NSR-ES); everything else is :class:`NSES`.
 
-    Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.2.
+    Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.2: ``NSRES("HardMaze-v0", verbose=1).learn(2_000_000)``.
     """
 
     mode = "nsr"
@@ -215,8 +215,8 @@ class NSRAES(NSES):
     """
     Novelty and return, ranked apart, with a share of the return that falls while nothing improves (NSRA-ES).
 
-    Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.3 and algorithm 3. Parameters that are not listed here
-    are those of :class:`NSES`.
+    Conti et al. (2018), https://arxiv.org/abs/1712.06560, section 3.3, algorithm 3. Parameters that are not listed here are
+    those of :class:`NSES`. Where it is not known whether rewards mislead: ``NSRAES("Humanoid-v5").learn(10_000_000)``.
 
     :param reward_weight: initial share of the return, see :class:`~sb3_erl.evolution.novelty.AdaptiveWeight`
     :param weight_delta: by how much the share goes up or down

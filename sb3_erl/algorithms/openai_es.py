@@ -31,9 +31,11 @@ class OpenAIES(EvolutionaryAlgorithm):
     """
     Evolution strategies as a scalable alternative to reinforcement learning.
 
+    Without gradients, for any actions: ``OpenAIES("CartPole-v1", n_pairs=20, verbose=1).learn(200_000)``.
+
     Salimans et al. (2017), https://arxiv.org/abs/1703.03864; authors' code: openai/evolution-strategies-starter. Each
     generation perturbs the mean in mirrored pairs out of a shared table of noise, ranks all returns together and lets Adam
-    follow the rank-weighted sum of the perturbations. Actions may be continuous or discrete.
+    follow the rank-weighted sum of the perturbations.
 
     Differences from the authors' code:
 

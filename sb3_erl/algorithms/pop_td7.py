@@ -24,10 +24,12 @@ class PopTD7(TD7):
     """
     A population of TD7 learners in two phases.
 
+    For continuous actions and unlucky seeds: ``PopTD7("Hopper-v5", verbose=1).learn(1_000_000)``. Parameters not listed here
+    are those of :class:`~sb3_erl.algorithms.td7.TD7`.
+
     Phase 1 (exploration): the individuals, each a complete TD7, act and train one after the other, for one assessment each;
     all transitions go into one replay buffer, with priorities per individual. Phase 2 (exploitation): the best individual
-    goes on alone. The idea is that of a student's report on TD7 without code or numbers; what it leaves open is decided
-    here:
+    goes on alone. The idea is of a student's report on TD7 without code or numbers; what it leaves open is decided here:
 
     1. the individual with the fewest own steps is next, and makes one update for each of its steps, so steps and updates
        add up to those of TD7;
@@ -50,8 +52,6 @@ class PopTD7(TD7):
     :param copy_interval: assessments in phase 1 between two copies of the best individual over the worst, ``None`` for none
     :param keep_losers: keep the others' networks and priorities in phase 2
     :raises ValueError: if an argument is out of range or the environment's spaces are not supported
-
-    All other arguments are those of :class:`~sb3_erl.algorithms.td7.TD7`.
     """
 
     policy_aliases = POP_TD7_POLICIES

@@ -29,6 +29,8 @@ class TD7(StepwiseAlgorithm):
     """
     TD7: TD3 with state-action learned embeddings (SALE), policy checkpoints, LAP replay and, offline, behavior cloning.
 
+    For continuous actions: ``TD7("HalfCheetah-v5", verbose=1).learn(300_000)``.
+
     Fujimoto, Chang, Smith, Gu, Precup, Meger (NeurIPS 2023), https://arxiv.org/abs/2306.02451; authors' code: sfujim/TD7.
     The policy is frozen while its training episodes assess it; then one update is made per environment step. The policy
     with the best worst return is kept as checkpoint, with which ``predict(deterministic=True)`` acts.

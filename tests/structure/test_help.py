@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+import sb3_erl
 from sb3_erl import ALGOS
 
 CALLED = {
@@ -46,3 +48,14 @@ def test_public_methods_and_properties_are_documented(name: str) -> None:
         member = inspect.getattr_static(cls, attribute, None)
         if isinstance(member, property) or callable(member):
             assert inspect.getdoc(getattr(cls, attribute)), attribute
+
+
+@pytest.mark.parametrize("name", list(ALGOS))
+def test_docstrings_begin_with_a_call_that_trains(name: str) -> None:
+    """What stands there can be typed: the class takes these arguments and this environment."""
+    text = " ".join((inspect.getdoc(ALGOS[name]) or "").partition(":param")[0].split())
+    examples = re.findall(r"``(\w+\([^`]*\))\.learn\(([\d_]+)\)``", text)
+    assert [len(examples), examples[0][0].partition("(")[0]] == [1, ALGOS[name].__name__]
+    model = eval(examples[0][0], vars(sb3_erl))
+    assert type(model) is ALGOS[name] and int(examples[0][1]) >= 10_000
+    model.env.close()
