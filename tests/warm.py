@@ -16,10 +16,11 @@ CAN_FORK = sys.platform == "linux"
 """Elsewhere a fork of a process with such libraries is unsafe or impossible, and each command is a process of its own."""
 
 PARENT = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 del name, importlib
+gc.freeze()  # a child that collects garbage would copy all memory that it shares with this process
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)

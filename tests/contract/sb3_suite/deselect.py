@@ -177,6 +177,7 @@ def small(name: str) -> dict[str, Any]:
 ONCE: dict[str, str] = {
     "test_callbacks.py::test_callbacks": "test_callbacks.py",
     "test_cnn.py::test_cnn": "test_images.py",
+    "test_her.py::test_multiprocessing": "test_dict_observations.py",
     "test_save_load.py::test_save_load_env_cnn": "test_images.py",
     "test_spaces.py::test_identity_spaces": "test_predict.py",
 }
