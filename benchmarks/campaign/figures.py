@@ -35,6 +35,15 @@ def marks_within(curves: pd.DataFrame, plan: Plan, task: str) -> list[dict[str, 
     return [mark for mark in plan.published if mark["task"] == task and mark["steps"] <= farthest]
 
 
+def _label_ends(panel: Any, ends: list[tuple[float, str, str]]) -> None:
+    """Texts beside the panel, at the heights where curves end, apart where they would cover each other."""
+    low, high = panel.get_ylim()
+    y = -float("inf")
+    for height, text, color in sorted(ends):
+        y = max(height, y + 0.06 * (high - low))
+        panel.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), fontsize=7, color=color, va="center")
+
+
 def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: str, path: Path) -> None:
     """
     One panel per task: the deployed policy's return against steps or time, mean over seeds with their extent.
@@ -53,6 +62,7 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
     kind = {"train_seconds": "wall time", "cpu_seconds": "CPU time"}.get(against)
     scale, unit = (1000.0, "thousand environment steps") if kind is None else (60.0, f"minutes of training ({kind})")
     for panel, task in zip(axes.flat, tasks, strict=False):
+        ends: list[tuple[float, str, str]] = []
         for index, method in enumerate(methods):
             rows = curves[(curves.task == task) & (curves.method == method)]
             rows = rows[rows[against].notna()] if against in rows else rows.iloc[:0]
@@ -63,14 +73,13 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
             style = _style(index)
             panel.plot(grid / scale, mean, label=plan.labels.get(method, method), **style)
             panel.fill_between(grid / scale, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            panel.annotate(
-                f"n={n_seeds}", (grid[-1] / scale, mean[-1]), fontsize=7, color=style["color"], ha="right", va="bottom"
-            )
+            ends.append((float(mean[-1]), f"n={n_seeds}", style["color"]))
         if against == "steps":
             for mark in marks_within(curves, plan, task):
                 place = (mark["steps"] / scale, mark["value"])
                 panel.plot(*place, "*", color="black", markersize=8, clip_on=False)
                 panel.annotate(f"{mark['source']}  ", place, fontsize=7, ha="right", va="center")
+        _label_ends(panel, ends)
         panel.set_title(task, fontsize=10)
         panel.set_xlabel(unit)
         panel.grid(alpha=0.3)
