@@ -35,7 +35,7 @@ def marks_within(curves: pd.DataFrame, plan: Plan, task: str) -> list[dict[str, 
     return [mark for mark in plan.published if mark["task"] == task and mark["steps"] <= farthest]
 
 
-def _label_ends(panel: Any, ends: list[tuple[float, str, str]]) -> None:
+def label_ends(panel: Any, ends: list[tuple[float, str, str]]) -> None:
     """Texts beside the panel, at the heights where curves end, apart where they would cover each other."""
     low, high = panel.get_ylim()
     y = -float("inf")
@@ -79,7 +79,7 @@ def draw_curves(curves: pd.DataFrame, plan: Plan, methods: list[str], against: s
                 place = (mark["steps"] / scale, mark["value"])
                 panel.plot(*place, "*", color="black", markersize=8, clip_on=False)
                 panel.annotate(f"{mark['source']}  ", place, fontsize=7, ha="right", va="center")
-        _label_ends(panel, ends)
+        label_ends(panel, ends)
         panel.set_title(task, fontsize=10)
         panel.set_xlabel(unit)
         panel.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from benchmarks.campaign import intervals, report, runner
 from benchmarks.campaign.curves import at, band, finished, matrices, normalized, read_campaign
-from benchmarks.campaign.figures import marks_within
+from benchmarks.campaign.figures import label_ends, marks_within
 from benchmarks.campaign.intervals import interquartile_means, probability_of_improvement
 from benchmarks.campaign.plan import read_plan
 from benchmarks.campaign.report import write_report
@@ -216,6 +219,19 @@ def test_published_figures_beyond_the_curves_are_in_the_table_alone(results: Pat
     plan = read_plan(plan_file)
     assert [mark["steps"] for mark in marks_within(read_campaign(results), plan, "Slow")] == [100_000]
     assert "| a paper | 300,000 | 400 |" in published_table(plan)
+
+
+def test_labels_beside_the_curves_do_not_cover_each_other() -> None:
+    panel = Figure(figsize=(4.2, 3.2), dpi=100).subplots()
+    panel.set_ylim(0, 100)
+    label_ends(panel, [(40.0, "n=3", "red"), (80.0, "n=1", "blue"), (41.0, "n=2", "green"), (40.0, "n=4", "black")])
+    renderer = FigureCanvasAgg(panel.figure).get_renderer()
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in panel.texts}
+    assert [name for name, _ in sorted(boxes.items(), key=lambda item: item[1].y0)] == ["n=3", "n=4", "n=2", "n=1"]
+    places = sorted((box.y0, box.y1) for box in boxes.values())
+    assert all(below[1] <= above[0] for below, above in itertools.pairwise(places))
+    assert min(box.x0 for box in boxes.values()) >= panel.get_window_extent(renderer).x1
+    assert panel.texts[-1].xy[1] == 80.0, "one that is in nobody's way stays where its curve ends"
 
 
 def test_mean_and_band_have_one_interpolation(results: Path) -> None:
