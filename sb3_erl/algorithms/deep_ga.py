@@ -222,7 +222,7 @@ class RandomSearch(DeepGA):
     Individuals without parents, and an elite that has to prove itself: :class:`DeepGA` with a truncation of 0.
 
     The baseline of Such et al. (2017), https://arxiv.org/abs/1712.06567, section 4. Parameters that are not listed here are
-    those of :class:`DeepGA`. Whether a task is easy: ``RandomSearch("CartPole-v1", verbose=1).learn(100_000)``.
+    those of :class:`DeepGA`. To see whether a task is easy: ``RandomSearch("CartPole-v1", verbose=1).learn(100_000)``.
 
     :param policy: policy alias or class; or, without ``env``, the environment or its id
     :param env: environment, vectorized or not, its id, or ``None`` for loading

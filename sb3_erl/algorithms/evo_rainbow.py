@@ -40,7 +40,7 @@ class EvoRainbow(HybridAlgorithm):
     Search"; authors' code: yeshenpy/EvoRainbow. A cross-entropy method samples linear heads on a shared state encoder, as in
     ERL-Re2. The learner's head moves to the best one (genetic soft update) before the learner explores; after its updates it
     takes the place of the weakest in the next sample, so that the distribution learns from it. Some generations are measured
-    by partial rollouts that the learner's critic completes: ``EvoRainbow("HalfCheetah-v5", verbose=1).learn(1_000_000)``.
+    by partial rollouts that the learner's critic completes. Example: ``EvoRainbow("Ant-v5", verbose=1).learn(1_000_000)``.
 
     Differences from the authors' code:
 

@@ -31,11 +31,10 @@ class NSES(OpenAIES):
     """
     Novelty search by an evolution strategy (NS-ES): returns play no part in what is learned.
 
-    Where rewards mislead: ``NSES("HardMaze-v0", verbose=1).learn(2_000_000)``.
-
     Conti et al. (2018), https://arxiv.org/abs/1712.06560; code: uber-research/deep-neuroevolution, ``es_distributed``. A
     generation evaluates all members, adds to the archive how the one that moved last behaves now, draws the next one by its
     novelty, and moves it along the novelty of its mirrored perturbations. The member with the best mean return is deployed.
+    For tasks whose rewards mislead: ``NSES("HardMaze-v0", verbose=1).learn(2_000_000)``.
 
     Differences from the authors' code:
 
@@ -43,7 +42,8 @@ class NSES(OpenAIES):
        the novelty with which the next member is drawn (theirs runs others);
     2. every member acts with its own observation statistics at all times;
     3. novelties that sum to 0 make all members equally likely (theirs: NaN);
-    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, which explains parameters not listed. ``fitness`` is a return.
+    4. those of :class:`~sb3_erl.algorithms.openai_es.OpenAIES`, whose docstring explains the parameters that are not listed
+       here. ``fitness`` stands for the return where novelty and return are mixed.
 
     :param meta_population_size: number of members
     :param parent_selection: ``"novelty_prob"`` or ``"round_robin"``, see :func:`~sb3_erl.evolution.novelty.next_member`

@@ -29,7 +29,7 @@ class PopTD7(TD7):
 
     Phase 1 (exploration): the individuals, each a complete TD7, act and train one after the other, for one assessment each;
     all transitions go into one replay buffer, with priorities per individual. Phase 2 (exploitation): the best individual
-    goes on alone. The idea is of a student's report on TD7 without code or numbers; what it leaves open is decided here:
+    goes on alone. The idea is from a student's report on TD7 without code or numbers; what it leaves open is decided here:
 
     1. the individual with the fewest own steps is next, and makes one update for each of its steps, so steps and updates
        add up to those of TD7;

@@ -27,7 +27,7 @@ class VEBRL(HybridAlgorithm):
     """
     Value-evolutionary-based reinforcement learning, for discrete actions.
 
-    Without a population's episodes: ``VEBRL("CartPole-v1", learning_starts=1000, verbose=1).learn(50_000)``.
+    Fitness costs no episodes: ``VEBRL("CartPole-v1", learning_starts=1000, verbose=1).learn(50_000)``.
 
     Li, Hao, Tang, Zheng, Barez (ICML 2024), "Value-Evolutionary-Based Reinforcement Learning"; authors' code:
     yeshenpy/VEB-RL, ``GA_VEB`` and ``CEM_VEB``. An individual is a Q-network with a target network of its own, and its fitness

@@ -46,7 +46,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
 
     A generation: each member trains for ``ready_steps`` with its own ``learn`` (step), is scored (evaluate), and when all of
     them are ready, some take over another one's weights (exploit) and hyper-parameters, which they change (explore).
-    ``predict`` acts as the member with the highest score of the last generation:
+    ``predict`` acts as the member with the highest score of the last generation. Example:
     ``PBT("Pendulum-v1", algorithm="sac", pop_size=4, ready_steps=2000, verbose=1).learn(80_000)``.
 
     Differences: members wait for each other, so that a seed gives the same run again, where the paper's members do so at
