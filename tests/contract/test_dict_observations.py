@@ -16,7 +16,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import get_obs_shape
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_erl import ALGOS, GenerationCheckpoint
 from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
@@ -211,11 +211,11 @@ def test_the_same_with_discrete_actions(name: str, own: dict[str, Any], tmp_path
 # -------------------------------------------------------------------- goals
 
 
-def bits(name: str, n_envs: int = 2, subprocess: bool = False, **own: Any) -> VecEnv:
+def bits(name: str, **own: Any) -> VecEnv:
     """SB3's environment in which bits are to be flipped until they are those of the goal."""
     discrete = name in DISCRETE or own.get("learner") == "dqn"
-    makers = [lambda: Monitor(BitFlippingEnv(n_bits=4, continuous=not discrete))] * n_envs
-    return SubprocVecEnv(makers) if subprocess else DummyVecEnv(makers)
+    makers = [lambda: Monitor(BitFlippingEnv(n_bits=4, continuous=not discrete))] * 2
+    return DummyVecEnv(makers)
 
 
 HER: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 4}}

@@ -181,7 +181,10 @@ ONCE: dict[str, str] = {
     "test_save_load.py::test_save_load_env_cnn": "test_images.py",
     "test_spaces.py::test_identity_spaces": "test_predict.py",
 }
-"""The longest tests, run with one class of each family; every other class has the same in our own files."""
+"""
+The longest tests, run with one class of each family; every other class has the same in our own files, but for goals in
+processes: those it has in this process there, and what asks processes for rewards is SB3's buffer.
+"""
 
 
 def deselected(name: str) -> dict[str, str]:
