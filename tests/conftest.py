@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing import forkserver
+
 import pytest
 
 from sb3_erl import ALGOS
 from tests import envs
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A pytest worker, which has many tests ahead, has the server that forks their processes import all that they need."""
+    if hasattr(session.config, "workerinput") and "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)

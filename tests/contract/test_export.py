@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,17 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 """Learners beside those of :func:`variants`, and further heads."""
 
 
-def act(path: Path, observations: np.ndarray) -> np.ndarray:
-    """What a user does with a file."""
+def load(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """
+    What a user does with a file.
+
+    :return: gives the actions for observations
+    """
     if path.suffix == ".onnx":
-        return onnxruntime.InferenceSession(path).run(None, {"observation": observations})[0]
+        session = onnxruntime.InferenceSession(path)
+        return lambda observations: session.run(None, {"observation": observations})[0]
     module = torch.jit.load(path) if path.suffix == ".pt" else torch.export.load(path).module()
-    return module(torch.from_numpy(observations)).numpy()
+    return lambda observations: module(torch.from_numpy(observations)).numpy()
 
 
 def seen(env: Any, n_steps: int = 40) -> np.ndarray:
@@ -61,8 +67,9 @@ def check_file(model: Any, path: Path, given: np.ndarray, for_predict: np.ndarra
     :param for_predict: the same for ``predict``, if they differ
     """
     expected = model.predict(given if for_predict is None else for_predict, deterministic=True)[0]
+    act = load(path)
     for size in (1, 2, len(given)):
-        actions = act(path, given[:size])
+        actions = act(given[:size])
         assert actions.dtype == expected.dtype
         np.testing.assert_allclose(actions, expected[:size], rtol=0, atol=1e-4)
 
@@ -89,7 +96,7 @@ def test_classes_that_take_discrete_actions_are_exported_with_them(name, tmp_pat
     model = make(name, toy_vec_env(n_actions=3)).learn(60)
     path = model.export(tmp_path / "policy.onnx")
     check_file(model, path, seen(toy_vec_env(n_actions=3)))
-    assert act(path, np.zeros((4, 3), dtype=np.float32)).shape == (4,)
+    assert load(path)(np.zeros((4, 3), dtype=np.float32)).shape == (4,)
 
 
 # -------------------------------------------------------------------- observations and actions
