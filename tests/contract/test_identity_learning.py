@@ -55,7 +55,7 @@ def test_identity(name: str) -> None:
     own = OF_STRATEGIES if is_strategy else OF_VALUES if name in DISCRETE else OF_TD7 if "td7" in name else {}
     settings = SETTINGS | own
     model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
-    before, _ = evaluate_policy(model, env, n_eval_episodes=4)
+    before, _ = evaluate_policy(model, env, n_eval_episodes=10)
     model.learn(1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)
-    after, _ = evaluate_policy(model, env, n_eval_episodes=4)
+    after, _ = evaluate_policy(model, env, n_eval_episodes=10)
     assert before < 75 and after >= 90, f"{before} -> {after} of 100"
