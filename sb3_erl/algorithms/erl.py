@@ -45,8 +45,12 @@ class ERL(HybridAlgorithm):
     4. time limits are stored as truncations, not as terminals;
     5. the champion is not tested inside the loop, use SB3's ``EvalCallback``.
 
-    The authors' later code: ``learner="sac", n_migrants=1, crossover_prob=0.15, elite_fraction=0.2,
-    evolver_kwargs={"odd_winners": "last", "mutation_kwargs": {"fraction": 0.05, "reset_prob": 0.02, "reset_std": 0.1}}``.
+    The authors' later code, but for a learning rate of the actor's own (1e-4) and four more copies of the same migrant:
+    ``learner="sac", learner_kwargs={"ent_coef": 0.1}, batch_size=512, learning_starts=5000, n_learner_episodes=5,
+    n_migrants=1, sync_period=1, crossover_prob=0.15, elite_fraction=0.2, evolver_kwargs={"odd_winners": "last",
+    "min_elites": 2, "crossover_kwargs": {"max_matrix_share": 0.3, "inclusive": True, "vector_skip_prob": 0.8,
+    "single_entry": True}, "mutation_kwargs": {"fraction": 0.05, "inclusive": True, "reset_prob": 0.02, "reset_std": 0.1,
+    "vector_scale": 0.04, "limit": 1e7}}``.
 
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.hybrid.HybridAlgorithm` and
     :class:`~sb3_erl.engine.off_policy_model.OffPolicyModel`.

@@ -21,7 +21,7 @@ from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import check_ga_arguments, ga_arguments
 from sb3_erl.engine.replace import make_exchange
 from sb3_erl.engine.representation import Representation, SharedHeads
-from sb3_erl.evolution.fitness.surrogate import h_step_value
+from sb3_erl.evolution.fitness.surrogate import h_step_value, has_surrogate, reward_unit
 from sb3_erl.evolution.operators.selection import rank_best_first
 from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.learners.base import Learner
@@ -84,7 +84,8 @@ class ERLRe2(HybridAlgorithm):
     :param reset_prob: probability of a reset of a row
     :param sync_period: generations between two injections of the learner's head
     :param evolve_during_warmup: evolve blindly before the first evaluation, as the authors' code does
-    :param mc_fitness_prob: probability (theta) that a generation's fitness is the return of whole episodes
+    :param mc_fitness_prob: probability (theta) that a generation's fitness is the return of whole episodes; any ``fitness``
+        but ``"return"`` and ``"discounted_return"`` always is that of whole episodes
     :param fitness_horizon: steps (H) of a partial rollout
     :param policy_embedding_dim: width of the PeVFA's policy encoder
     :param pevfa_layout: ``"rows"``, ``"flat"`` or ``"rows_onehot"``, see
@@ -257,7 +258,7 @@ class ERLRe2(HybridAlgorithm):
         jobs = []
         if self.evolution and self._is_warm:
             self.n_evaluations += 1
-            whole = self._fitness_draw() < self.mc_fitness_prob
+            whole = not has_surrogate(self.fitness_class) or self._fitness_draw() < self.mc_fitness_prob
             self.fitness_mode = "mc" if whole else "surrogate"
             n_episodes, horizon = (self.n_eval_episodes, None) if whole else (1, self.fitness_horizon)
             jobs = [Job(i, k, horizon) for i in range(self.pop_size) for k in range(n_episodes)]
@@ -293,7 +294,8 @@ class ERLRe2(HybridAlgorithm):
             tensor, _ = self.policy.obs_to_tensor(observation)
             return float(learner.bootstrap(tensor, heads.weight[candidate], heads.bias[candidate]))  # type: ignore[attr-defined]
 
-        generation.fitness = h_step_value(population, self.pop_size, self.gamma, value)
+        unit = reward_unit(self.get_vec_normalize_env())
+        generation.fitness = h_step_value(population, self.pop_size, self.gamma, value, unit)
 
     @property
     def _deploys_checkpoint(self) -> bool:

@@ -41,10 +41,10 @@ class ESAC(HybridAlgorithm):
     1. winners are crossed and sigma follows returns (theirs: ``hindsight_crossover=False, amt_signal="ranks"``); pairs are
        mirrored and perturbed with the new sigma (theirs are not), see :class:`~sb3_erl.evolution.esac.MixedES`;
     2. individuals act as SAC does, by the mean squashed by tanh (theirs clip it), in the environment's bounds;
-    3. SAC is updated after each of its episodes, as often as the episode has steps beyond the first batch (theirs: before
-       each step), by SB3's update (theirs steps one optimizer for each critic, and the actor on the old critics);
-    4. the phase of SAC stands before the mother's step, so that a generation that is cut short tells her nothing; neither
-       reads the other, and copies of SAC are those of before the phase;
+    3. SAC is updated after its episodes, once for each of their steps beyond the first batch (theirs: before each step), by
+       SB3's update (theirs steps one optimizer for each critic, and the actor on the old critics);
+    4. the phase of SAC stands before the mother's step, so that a generation cut short tells her nothing; neither reads the
+       other, and copies of SAC are those of before the phase;
     5. ``num_timesteps`` counts what was stepped; ``time/counted_timesteps``, which only ``sac_probability`` and
        ``learning_starts`` read, is the paper's axis: the time limit once per generation, for its 20 episodes.
 
@@ -63,15 +63,13 @@ class ESAC(HybridAlgorithm):
     :param amt_signal: ``"returns"`` or ``"ranks"``
     :param sac_interval: generations between two phases of SAC that are due, at least 1
     :param sac_episodes: episodes of a phase, at least 1
-    :param sac_probability: (start, end, decay) of the probability that a phase which is due takes place, see
-        :func:`~sb3_erl.learners.allocation.annealed_probability`
+    :param sac_probability: (start, end, decay), see :func:`~sb3_erl.learners.allocation.annealed_probability`: how likely a
+        phase which is due takes place
     :param ent_coef: entropy coefficient of SAC, at least 0, or ``"auto"``
     :param learning_starts: counted steps before which SAC's episodes are random
-    :param train_freq: with ``gradient_steps``: updates per step of SAC are ``gradient_steps / train_freq``, once there is more
-        than a batch; ``(n, "episode")`` counts its episodes
+    :param train_freq: updates per step of SAC are ``gradient_steps / train_freq``; ``(n, "episode")`` counts its episodes
     :param store_population_transitions: whether the replay buffer gets the population's steps, too
-    :param deploy: who acts in ``predict``: ``"sac"``, the ``"mother"`` or the best ``"winner"`` of the last generation; all by
-        their deterministic action
+    :param deploy: who acts in ``predict``, without noise: ``"sac"``, ``"mother"`` or the last generation's best ``"winner"``
     :param evolver_kwargs: further arguments of :class:`~sb3_erl.evolution.esac.MixedES`, such as ``optimizer``
     :raises ValueError: if an argument is out of range, there are more bases than pairs, or actions are not continuous
     """
@@ -202,20 +200,22 @@ class ESAC(HybridAlgorithm):
 
     def _learn(self, generation: Generation) -> bool:
         """The phase of SAC: episodes one after the other, each followed by its updates."""
+        assert self.replay_buffer is not None
         for k in range(self.sac_episodes if self._phase_is_due else 0):
-            job, is_last = Job(self.pop_size, k, explorer=self._explorer(self.action_noise)), k + 1 == self.sac_episodes
-            batch = self._run(generation, [job], self._act(generation.asked), is_first=False, is_last=is_last)
+            job = Job(self.pop_size, k, explorer=self._explorer(self.action_noise))
+            n_stored, ends = self.replay_buffer.size(), {"is_first": False, "is_last": k + 1 == self.sac_episodes}
+            batch = self._run(generation, [job], self._act(generation.asked), **ends)
             if batch is None:
                 return False
             before = generation.evaluated
             generation.episodes = EpisodeBatch(before.episodes + batch.episodes, before.n_timesteps + batch.n_timesteps)
-            self.train(self._updates_after(batch))
+            self.train(self._updates_after(n_stored, batch.n_timesteps))
         return True
 
-    def _updates_after(self, batch: EpisodeBatch) -> int:
+    def _updates_after(self, n_stored: int, n_steps: int) -> int:
         """Updates that an episode pays for by the steps at which the replay buffer held more than a batch."""
-        assert self.replay_buffer is not None
-        n_steps = min(max(self.replay_buffer.size() - 1 - (self.batch_size or self._default_batch_size), 0), batch.n_timesteps)
+        enough = (self.batch_size or self._default_batch_size) + 1
+        n_steps = max(n_steps - max(enough - n_stored, 0), 0) if self.buffer_size >= enough else 0
         return self._updates_for(n_steps, int(n_steps > 0))
 
     def _learning_sequence(self) -> np.random.SeedSequence:  # a phase trains several times

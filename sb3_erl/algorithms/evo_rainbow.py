@@ -20,7 +20,7 @@ from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.engine.population import cem_arguments
 from sb3_erl.engine.replace import make_exchange
 from sb3_erl.engine.representation import Representation, SharedHeads
-from sb3_erl.evolution.fitness.surrogate import PEVFA, Surrogate, surrogate_fitness
+from sb3_erl.evolution.fitness.surrogate import PEVFA, Surrogate, has_surrogate, reward_unit, surrogate_fitness
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
 from sb3_erl.learners.erl_re2 import Heads
@@ -40,7 +40,7 @@ class EvoRainbow(HybridAlgorithm):
     Search"; authors' code: yeshenpy/EvoRainbow. A cross-entropy method samples linear heads on a shared state encoder, as in
     ERL-Re2. The learner's head moves to the best one (genetic soft update) before the learner explores; after its updates it
     takes the place of the weakest in the next sample, so that the distribution learns from it. Some generations are measured
-    by partial rollouts that the learner's critic completes. Example: ``EvoRainbow("Ant-v5", verbose=1).learn(1_000_000)``.
+    by partial rollouts that a critic completes. Example: ``EvoRainbow("Ant-v5", verbose=1).learn(1_000_000)``.
 
     Differences from the authors' code:
 
@@ -49,7 +49,7 @@ class EvoRainbow(HybridAlgorithm):
     3. partial rollouts are not bootstrapped at a true terminal, and are at time limits, which are stored as truncations;
     4. the PeVFA reads heads row by row (``policy_kwargs={"pevfa_layout": "flat"}`` for the code's cut); gradients of head and
        encoder are taken before either steps (``learner_kwargs={"encoder_step": "torch11"}`` for what torch 1.1 computed);
-    5. actions are rescaled to the environment's box; no test episodes inside the loop, use SB3's ``EvalCallback``;
+    5. actions are rescaled to the environment's box; no test episodes inside the loop;
     6. with SAC (folder ``MetaWorld``) as with TD3: one measure of fitness per generation, the same discounting, no soft update
        to the learner itself; the value of a partial rollout is that of the individual's mean action.
 
@@ -164,7 +164,8 @@ class EvoRainbow(HybridAlgorithm):
     def _plan_rollouts(self, candidates: th.Tensor) -> tuple[list[Job], PopulationActor]:
         jobs: list[Job] = []
         if self.evolution and self._is_warm:
-            partly = self.surrogate is not None and self._fitness_draw() >= 1 - self.surrogate_prob
+            may = self.surrogate is not None and has_surrogate(self.fitness_class)
+            partly = may and self._fitness_draw() >= 1 - self.surrogate_prob
             self.fitness_mode = "surrogate" if partly else "mc"
             n_episodes, horizon = (1, self.fitness_horizon) if partly else (self.n_eval_episodes, None)
             for i, vector in enumerate(candidates):
@@ -190,16 +191,16 @@ class EvoRainbow(HybridAlgorithm):
 
     def _score(self, generation: Generation) -> None:
         """Returns of whole episodes, or values of partial rollouts."""
-        episodes, candidates = generation.evaluated, generation.asked
-        if not episodes.episodes:
+        if not generation.evaluated.episodes:
             return
         self.logger.record("population/fitness_mode", self.fitness_mode)
         if self.fitness_mode == "mc":
             generation.fitness_before = self.fitness.state_dict()
             verbs.score(self, generation)
         elif self.surrogate is not None:
-            agents = [self.population.representation.agent(vector) for vector in candidates]
-            generation.fitness = surrogate_fitness(self.surrogate, episodes, self.gamma, self.learner, agents)
+            agents = [self.population.representation.agent(vector) for vector in generation.asked]
+            rest = self.gamma, self.learner, agents, reward_unit(self.get_vec_normalize_env())
+            generation.fitness = surrogate_fitness(self.surrogate, generation.evaluated, *rest)
 
     def _tell(self, generation: Generation) -> None:
         if generation.fitness is not None:

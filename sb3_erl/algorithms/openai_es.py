@@ -24,7 +24,7 @@ from sb3_erl.evolution.es import MirroredES
 from sb3_erl.evolution.fitness.shaping import ShapingMode, Ties, population_rank
 from sb3_erl.policies.es import ESActor
 from sb3_erl.policies.es_pixels import ES_POLICIES
-from sb3_erl.policies.observation_statistics import ObservationStatistics
+from sb3_erl.policies.observation_statistics import ObservationStatistics, wants_statistics
 
 
 class OpenAIES(EvolutionaryAlgorithm):
@@ -60,13 +60,14 @@ class OpenAIES(EvolutionaryAlgorithm):
         none of ``learning_rate``, ``sigma``, ``l2_coeff``, ``optimizer``, ``optimizer_kwargs``, ``ties``,
         ``perturb_fraction`` and the noise table; of one without a mean, the best candidate is deployed
     :param l2_coeff: pull of the mean toward zero
-    :param optimizer: ``"adam"``, ``"damped_sgd"`` or ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
+    :param optimizer: ``"adam"``, ``"corrected_adam"``, ``"damped_sgd"``, ``"sgd"``, see :mod:`sb3_erl.evolution.es_optimizers`
     :param optimizer_kwargs: further arguments of the optimizer, for example ``{"momentum": 0.9}``
     :param fitness_shaping: see :func:`~sb3_erl.evolution.fitness.shaping.shape_fitness`
     :param ties: see :func:`~sb3_erl.evolution.fitness.shaping.centered_ranks`
-    :param min_timesteps: add pairs until a generation has as many environment steps; needs an evolver that can
-        (:class:`~sb3_erl.evolution.base.MirroredPairs`)
-    :param normalize_obs: standardize observations by statistics that the policy carries; images are not standardized
+    :param min_timesteps: add pairs until a generation has as many environment steps, of which pairs that were not needed are
+        logged as ``time/wasted_timesteps``; needs an evolver that can (:class:`~sb3_erl.evolution.base.MirroredPairs`)
+    :param normalize_obs: standardize observations by statistics that the policy carries; off, with a warning, where the
+        environment is a ``VecNormalize`` that does so; images are not standardized
     :param obs_stat_prob: probability that an episode's observations are counted, ``None`` for 100 episodes per generation
     :param action_noise_std: normal noise on continuous actions of the population, in units of the action space
     :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit; or ``(start,
@@ -94,7 +95,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         sigma: float | Schedule = 0.02,
         evolver: Any = "es",
         l2_coeff: float = 0.005,
-        optimizer: Literal["adam", "damped_sgd", "sgd"] = "adam",
+        optimizer: Literal["adam", "corrected_adam", "damped_sgd", "sgd"] = "adam",
         optimizer_kwargs: dict[str, Any] | None = None,
         fitness_shaping: ShapingMode = "centered_rank",
         ties: Ties = "average",
@@ -113,7 +114,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         self.n_pairs, self.sigma, self.l2_coeff = n_pairs, sigma, l2_coeff
         self.optimizer, self.optimizer_kwargs = optimizer, optimizer_kwargs
         self.fitness_shaping, self.ties, self.min_timesteps = fitness_shaping, ties, min_timesteps
-        self.normalize_obs, self.obs_stat_prob = normalize_obs, obs_stat_prob
+        self.normalize_obs, self.obs_stat_prob = wants_statistics(normalize_obs, env), obs_stat_prob
         self.action_noise_std, self.episode_cutoff = action_noise_std, episode_cutoff
         self.n_center_episodes, self.common_random_numbers = n_center_episodes, common_random_numbers
         self.perturb_fraction, self.noise_table_size, self.noise_seed = perturb_fraction, noise_table_size, noise_seed

@@ -76,7 +76,7 @@ class PDERL(ERL):
     :param crossover: ``"distillation"``, or an operator of ERL, such as ``"rows"``
     :param mutation: ``"proximal"``, or an operator of ERL, such as ``"gaussian"``
     :param parent_matching: which parents are distilled: pairs by the sum of their ``"fitness"``, or those whose behavior
-        has the largest ``"distance"`` (not with discrete actions)
+        has the largest ``"distance"`` (``"dist"`` in the authors' code; not with discrete actions)
     :param q_filter: critic that chooses between the parents' actions: ``"q1"`` or the smaller of both, ``"min"``
     :param distill_epochs: passes over a child's memory
     :param distill_batch_size: states per distillation step
@@ -100,7 +100,7 @@ class PDERL(ERL):
         genetic_memory_size: int = 8000,
         crossover: str | type = "distillation",
         mutation: str | type = "proximal",
-        parent_matching: Literal["fitness", "distance"] = "fitness",
+        parent_matching: Literal["fitness", "distance", "dist"] = "fitness",
         q_filter: Literal["q1", "min"] = "min",
         distill_epochs: int = 12,
         distill_batch_size: int = 128,
@@ -112,7 +112,7 @@ class PDERL(ERL):
         **kwargs: Any,
     ):
         self.genetic_memory_size = genetic_memory_size
-        self.parent_matching, self.q_filter = parent_matching, q_filter
+        self.parent_matching, self.q_filter = "distance" if parent_matching == "dist" else parent_matching, q_filter
         self.distill_epochs, self.distill_batch_size = distill_epochs, distill_batch_size
         self.distill_lr, self.distill_action_reg = distill_lr, distill_action_reg
         self.mutation_magnitude, self.mutation_batch_size = mutation_magnitude, mutation_batch_size

@@ -134,9 +134,12 @@ def _steps_per_update(train_freq: Any, gradient_steps: int) -> float:
 
 def optimizer_of(model: Any, tensors: list[Tensor]) -> torch.optim.Optimizer:
     """
-    :param model: whose policy says which optimizer, and whose schedule says which learning rate
-    :param tensors: to be optimized
+    :param model: whose policy says which optimizer, and whose schedule, or its learner's published rate of actors, which
+        learning rate
+    :param tensors: parameters of actors, to be optimized
     :return: a new optimizer
     """
     kwargs = fused_adam(model.policy.optimizer_class, model.policy.optimizer_kwargs)
-    return model.policy.optimizer_class(tensors, lr=model.lr_schedule(model._current_progress_remaining), **kwargs)
+    given = model.learning_rate is not None
+    rate = model.lr_schedule(model._current_progress_remaining) if given else model.learner.learning_rates[0]
+    return model.policy.optimizer_class(tensors, lr=rate, **kwargs)

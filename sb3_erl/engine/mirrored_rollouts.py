@@ -142,6 +142,9 @@ class MirroredRollouts:
         n = self._n_enough(episodes, len(candidates))
         generation.candidates = candidates.first(n) if isinstance(candidates, UnbuiltCandidates) else candidates[:n]
         generation.episodes = episodes.of(range(n))
+        if model.min_timesteps > 0:
+            steps = [sum(episode.length for episode in batch.episodes) for batch in (episodes, generation.episodes)]
+            model.logger.record("time/wasted_timesteps", steps[0] - steps[1])
         return True
 
     def _phase(

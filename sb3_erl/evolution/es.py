@@ -49,7 +49,7 @@ class MirroredES(Evolver):
     :raises ValueError: if a number is out of range, a key unknown or the table too short
     """
 
-    starts_from = "mean"
+    starts_from, _rests_on_ties = "mean", True  # where fitness says nothing, weight decay would shrink the mean to nothing
     shown = ("sigma", "learning_rate", "l2_coeff", "fitness_shaping")
     mean: Tensor
     asked_center: Tensor
@@ -275,7 +275,7 @@ class MirroredES(Evolver):
 
     @torch.no_grad()
     def _move(self, shaped: np.ndarray) -> None:
-        if not shaped.any():  # fitness says nothing, and weight decay alone would shrink the mean to nothing
+        if not shaped.any() and self._rests_on_ties:
             zero = np.zeros(self.mean.numel(), dtype=np.float32)
             self._asked, self.last_update = None, ESUpdate(shaped, zero, zero, 0.0, 0.0)
             return

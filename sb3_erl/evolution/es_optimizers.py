@@ -77,7 +77,7 @@ class ClassicAdam(nn.Module):
     Adam in the efficient form of its paper, where epsilon is added to the second moment's root before bias correction.
 
     Kingma & Ba (2015), https://arxiv.org/abs/1412.6980, end of section 2; authors' code of Salimans et al. (2017):
-    openai/evolution-strategies-starter, ``es_distributed/optimizers.py: Adam``. ``torch.optim.Adam`` adds epsilon after the
+    openai/evolution-strategies-starter, ``es_distributed/optimizers.py: Adam``. :class:`CorrectedAdam` adds epsilon after the
     correction, which differs visibly where gradients are small.
 
     :param n_params: length of the vector that is optimized
@@ -86,6 +86,7 @@ class ClassicAdam(nn.Module):
     :param epsilon: positive
     """
 
+    corrected: ClassVar[bool] = False
     first_moment: Tensor
     second_moment: Tensor
     n_steps: Tensor
@@ -105,9 +106,21 @@ class ClassicAdam(nn.Module):
         self.n_steps += 1
         t = float(self.n_steps)
         rate = learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
+        epsilon = self.epsilon * (math.sqrt(1 - self.beta2**t) if self.corrected else 1.0)
         self.first_moment.mul_(self.beta1).add_(gradient, alpha=1 - self.beta1)
         self.second_moment.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        return -rate * self.first_moment / (self.second_moment.sqrt() + self.epsilon)
+        return -rate * self.first_moment / (self.second_moment.sqrt() + epsilon)
 
 
-ES_OPTIMIZERS: dict[str, type[Any]] = {"adam": ClassicAdam, "damped_sgd": DampedSGD, "sgd": MomentumSGD}
+class CorrectedAdam(ClassicAdam):
+    """Adam as ``torch.optim.Adam`` has it: epsilon is added to the root of the corrected second moment."""
+
+    corrected = True
+
+
+ES_OPTIMIZERS: dict[str, type[Any]] = {
+    "adam": ClassicAdam,
+    "corrected_adam": CorrectedAdam,
+    "damped_sgd": DampedSGD,
+    "sgd": MomentumSGD,
+}

@@ -55,9 +55,10 @@ class MixedES(MirroredES):
 
     Differences from the authors' code: winners are crossed (theirs are computed and never used); the second candidate of a
     pair is the base minus the perturbation (theirs is the base itself, because their copy of it is none); a new sigma is that
-    of the perturbations, too (theirs reaches the divisor of the gradient only); the gradient is ``n_pairs * sigma / 2``
-    times theirs with the first sigma, a constant that Adam does not see. Without winners, outside vectors and tuning, all
-    numbers are those of ``MirroredES``.
+    of the perturbations, too (theirs reaches the divisor of the gradient only); the gradient is ``sigma / 2`` times theirs
+    with the first sigma, and so is Adam's epsilon. Without winners, outside vectors and tuning, all numbers are those of
+    ``MirroredES`` with the same optimizer, but for generations whose fitness values are all equal: the mother then goes on
+    with Adam's momentum, as theirs does.
 
     :param mean: ``(n_params,)``, the mother in the beginning
     :param pop_size: number of candidates, twice the number of pairs
@@ -71,7 +72,8 @@ class MixedES(MirroredES):
     :param amt_signal: measured by ``"returns"``, or by their centered ``"ranks"`` (authors' code), whose gap is a constant
     :param sigma: standard deviation of perturbations in the beginning
     :param learning_rate: step size of the mother
-    :param l2_coeff: see :class:`~sb3_erl.evolution.es.MirroredES`, as for ``kwargs``
+    :param l2_coeff: see :class:`~sb3_erl.evolution.es.MirroredES`, as for ``kwargs``, whose ``optimizer`` is
+        ``"corrected_adam"`` here
     :raises ValueError: if there are more bases than pairs, or a number is out of range
     """
 
@@ -96,6 +98,8 @@ class MixedES(MirroredES):
         l2_coeff: float = 0.0,
         **kwargs: Any,
     ):
+        if kwargs.setdefault("optimizer", "corrected_adam") == "corrected_adam":
+            kwargs["optimizer_kwargs"] = {"epsilon": 1e-8 * sigma / 2, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(mean, pop_size, sigma, learning_rate, l2_coeff, **{"table": SeededNoise(), **kwargs})
         check_range("n_winners", n_winners, 0, integer=True)
         check_range("n_gradient_bases", n_gradient_bases, 0, integer=True)
@@ -110,7 +114,7 @@ class MixedES(MirroredES):
         self.n_winners, self.n_gradient_bases, self.hindsight_crossover = n_winners, n_gradient_bases, hindsight_crossover
         self.amt, self.amt_clip, self.amt_interval, self.amt_signal = amt, amt_clip, amt_interval, amt_signal
         self.crossover = RowCrossover(layout)
-        self._first_sigma = self.sigma
+        self._first_sigma, self._rests_on_ties = self.sigma, self.l2_coeff > 0
         self._gradient_base: Tensor | None = None
         self._last_fitness = np.full((self.n_pairs, 2), np.nan)
         self.register_buffer("asked_center", self.mean.repeat(self.n_pairs, 1))

@@ -72,16 +72,17 @@ class ResourceManager:
             )
         self.coefficient, self.smoothing = coefficient, smoothing
         self.values, self.visits = np.zeros(n_learners), np.zeros(n_learners)
+        self.is_known = np.zeros(n_learners, dtype=bool)  # whether a return of the learner was finite so far
         self.allocation = np.arange(n_episodes) % n_learners
 
     def report(self, learner: int, total_reward: float) -> None:
         """An episode of a learner ended with this return; one that is not finite counts but leaves the value as it is."""
-        seen = self.visits[learner] > 0
         self.visits[learner] += 1
         if not np.isfinite(total_reward):
             return
         new, old = self.smoothing * total_reward, (1 - self.smoothing) * self.values[learner]
-        self.values[learner] = new + old if seen else total_reward
+        self.values[learner] = new + old if self.is_known[learner] else total_reward
+        self.is_known[learner] = True
 
     def reallocate(self, uniforms: np.ndarray) -> np.ndarray:
         """
@@ -93,8 +94,8 @@ class ResourceManager:
 
     @property
     def state(self) -> dict[str, list[float]]:
-        """Values, visits and allocation as plain numbers."""
-        return {name: getattr(self, name).tolist() for name in ("values", "visits", "allocation")}
+        """Values, visits, allocation, and which values are known, as plain numbers."""
+        return {name: getattr(self, name).tolist() for name in ("values", "visits", "allocation", "is_known")}
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """
@@ -109,13 +110,15 @@ class ResourceManager:
                 "Make a new model for another portfolio"
             )
         self.values, self.visits = np.array(state["values"]), np.array(state["visits"])
+        self.is_known = np.array(state["is_known"], dtype=bool) if "is_known" in state else self.visits > 0
         if len(state["allocation"]) == len(self.allocation):
             self.allocation = np.array(state["allocation"], dtype=int)
 
     @property
     def scores(self) -> np.ndarray:
-        """``(n_learners,)``, see :func:`ucb_scores`."""
-        return ucb_scores(self.values, self.visits, self.coefficient)
+        """``(n_learners,)``, see :func:`ucb_scores`; a learner without a finite return so far has the lowest of the values."""
+        lowest = self.values[self.is_known].min() if self.is_known.any() else 0.0
+        return ucb_scores(np.where(self.is_known, self.values, lowest), self.visits, self.coefficient)
 
 
 def annealed_probability(schedule: Sequence[float], n_timesteps: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
 from sb3_erl.core.checks import check_range
@@ -146,6 +148,26 @@ def one_hot_before(*networks: nn.Module) -> Iterator[Callable[[Any], Any]]:
     finally:
         for model, own_space, own_normalizes in kept:
             model.observation_space, model.normalize_images = own_space, own_normalizes
+
+
+def wants_statistics(asked: bool, env: Any) -> bool:
+    """
+    Whether a policy standardizes observations itself: not where ``VecNormalize`` does it before, of which users are warned.
+
+    :param asked: the argument ``normalize_obs``
+    :param env: what the model is made with
+    :return: ``asked``, or ``False``
+    """
+    normalizer = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+    if not (asked and normalizer is not None and normalizer.norm_obs):
+        return asked
+    warnings.warn(
+        "normalize_obs is off, because env is a VecNormalize that standardizes observations already. Pass normalize_obs=False "
+        "to say so, or give VecNormalize norm_obs=False",
+        UserWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 def _prepared_space(space: spaces.Space) -> spaces.Space:

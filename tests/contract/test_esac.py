@@ -97,6 +97,12 @@ def test_updates_follow_each_episode() -> None:
     assert made == [(8, 0), (16, 0), (24, 7), (32, 8), (40, 8), (48, 8)] and model._n_updates == 31
 
 
+@pytest.mark.parametrize(("buffer_size", "n_updates"), [(20, 31), (17, 31), (16, 0)])
+def test_every_step_pays_once_the_buffer_is_full(buffer_size: int, n_updates: int) -> None:
+    model = run(4, buffer_size=buffer_size)
+    assert model.n_learner_steps == 2 * PHASE and model._n_updates == n_updates
+
+
 def test_population_is_stored_on_demand() -> None:
     model = run(4, store_population_transitions=True)
     assert model.replay_buffer.size() == model.num_timesteps and model.n_learner_steps == 2 * PHASE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -73,6 +74,14 @@ def test_generations_grow_until_they_have_enough_steps(least: int, n_pairs: int)
     assert numbers == list(range(1, 2 * n_pairs + 1))
 
 
+@pytest.mark.parametrize(("least", "n_wasted"), [(0, None), (5 * EPISODE, 2), (8 * EPISODE, 0)])
+def test_pairs_that_were_played_and_not_needed_are_logged(least: int, n_wasted: int | None) -> None:
+    model = make_es(min_timesteps=least, n_center_episodes=0)
+    tables = Tables(model)
+    model.learn(8 * EPISODE)
+    assert tables.column("time/wasted_timesteps") == ([] if n_wasted is None else [n_wasted * EPISODE])
+
+
 def test_pairs_meet_the_same_start_states_on_request() -> None:
     starts: dict[bool, list[Any]] = {True: [], False: []}
     for common, first in starts.items():
@@ -122,8 +131,14 @@ def test_the_policy_standardizes_what_it_sees() -> None:
 
 def test_nobody_standardizes_twice() -> None:
     env = VecNormalize(toy_vec_env(), norm_reward=False)
-    model = make_es(env, obs_stat_prob=1.0).learn(5 * EPISODE)
-    assert float(model.policy.deployed.statistics.count) == pytest.approx(0.01)
+    with pytest.warns(UserWarning, match="normalize_obs is off, because env is a VecNormalize"):
+        model = make_es(env, obs_stat_prob=1.0).learn(5 * EPISODE)
+    assert model.policy.deployed.statistics is None and not model.normalize_obs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_es(env, normalize_obs=False)
+    rewards_only = make_es(VecNormalize(toy_vec_env(), norm_obs=False))
+    assert rewards_only.policy.deployed.statistics is not None
     model = make_es(obs_stat_prob=1.0, normalize_obs=False).learn(5 * EPISODE)
     assert model.policy.deployed.statistics is None
 

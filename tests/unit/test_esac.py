@@ -99,7 +99,8 @@ def test_learners_pairs_are_ranked_with_the_others() -> None:
 def test_mother_is_that_of_openai_es() -> None:
     """Gate (c): no bases but the mother, no tuning; the same draws, bit for bit."""
     mine = evolver(n_winners=0, n_gradient_bases=0, hindsight_crossover=False, amt=False)
-    plain = MirroredES(MOTHER, 20, sigma=0.1, learning_rate=0.05, l2_coeff=0.0, table=SeededNoise())
+    adam: Any = {"optimizer": "corrected_adam", "optimizer_kwargs": {"epsilon": 1e-8 * 0.1 / 2}}
+    plain = MirroredES(MOTHER, 20, sigma=0.1, learning_rate=0.05, l2_coeff=0.0, table=SeededNoise(), **adam)
     for seed in range(5):
         told = [generation(es, returns(seed), seed) for es in (mine, plain)]
         assert torch.equal(*told) and torch.equal(mine.mean, plain.mean)
@@ -190,3 +191,25 @@ def test_metrics() -> None:
     generation(es, fitness)
     means = es.metrics()
     assert (means["winner_pairs_mean"], means["learner_pairs_mean"]) == (3.5, 15.5) and "mother_pairs_mean" not in means
+
+
+def test_mother_moves_as_with_adam_of_torch_also_after_a_generation_that_says_nothing() -> None:
+    es = evolver(n_winners=0, n_gradient_bases=0, amt=False, sigma=0.005, learning_rate=0.005)
+    mother = torch.nn.Parameter(MOTHER.clone())
+    adam = torch.optim.Adam([mother], lr=0.005, eps=1e-8)
+    for seed, fitness in enumerate([returns(0), np.ones(20), returns(1), np.ones(20), returns(2)]):
+        candidates = es.ask(np.random.default_rng(seed))
+        noise = (candidates[::2] - candidates[1::2]) / (2 * 0.005)
+        ranks = torch.from_numpy(centered_ranks(fitness))
+        mother.grad = -(ranks[::2] - ranks[1::2]) @ noise / (10 * 0.005)
+        adam.step()
+        es.tell(candidates, fitness)
+        torch.testing.assert_close(es.mean, mother.detach(), rtol=0, atol=2e-6)
+
+
+def test_weight_decay_does_not_shrink_the_mother_where_fitness_says_nothing() -> None:
+    es = evolver(l2_coeff=0.1)
+    generation(es, returns())
+    mother = es.mean.clone()
+    generation(es, np.ones(20))
+    assert torch.equal(es.mean, mother) and mother.any()

@@ -14,6 +14,7 @@ from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators import GaussianMutation, HeadMutation, HeadRowCrossover, RowCrossover
 from sb3_erl.evolution.operators import mutation as mutation_module
 from sb3_erl.evolution.operators.choice import make_operator
+from sb3_erl.evolution.operators.distilled_epoch import plan_distilled_epoch
 from sb3_erl.evolution.operators.mutation import WeightEvents, _distinct
 from sb3_erl.evolution.operators.selection import Epoch, GeneratorDraws, plan_epoch, rank_best_first, tournament_winners
 
@@ -188,6 +189,46 @@ def test_epoch_protects_copies_of_the_elites() -> None:
         epoch = plan_epoch(ranking, winners, draws, n_elites=2, mutation_prob=1.0)
         assert len(epoch.protected) == 2 and not set(epoch.protected) & set(epoch.mutants)
         assert epoch.copies[0][0] == (int(ranking[0]), epoch.protected[0])
+
+
+@pytest.mark.parametrize(
+    ("pop_size", "n_elites", "n_migrants"), [(10, 4, 4), (10, 9, 0), (10, 6, 0), (6, 4, 4), (5, 2, 4), (5, 2, 2), (3, 2, 0)]
+)
+def test_every_elite_survives_where_there_is_hardly_room(pop_size: int, n_elites: int, n_migrants: int) -> None:
+    for seed in range(100):
+        ga = make_ga(pop_size, min_elites=n_elites, elite_fraction=0.0, crossover_prob=1.0, mutation_prob=1.0)
+        rng = np.random.default_rng(seed)
+        candidates, fitness = ga.ask(rng), rng.standard_normal(pop_size)
+        ga.tell(candidates, fitness, rng, torch.randn(n_migrants, ACTOR.n_params) if n_migrants else None)
+        best = np.argsort(-fitness)[:n_elites]
+        assert len(set(ga.protected)) == n_elites
+        assert torch.equal(ga.candidates[ga.protected], candidates[best])
+
+
+def test_a_parent_is_crossed_with_another_one() -> None:
+    met = set()
+    for seed in range(50):
+        draws = GeneratorDraws(np.random.default_rng(seed))
+        epoch = plan_epoch(np.arange(6), [2, 5], draws, n_elites=1, crossover_prob=1.0, mutation_prob=0.0, cross_each=True)
+        met |= {pair for batch in epoch.crossings for pair in batch if set(pair) <= {2, 5}}
+        assert sum(set(pair) == {2, 5} for batch in epoch.crossings for pair in batch) == 2, "each of them, never itself"
+    assert met == {(2, 5), (5, 2)}
+
+
+@pytest.mark.parametrize("n_elites", [1, 4, 7, 9])
+def test_every_elite_survives_an_epoch_with_distilled_children(n_elites: int) -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        fitness, draws = rng.standard_normal(10), GeneratorDraws(rng)
+        ranking = rank_best_first(fitness)
+        offspring = sorted(set(tournament_winners(ranking, 10 - n_elites, 3, draws)))
+        epoch = plan_distilled_epoch(ranking, fitness, offspring, draws, n_elites=n_elites, crossover_prob=1.0)
+        holds = list(range(10))
+        for source, slot in epoch.copies:
+            holds[slot] = source
+        changed = {*epoch.mutants, *(slot for *_, slot in epoch.children), *(slot for slot, _ in epoch.crossings)}
+        assert not changed & set(epoch.protected)
+        assert [holds[slot] for slot in epoch.protected] == ranking[:n_elites].tolist()
 
 
 def make_ga(pop_size: int = 6, **kwargs: object) -> GA:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sb3_erl.evolution.operators.matching import Matching, pairs_by_fitness
-from sb3_erl.evolution.operators.selection import Draws
+from sb3_erl.evolution.operators.selection import Draws, slots_of_elites
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def plan_distilled_epoch(
     mutation_prob: float = 0.9,
     matching: Matching = pairs_by_fitness,
     official_pairing: bool = False,
+    official_slots: bool = False,
 ) -> DistilledEpoch:
     """
     Bodnar, Day, Lio (AAAI 2020), algorithm 1; authors' code: crisbodnar/pderl, ``core/mod_neuro_evo.py: SSNE.epoch``.
@@ -61,6 +62,7 @@ def plan_distilled_epoch(
     :param mutation_prob: probability of mutating an unprotected slot
     :param matching: ranks pairs of parents
     :param official_pairing: pair as the authors' code does, for comparisons
+    :param official_slots: ``official`` of :func:`~sb3_erl.evolution.operators.selection.slots_of_elites`, for comparisons
     :return: the plan
     """
     n, elites, winners = len(ranking), [int(i) for i in ranking[:n_elites]], [int(i) for i in offspring]
@@ -69,12 +71,10 @@ def plan_distilled_epoch(
     chosen = set(winners) | set(elites)
     losers = draws.shuffle([i for i in range(n) if i not in chosen])
     sources = list(range(n))
-    copies = []
-    for elite in elites:
-        slot = losers.pop(0) if losers else winners.pop(0)
-        copies.append((elite, slot))
+    protected = slots_of_elites(elites, losers, winners, official_slots)
+    copies = list(zip(elites, protected, strict=True))
+    for elite, slot in copies:
         sources[slot] = sources[elite]
-    protected = [slot for _, slot in copies]
     if official_pairing:
         pairs = matching([*protected, *winners], fitness)
     else:

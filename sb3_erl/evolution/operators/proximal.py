@@ -13,6 +13,8 @@ from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.policies.layers import plain_norms
 from sb3_erl.policies.observation_statistics import one_hot_before
 
+OFFICIAL_BATCH_SIZE = 256
+"""States of the authors' code, to which magnitudes are tuned."""
 CHUNK = 10_000_000
 """Parameters of all individuals whose sensitivities are measured at the same time."""
 
@@ -52,8 +54,8 @@ class ProximalMutation:
     :param floor: smallest sensitivity
     :param random_magnitude: draw each individual's magnitude from N(magnitude, 0.02) and take its absolute value
     :param batch_size: states on which the sensitivity is measured, fewer where an individual has not seen as many
-    :param normalize_batch: scale a sensitivity that was measured on fewer states up to ``batch_size`` of them; without it
-        (authors' code) such an individual takes larger steps
+    :param normalize_batch: scale sensitivities, which are sums over states, to the 256 states of the authors' code; without it
+        (as theirs) an individual takes larger steps where there are fewer
     """
 
     needs_memories: ClassVar[bool] = True
@@ -79,7 +81,7 @@ class ProximalMutation:
 
     def batch_factor(self, n_states: int) -> float:
         """The factor for a sensitivity that was measured on this many states."""
-        return self.batch_size / n_states if self.normalize_batch else 1.0
+        return OFFICIAL_BATCH_SIZE / n_states if self.normalize_batch else 1.0
 
     def __call__(self, parents: np.ndarray, sensitivities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """

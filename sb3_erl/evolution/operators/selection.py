@@ -137,6 +137,32 @@ class _Plan:
         self._crossed = set()
 
 
+def slots_of_elites(elites: Sequence[int], losers: list[int], winners: list[int], official: bool) -> list[int]:
+    """
+    The slots that elites are copied to, which leave the lists that they were in.
+
+    An unselected slot for each; where none is left, that of the first parent whose loss costs no other elite, and where there
+    is none, the elite's own. The authors' code of ERL takes the first parent's, whatever it holds, which may be the only copy
+    of another elite, and fails where no parent is left.
+
+    :param elites: individuals, best first
+    :param losers: unselected slots, in random order; written
+    :param winners: slots of the selected parents; written
+    :param official: choose as the authors' code does
+    :return: a slot for each elite
+    """
+    slots: list[int] = []
+    for k, elite in enumerate(elites):
+        if losers or official:
+            slots.append((losers or winners).pop(0))
+            continue
+        taken = {*slots, *elites[k + 1 :]}
+        slot = next((winner for winner in winners if winner not in taken), elite)
+        winners[:] = [winner for winner in winners if winner != slot]
+        slots.append(slot)
+    return slots
+
+
 def plan_epoch(
     ranking: np.ndarray,
     offspring: Sequence[int],
@@ -149,6 +175,7 @@ def plan_epoch(
     repeat: Literal["random"] | int = "random",
     cross_each: bool = False,
     order: Sequence[int] | None = None,
+    official: bool = False,
 ) -> Epoch:
     """
     One epoch of the ERL family's genetic algorithm (``SSNE.epoch`` of the authors' code), draw by draw.
@@ -160,18 +187,19 @@ def plan_epoch(
     :param offspring: distinct tournament winners
     :param draws: random decisions
     :param n_elites: individuals that survive unchanged
-    :param n_migrants: individuals from outside that take unselected slots before the elites do
+    :param n_migrants: individuals from outside that take unselected slots before the elites do, the first ones where there
+        are fewer slots than individuals
     :param crossover_prob: probability of crossing two selected parents in place
     :param mutation_prob: probability of mutating an unprotected slot
     :param repeat: the parent that is repeated if their number is odd: a random one, or this index (the last winner)
     :param cross_each: decide about each selected parent, with a random mate (PDERL), not about consecutive pairs
     :param order: in which order individuals are visited, by default that of their numbers
+    :param official: for comparisons, choose slots of elites (:func:`slots_of_elites`) and mates as the authors' code does
     :return: the plan
     """
     n = len(ranking)
     order = range(n) if order is None else order
-    elites = [int(i) for i in ranking[:n_elites]]
-    winners = list(offspring)
+    elites, winners = [int(i) for i in ranking[:n_elites]], list(offspring)
     if len(winners) % 2:
         winners.append(winners[draws.index(len(winners))] if repeat == "random" else int(repeat))
     chosen = set(winners) | set(elites)
@@ -180,20 +208,25 @@ def plan_epoch(
     migrants = [losers.pop(0) for _ in range(min(n_migrants, len(losers)))]
     for k, slot in enumerate(migrants):
         plan.copy(n + k, slot)
-    protected = []
-    for elite in elites:
-        slot = losers.pop(0) if losers else winners.pop(0)
+    protected = slots_of_elites(elites, losers, winners, official)
+    for elite, slot in zip(elites, protected, strict=True):
         plan.copy(elite, slot)
-        protected.append(slot)
     if len(losers) % 2:
         losers.append(losers[draws.index(len(losers))])
     for first, second in zip(losers[::2], losers[1::2], strict=True):
         plan.copy(draws.choice(protected), first)
         plan.copy(draws.choice(winners), second)
         plan.cross(first, second)
-    for index, first in enumerate(winners if cross_each else winners[: len(winners) // 2 * 2 : 2]):
-        if draws.uniform() < crossover_prob:
-            plan.cross(first, draws.choice(winners) if cross_each else winners[2 * index + 1])
+    for first, mates in _couples(winners, cross_each, official):
+        if draws.uniform() < crossover_prob and mates:
+            plan.cross(first, draws.choice(mates) if cross_each else mates[0])
     spared = set(protected)
     mutants = [i for i in order if i not in spared and draws.uniform() < mutation_prob]
     return Epoch(plan.crossings, plan.copies, mutants, protected, sorted(set(offspring)), migrants)
+
+
+def _couples(winners: list[int], cross_each: bool, official: bool) -> list[tuple[int, list[int]]]:
+    """The selected parents that may be crossed, and with whom: each with any other, or consecutive ones."""
+    if cross_each:
+        return [(first, winners if official else [mate for mate in winners if mate != first]) for first in winners]
+    return [(first, [second]) for first, second in zip(winners[::2], winners[1::2], strict=False)]
