@@ -19,7 +19,9 @@ from sb3_erl.engine.population import Champion, Population
 from sb3_erl.engine.pure_evolution import EvolutionaryAlgorithm
 from sb3_erl.engine.reference_batch import collect_reference
 from sb3_erl.engine.representation import WholeNetworks
+from sb3_erl.envs.normalization import warn_of_moving_statistics
 from sb3_erl.evolution.base import best_index
+from sb3_erl.evolution.fitness.parts import refuse_novelty
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.seed_ga import SeedGA
 from sb3_erl.policies.es_pixels import GA_POLICIES
@@ -41,8 +43,9 @@ class DeepGA(EvolutionaryAlgorithm):
     Differences from the authors' code: the noise table has 25 million numbers (theirs 250 million), everything follows from
     the seed of the run, and continuous actions are clipped to the environment's bounds.
 
-    What is saved are genomes. They mean something only together with the noise table and the network they were made for, so a
-    model cannot be loaded with another ``noise_seed`` or ``noise_table_size``.
+    What is saved are genomes. They mean something only with the noise table and the network they were made for, so a model
+    cannot be loaded with another ``noise_seed`` or ``noise_table_size``, and a ``VecNormalize`` that is still learning
+    statistics of observations is warned of.
 
     Parameters that are not listed here are those of :class:`~sb3_erl.engine.pure_evolution.EvolutionaryAlgorithm`.
 
@@ -55,15 +58,15 @@ class DeepGA(EvolutionaryAlgorithm):
     :param truncation: how many of the best become parents; ``None`` for the published 20, or half of a smaller population
     :param sigma: standard deviation of a mutation, a float or a schedule. The published 0.002 is for millions of parameters;
         networks of thousands need 0.02 to 0.1
-    :param n_finalists: candidates for the elite, the present one among them; ``None`` for the published 10, or all where
-        there are fewer
+    :param n_finalists: candidates for the elite, the present one among them; ``None`` for the published 10, or all of fewer
     :param n_finalist_episodes: further episodes of each of them
     :param init: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
     :param init_output_std: see :class:`~sb3_erl.evolution.seed_genome.Initialization`
     :param episode_cutoff: steps after which an episode ends, ``None`` for the environment's own limit
     :param noise_table_size: see :meth:`~sb3_erl.core.noise_table.NoiseTable.for_network`; 4 bytes each
     :param noise_seed: see :class:`~sb3_erl.core.noise_table.NoiseTable`
-    :raises ValueError: if an argument is out of range or unknown, or the environment's spaces are not supported
+    :raises ValueError: if an argument is out of range or unknown, the environment's spaces are not supported, or the fitness
+        contains novelty, for which there is :class:`~sb3_erl.algorithms.ga_ns.GANS`
     """
 
     policy_aliases = GA_POLICIES
@@ -95,6 +98,8 @@ class DeepGA(EvolutionaryAlgorithm):
         self.made_for: list[Any] | None = None
         """Noise table and shapes that the genomes were made for."""
         super().__init__(policy, env, learning_rate, evolver="sb3_erl.evolution.seed_ga:SeedGA", **kwargs)
+        if kwargs.get("_init_setup_model", True):  # a file of an earlier version may have it
+            refuse_novelty(self.fitness, self)
 
     # ---------------------------------------------------------------- set-up
 
@@ -147,6 +152,10 @@ class DeepGA(EvolutionaryAlgorithm):
 
     # ---------------------------------------------------------------- the generation
 
+    def _train_loop(self, *arguments: Any) -> None:
+        warn_of_moving_statistics(self.get_vec_normalize_env())
+        super()._train_loop(*arguments)
+
     def _collect_reference(self, generation: Generation) -> bool:
         return collect_reference(self, generation)
 
@@ -159,22 +168,22 @@ class DeepGA(EvolutionaryAlgorithm):
         return generation.episodes is not None
 
     def _score(self, generation: Generation) -> None:
-        self._fitness_before = self.fitness.state_dict()
+        """Score the individuals; what that changes in the fitness waits for the end of the second evaluation."""
+        before = self.fitness.state_dict()
         verbs.score(self, generation)
+        self._fitness_after = self.fitness.state_dict()
+        self.fitness.load_state_dict(before)
 
     def _revalidate(self, generation: Generation) -> bool:
         """Evaluate the best of the generation again, and the present elite."""
         assert generation.fitness is not None
-        finalists, first, again = self._genomes.finalists(generation.fitness), len(generation.asked), None
-        try:
-            again = self._episodes(generation, finalists, first, self.n_finalist_episodes, is_first=False)
-        finally:
-            if again is None:  # the generation is not finished, so its scores leave nothing behind
-                self.fitness.load_state_dict(self._fitness_before)
+        finalists, first = self._genomes.finalists(generation.fitness), len(generation.asked)
+        again = self._episodes(generation, finalists, first, self.n_finalist_episodes, is_first=False)
         if again is None:
             return False
         again = again.renumbered(first)
         self._validation = verbs.fitness_of(self, generation, again, finalists)
+        self.fitness.load_state_dict(self._fitness_after)
         self._finalist_returns = episode_return(again, len(finalists))
         return True
 
@@ -214,7 +223,7 @@ class DeepGA(EvolutionaryAlgorithm):
         record("train/sigma", self._genomes.sigma)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_fitness_before", "_validation", "_finalist_returns"]
+        return [*super()._excluded_save_params(), "_fitness_after", "_validation", "_finalist_returns"]
 
 
 class RandomSearch(DeepGA):

@@ -36,7 +36,9 @@ class GANS(DeepGA):
 
     :param truncation: how many of the most novel, the elite among them, become parents
     :param novelty_k: number of nearest neighbors
-    :param behavior: what describes an episode, see :class:`~sb3_erl.evolution.fitness.behaviors.Novelty`
+    :param behavior: what describes an episode, see :class:`~sb3_erl.evolution.fitness.behaviors.Novelty`; of an Atari game
+        ``"auto"`` takes the memory after the last step (``"final_memory"``), as the authors' genetic algorithm does, where it
+        is measured in this process
     :param behavior_kwargs: further arguments of a class of behaviors
     :param distance: between behaviors, ``"euclidean"`` or ``"sqeuclidean"``
     :param archive_max_size: behaviors to keep, the newest; ``None`` for all
@@ -84,6 +86,9 @@ class GANS(DeepGA):
         self.novelty = Novelty.of_model(self)
         if self.elite_state is not None:
             self.elite_behavior, self.elite_state = text_to_array(self.elite_state), None
+        known = [*self.archive.entries[:1], *([] if self.elite_behavior is None else [self.elite_behavior])]
+        if self.behavior == "auto" and all(behavior.ndim == 1 for behavior in known):  # older files have that of all steps
+            self.novelty.behavior_kwargs = {"memory": "final_memory", **(self.behavior_kwargs or {})}
 
     @property
     def archive(self) -> NoveltyArchive:

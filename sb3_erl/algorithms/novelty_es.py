@@ -178,8 +178,7 @@ class NSES(OpenAIES):
     def _log(self, generation: Generation) -> None:
         super()._log(generation)
         assert self.moved is not None
-        self.logger.record("rollout/center_ep_rew_mean", float(np.nanmean(self._shown.returns)))
-        self.logger.record("rollout/best_member_return", float(np.nanmax(self._shown.returns)))
+        self._shown.log(self.logger)
         self.logger.record("novelty/center", float(self._shown.novelty[self.moved]))
         self.logger.record("novelty/archive_size", len(self.archive))
         self.logger.record("novelty/reward_weight", self.weight.value)

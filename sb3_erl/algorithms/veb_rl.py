@@ -124,10 +124,9 @@ class VEBRL(HybridAlgorithm):
         self.exploration_decay_steps, self.deploy = exploration_decay_steps, deploy
         self.n_random_steps = 0
         """The learner's steps of the random phase, over which epsilon does not fall."""
-        self.n_warm_generations = 0
-        """Generations that began after the random phase."""
-        parts = {"learner": learner, "evolver": evolver, "exchange": "none"}
-        super().__init__(policy, env, learning_rate, pop_size=pop_size, **parts, **kwargs)
+        self.n_warm_generations = -1
+        """Finished generations after the one in which the random phase ended; -1 until that one has been finished."""
+        super().__init__(policy, env, learning_rate, learner, pop_size=pop_size, evolver=evolver, exchange="none", **kwargs)
 
     @property
     def _spec(self) -> LearnerSpec:
@@ -182,20 +181,21 @@ class VEBRL(HybridAlgorithm):
         return jobs, self._act(candidates)
 
     def _evaluate(self, generation: Generation) -> bool:
-        self._began_warm = self._is_warm
+        was_warm = self._is_warm
+        # Where the generation that ends the random phase was cut off, this one is it: no fitness has chosen yet who acts.
+        self._began_warm = was_warm and (self.n_warm_generations >= 0 or self.learning_starts == 0)
         acting = self.targets.acting if self.evolution and self._began_warm else []
         jobs, actor = self._plan_rollouts(self.evolver.candidates[acting])
-        episodes = self.rollouts.run(jobs, actor, generation.callback, self._step_store(), self.episode_needs)
-        if not self._began_warm:
-            self.n_random_steps = self.n_learner_steps
-        if episodes is not None:
-            generation.episodes, self.n_warm_generations = episodes, self.n_warm_generations + self._began_warm
-        return episodes is not None
+        generation.episodes = self.rollouts.run(jobs, actor, generation.callback, self._step_store(), self.episode_needs)
+        self.n_random_steps = self.n_random_steps if was_warm else self.n_learner_steps
+        if generation.episodes is not None and self._is_warm:
+            self.n_warm_generations = max(self.n_warm_generations, 0) + self._began_warm
+        return generation.episodes is not None
 
     def _learn(self, generation: Generation) -> None:
         """One update per step, but for those of the random phase."""
         episodes = generation.evaluated
-        n_steps = episodes.n_timesteps if self._began_warm else self.n_learner_steps - self.learning_starts
+        n_steps = episodes.n_timesteps if self._began_warm else int(self.n_learner_steps - self.learning_starts)
         if self._is_warm:
             self.train(self._updates_for(min(n_steps, episodes.n_timesteps), len(episodes.episodes)))
 
@@ -216,7 +216,7 @@ class VEBRL(HybridAlgorithm):
         if generation.fitness is not None:
             self.targets.choose(self.evolver, generation.fitness, self.n_acting_elites, self.copy_targets)
         interval = self.population_target_interval or (5 if isinstance(self.evolver, GA) else 10)
-        if self.n_warm_generations // self.fitness_interval % interval == 0:
+        if max(self.n_warm_generations, 0) // self.fitness_interval % interval == 0:
             self.targets.copy_from(generation.candidates if generation.fitness is None else self.evolver.candidates)
 
     def _exchange(self, generation: Generation) -> None:

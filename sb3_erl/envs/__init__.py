@@ -1,9 +1,9 @@
 """
 Environments: test beds for novelty search, deceptive tasks whose obvious reward leads into a dead end, and small games.
 
-Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (pictures), ``DeceptiveCup-v0`` and MinAtar's
-games, such as ``MinAtar/Breakout-v1`` (:mod:`sb3_erl.envs.minatar`), with Gymnasium. Where the import is not certain, for
-example in worker processes, write ``"sb3_erl.envs:HardMaze-v0"``.
+Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (pictures, also as ``ImageHardMaze-v0``),
+``DeceptiveCup-v0`` and MinAtar's games, such as ``MinAtar/Breakout-v1`` (:mod:`sb3_erl.envs.minatar`), with Gymnasium. Where
+the import is not certain, for example in worker processes, write ``"sb3_erl.envs:HardMaze-v0"``.
 
 >>> gym.make("HardMaze-v0").observation_space.shape
 (11,)
@@ -39,11 +39,15 @@ __all__ = [
 ]
 
 
+PICTURES = ("HardMazeImage-v0", "ImageHardMaze-v0")
+"""Ids of the maze in pictures, which are the same environment."""
+
+
 def register_envs() -> None:
     """Register the environments of this module with Gymnasium, as the import of the module does."""
     entries: tuple[tuple[str, str, int | None, dict[str, Any]], ...] = (
         ("HardMaze-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "sensors"}),
-        ("HardMazeImage-v0", "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "image"}),
+        *((name, "sb3_erl.envs.hard_maze:HardMaze", None, {"obs_type": "image"}) for name in PICTURES),
         ("DeceptiveCup-v0", "sb3_erl.envs.deceptive_cup:DeceptiveCup", deceptive_cup.HORIZON, {}),
         *(
             (

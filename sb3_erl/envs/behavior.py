@@ -7,7 +7,7 @@ state that is read afterwards belongs to the next episode. See :class:`~sb3_erl.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +16,7 @@ import numpy as np
 
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.observations import copied
-
-KEY = "bc"
-"""Where an environment's ``info`` holds the behavior."""
+from sb3_erl.envs.behavior_values import KEY, read_behavior
 
 
 @dataclass
@@ -168,14 +166,19 @@ class Memory(Behavior):
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        inner: Any = env.unwrapped
-        if not hasattr(inner, "ale"):
-            raise ValueError(f'behavior="memory" must have an Atari environment; got {inner}. Use another behavior')
-        self._bytes.append(np.array(inner.ale.getRAM(), dtype=np.uint8))
+        self._bytes.append(_memory_of(env, "memory"))
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """:return: ``(T, 128)`` uint8"""
         return np.array(self._bytes)
+
+
+class FinalMemory(Behavior):
+    """The 128 bytes of an Atari machine after the last step, as in the authors' code of the genetic algorithm."""
+
+    def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
+        """:return: ``(128,)`` uint8"""
+        return _memory_of(env, "final_memory")
 
 
 class FinalObservation(Behavior):
@@ -229,9 +232,16 @@ class FromEpisode(Behavior):
 
 
 class Auto(Behavior):
-    """``info["bc"]`` where there is one; otherwise center of mass (MuJoCo), memory (Atari) or a vector's last observation."""
+    """
+    ``info["bc"]`` where there is one; otherwise center of mass (MuJoCo), memory (Atari) or a vector's last observation.
 
-    def __init__(self) -> None:
+    :param memory: of Atari games: ``"memory"``, that after every step, or ``"final_memory"``
+    :raises ValueError: if ``memory`` is unknown
+    """
+
+    def __init__(self, memory: Literal["memory", "final_memory"] = "memory") -> None:
+        check_choice("memory", memory, ("memory", "final_memory"))
+        self.memory = memory
         self._chosen: Behavior | None = None
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
@@ -240,12 +250,11 @@ class Auto(Behavior):
             self._chosen = self._fitting(env)
         self._chosen.begin(env, observation, info)
 
-    @staticmethod
-    def _fitting(env: gym.Env) -> Behavior:
+    def _fitting(self, env: gym.Env) -> Behavior:
         if _is_mujoco(env):
             return FinalPosition()
         if hasattr(env.unwrapped, "ale"):
-            return Memory()
+            return BEHAVIORS[self.memory]()
         return FinalObservation() if is_vector(env.observation_space) else FromInfo()
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
@@ -271,6 +280,7 @@ BEHAVIORS: dict[str, type[Behavior]] = {
     "final_position": FinalPosition,
     "trajectory": PositionTrajectory,
     "memory": Memory,
+    "final_memory": FinalMemory,
 }
 """Built-in behavior descriptors by name."""
 
@@ -293,24 +303,6 @@ def make_behavior(behavior: str | type[Behavior] | BehaviorFunction, **kwargs: A
     return FromEpisode(behavior)
 
 
-def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
-    """
-    :param info: of the last step of an episode
-    :param key: of the entry
-    :return: the behavior, a copy; ``(1,)`` for a single number
-    :raises ValueError: if there is none
-
-    >>> read_behavior({"bc": [1.0, 2.0]})
-    array([1., 2.])
-    """
-    if key not in info:
-        raise ValueError(
-            f"env must give the behavior of an episode as info[{key!r}] of its last step; got only {sorted(info)}. Let the "
-            "environment write it, or wrap it: BehaviorWrapper(env, behavior=function of the episode)"
-        )
-    return checked_behavior(np.array(info[key]))
-
-
 def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
     """
     :param behaviors: of all episodes of one individual, each ``(dim,)``
@@ -331,20 +323,13 @@ def mean_behavior(behaviors: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(np.array(behaviors, dtype=np.float64), axis=0)
 
 
-def checked_behavior(behavior: np.ndarray) -> np.ndarray:
-    """
-    :param behavior: an array of numbers
-    :return: the same, ``(1,)`` for a single number
-    :raises ValueError: if it is empty or does not hold numbers
-    """
-    if behavior.size == 0 or behavior.dtype.kind not in "buif":
-        raise ValueError(
-            f"a behavior must be an array of at least one number; got {behavior.dtype} of shape {behavior.shape}. Return "
-            "(dim,) for a vector or (T, n) for a sequence"
-        )
-    return np.atleast_1d(behavior)
-
-
 def _is_mujoco(env: gym.Env) -> bool:
     inner = env.unwrapped
     return hasattr(getattr(inner, "data", None), "xipos") and hasattr(getattr(inner, "model", None), "body_mass")
+
+
+def _memory_of(env: gym.Env, behavior: str) -> np.ndarray:
+    inner: Any = env.unwrapped
+    if not hasattr(inner, "ale"):
+        raise ValueError(f'behavior="{behavior}" must have an Atari environment; got {inner}. Use another behavior')
+    return np.array(inner.ale.getRAM(), dtype=np.uint8)

@@ -7,7 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_erl.envs.behavior import KEY, Behavior, BehaviorFunction, checked_behavior, make_behavior
+from sb3_erl.envs.behavior import Behavior, BehaviorFunction, make_behavior
+from sb3_erl.envs.behavior_values import KEY, checked_behavior
 
 
 class BehaviorWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):

@@ -76,8 +76,8 @@ class _Episodes:
     def infos(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         rows = list(rows)
         near, ever_near = self.distance < REACH, self.min_distance < REACH
-        columns = (self.distance, self.min_distance, near, ever_near, self.robots.collisions)
-        names = ("distance", "min_distance", "is_success", "reached_any", "collisions")
+        columns = (self.distance, self.min_distance, near, near, ever_near, self.robots.collisions)
+        names = ("distance", "min_distance", "is_success", "reached", "reached_any", "collisions")
         numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
         positions = self.robots.positions[rows]  # a copy
         return [{"bc": bc, **dict(zip(names, row, strict=True))} for bc, row in zip(positions, numbers, strict=True)]
@@ -85,13 +85,13 @@ class _Episodes:
 
 class HardMaze(gym.Env):
     """
-    The Hard Maze as a Gymnasium environment: ``HardMaze-v0`` (sensors) and ``HardMazeImage-v0`` (pictures).
+    The Hard Maze as an environment: ``HardMaze-v0`` (sensors) and ``HardMazeImage-v0``, also ``ImageHardMaze-v0`` (pictures).
 
     The reward is 0 until the last step, which pays minus the distance to the goal; reaching the goal does not end the
     episode. As only the end pays, the horizon belongs to the task: the last step is ``terminated``, so value functions do
     not bootstrap there. Change it by ``max_steps``; Gymnasium's ``max_episode_steps`` would cut an episode before it pays.
-    ``info`` holds, on every step, ``bc`` (the position, ``(2,)``), ``distance``, ``min_distance``, ``is_success`` (closer
-    than 10 now), ``reached_any`` and ``collisions``.
+    ``info`` holds, on every step, ``bc`` (the position, ``(2,)``), ``distance``, ``min_distance``, ``is_success`` and
+    ``reached`` (both: closer than 10 now), ``reached_any`` (in this episode) and ``collisions``.
 
     Actions: ``(turning rate, speed)`` in [-0.5, 0.5]. Sensors: see :meth:`~sb3_erl.envs.maze.MazeRobots.sense`. Pictures:
     ``(84, 84, 4)`` uint8, the newest of four last and missing ones black; see :class:`~sb3_erl.envs.maze.MazePicture`.

@@ -46,7 +46,7 @@ class MazeMap:
     """
     Walls and places of a maze.
 
-    :param walls: ``(x1, y1, x2, y2)`` of each wall
+    :param walls: ``(x1, y1, x2, y2)`` of each wall; one of length 0 is a point (in the original it touches every robot)
     :param start: ``(x, y)`` of the robot
     :param heading: degrees, clockwise from the x axis
     :param goal: ``(x, y)``

@@ -136,6 +136,7 @@ def td_fitness(model: Any, candidates: Tensor) -> np.ndarray | None:
         return None
     sequence = model.run.address.sequence(Stream.FITNESS)
     batch = uniform_batch(model.replay_buffer, model.fitness_batch_size, sequence, model.get_vec_normalize_env())
+    model.learner.settings.gamma = model.gamma  # an update sets it, but the first fitness may come before the first update
     errors = model.learner.td_errors_of(batch, candidates, model.targets.vectors)
     return -errors.double().square().mean(dim=1).cpu().numpy()
 

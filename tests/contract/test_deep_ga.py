@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ import pytest
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS, DeepGA
 from sb3_erl.core.parameters import read_parameters
+from sb3_erl.evolution.fitness.base import Fitness, FitnessContext
+from sb3_erl.evolution.fitness.parts import Novelty
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.rollouts.jobs import EpisodeBatch
 from tests.contract.helpers import Tables, Witness, watch_phases
 from tests.contract.settings import make, n_rollouts, pop_size
 from tests.envs import ToyEnv, toy_vec_env
@@ -77,13 +83,80 @@ def test_the_elite_is_deployed(name: str) -> None:
     assert model.policy.deployed.statistics is None, "moving statistics would change what old genomes mean"
 
 
-def test_a_second_evaluation_that_is_cut_off_leaves_no_trace_in_a_fitness_with_state() -> None:
-    whole = make("deep_ga", fitness="novelty").learn(generations("deep_ga", 2))
-    model = make("deep_ga", fitness="novelty").learn(generations("deep_ga", 2) + (pop_size("deep_ga") + 1) * EPISODE)
+# ---------------------------------------------------------------- fitness
+
+
+class Counting(Fitness):
+    """The return; its state is how many candidates it has scored."""
+
+    def __init__(self) -> None:
+        self.n_scored = 0
+        self.calls: list[int] = []
+
+    def __call__(self, episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
+        self.calls.append(self.n_scored)
+        self.n_scored += context.n_candidates
+        return episode_return(episodes, context.n_candidates)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n_scored": self.n_scored}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n_scored = state["n_scored"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_of_a_fitness_moves_once_in_a_generation(name: str) -> None:
+    model, n = make(name, fitness=Counting).learn(generations(name, 2)), pop_size(name)
+    assert model.fitness.calls == [0, 0, n, n], "both evaluations are scored by the state of before"
+    assert model.fitness.n_scored == 2 * n
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_evaluation_that_is_cut_off_leaves_no_trace_in_a_fitness_with_state(name: str) -> None:
+    whole = make(name, fitness=Counting).learn(generations(name, 2))
+    model = make(name, fitness=Counting).learn(generations(name, 2) + (pop_size(name) + 1) * EPISODE)
     assert model.n_generations == whole.n_generations == 2 and model.num_timesteps > whole.num_timesteps
-    assert model.fitness.state_dict() == whole.fitness.state_dict()
-    np.testing.assert_array_equal(model.fitness.archive.entries, whole.fitness.archive.entries)
-    assert len(model.fitness.archive) == 2 * n_rollouts("deep_ga")
+    assert model.fitness.state_dict() == whole.fitness.state_dict() and len(model.fitness.calls) == 5
+
+
+@pytest.mark.parametrize("fitness", ["novelty", Novelty, {"return": 1.0, "novelty": 0.1}], ids=["name", "class", "sum"])
+@pytest.mark.parametrize("name", NAMES)
+def test_novelty_has_a_class_of_its_own(name: str, fitness: Any) -> None:
+    message = rf"fitness must be without 'novelty' in {ALGOS[name].__name__}.*got .*ovelty.*GANS\(\.\.\.\) is"
+    with pytest.raises(ValueError, match=message):
+        make(name, fitness=fitness)
+
+
+def test_a_file_of_a_version_that_took_novelty_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sb3_erl.algorithms.deep_ga.refuse_novelty", lambda *_: None)
+        model = make("deep_ga", fitness="novelty").learn(generations("deep_ga", 2))
+    assert len(model.fitness.archive) == 2 * pop_size("deep_ga"), "those that are evaluated again do not enter"
+    model.save(tmp_path / "model")
+    loaded = DeepGA.load(tmp_path / "model", env=toy_vec_env())
+    assert np.array_equal(loaded.predict(OBSERVATIONS)[0], model.predict(OBSERVATIONS)[0])
+    loaded.learn(generations("deep_ga", 1), reset_num_timesteps=False)
+    assert len(loaded.fitness.archive) == 3 * pop_size("deep_ga")
+
+
+# ---------------------------------------------------------------- observations
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ga_ns"])
+def test_warns_of_statistics_that_move_under_genomes(name: str) -> None:
+    with pytest.warns(UserWarning, match=r"VecNormalize.*training=False.*norm_obs=False") as caught:
+        make(name, VecNormalize(toy_vec_env())).learn(EPISODE)
+    assert [warning.filename for warning in caught] == [__file__], "once, and it points to the user's line"
+    model = make(name, VecNormalize(toy_vec_env(), training=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(EPISODE)
+        model.set_env(VecNormalize(toy_vec_env(), norm_obs=False))
+        model.learn(EPISODE)
+        model.set_env(VecNormalize(toy_vec_env()))
+    with pytest.warns(UserWarning, match="VecNormalize"):
+        model.learn(EPISODE)
 
 
 # ---------------------------------------------------------------- genomes

@@ -14,7 +14,7 @@ import gymnasium, torch
 import stable_baselines3
 
 def state():
-    own = {"DeceptiveCup-v0", "HardMaze-v0", "HardMazeImage-v0"}
+    own = {"DeceptiveCup-v0", "HardMaze-v0", "HardMazeImage-v0", "ImageHardMaze-v0"}
     others = sorted(name for name in set(gymnasium.registry) - own if not name.startswith("MinAtar/"))
     return [torch.get_num_threads(), [str(f) for f in warnings.filters], others,
             torch.get_rng_state().tolist()[:64], torch.get_default_dtype().__str__()]

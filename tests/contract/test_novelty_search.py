@@ -56,6 +56,18 @@ def test_pairs_follow_novelty_among_the_archive() -> None:
     assert np.argsort(shaped).tolist() == np.argsort(novelty).tolist() and len(entries) == 4
 
 
+def test_the_probabilities_with_which_members_are_drawn_are_logged() -> None:
+    model = make("ns_es", meta_population_size=3)
+    phases, tables = watch_phases(model), Tables(model)
+    model.learn(7 * EPISODE)
+    shown = [final(e) for e in phases[0][1].episodes]
+    archive = NoveltyArchive()
+    archive.extend(shown)
+    novelty = archive.novelty(shown, 3)
+    found = [tables.column(f"novelty/member_{member}_prob") for member in range(3)]
+    assert np.array(found)[:, 0] == pytest.approx(novelty / novelty.sum()) and novelty.min() > 0
+
+
 def test_only_the_active_member_moves_and_each_keeps_its_own_state() -> None:
     model = make("ns_es", meta_population_size=3, parent_selection="round_robin", obs_stat_prob=1.0)
     before = means(model).clone()

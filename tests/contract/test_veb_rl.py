@@ -72,6 +72,18 @@ def test_fitness_is_measured_against_the_individuals_own_target() -> None:
     assert td_fitness(model, candidates)[0] == pytest.approx(expected, rel=1e-4)
 
 
+def test_fitness_has_the_discount_of_the_model_also_before_the_first_update() -> None:
+    model = toy(gamma=0.5, gradient_steps=0, fitness_batch_size=10_000).learn(200)
+    buffer, network, target = model.replay_buffer, model.individual(0), model.individual(0)
+    th.nn.utils.vector_to_parameters(model.targets.vectors[0], target.parameters())
+    batch = buffer._get_samples(np.arange(buffer.size()))
+    with th.no_grad():
+        values = network(batch.observations).gather(1, batch.actions.long())
+        aims = batch.rewards + 0.5 * (1 - batch.dones) * target(batch.next_observations).amax(dim=1, keepdim=True)
+    assert model._n_updates == 0
+    assert td_fitness(model, model.evolver.candidates)[0] == pytest.approx(-float((values - aims).square().mean()), rel=1e-4)
+
+
 @BOTH
 def test_nothing_evolves_in_the_random_phase(evolver: str) -> None:
     model = toy(evolver=evolver)
@@ -132,6 +144,29 @@ def test_updates_are_those_that_steps_after_the_random_phase_pay_for(evolver: st
     model.learn(300)
     assert [row[5] for row in diary.rows] == [max(0, row[4] - WARM) for row in diary.rows]
     assert diary.rows[-1][5] > 100
+
+
+def test_a_whole_float_says_when_learning_starts() -> None:
+    models = [toy(learning_starts=n, gradient_steps=-1).learn(200) for n in (WARM, float(WARM))]
+    assert models[1]._n_updates > 100 and differences(snapshot(models[0]), snapshot(models[1])) == []
+
+
+@BOTH
+@pytest.mark.parametrize("fitness_interval", [1, 2])
+def test_a_cut_inside_the_generation_that_ends_the_random_phase(evolver: str, fitness_interval: int) -> None:
+    """The next one stands for it: nobody acts whom no fitness has chosen, all targets are copied, nothing is injected."""
+    model = toy(evolver=evolver, fitness_interval=fitness_interval).learn(WARM + 2)
+    assert model.n_generations == WARM // 8 and model.n_learner_steps == WARM + 2 and model.population.champion is None
+    diary, phases, copies, copy_from = Diary(model), watch_phases(model), [], model.targets.copy_from
+    model.targets.copy_from = lambda vectors: [copies.append(model.n_generations), copy_from(vectors)]  # type: ignore[func-returns-value]
+    model.learn(96, reset_num_timesteps=False)
+    assert [len(jobs) for jobs, episodes in phases[:-1]] == [1, *[2] * (len(phases) - 2)] and len(phases) > 4
+    assert all(jobs[-1].explorer.epsilon <= 1 - model._explorer().fall * 8 * k for k, (jobs, _) in enumerate(phases))
+    evolved = [i for i, row in enumerate(diary.rows) if row[0] is not None]
+    first = (WARM // 8) % fitness_interval
+    assert evolved == list(range(first, len(diary.rows), fitness_interval))
+    assert [row[3] is not None for row in diary.rows[: first + 1]] == [False] * first + [first > 0]
+    assert copies[0] == WARM // 8 + first and diary.rows[0][5] == 8, "each of its steps pays for an update"
 
 
 @BOTH

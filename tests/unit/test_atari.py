@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from benchmarks.settings import Experiment, load_settings
-from sb3_erl import DeepGA, OpenAIES
+from sb3_erl import GANS, DeepGA, OpenAIES
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.envs.atari import PLAIN_EMULATOR, WHOLE_GAMES, is_atari, make_atari
 from sb3_erl.envs.packages import register_namespaces
@@ -90,6 +90,25 @@ def test_learning_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert straight.evolver.elite is not None
     elite = straight.evolver.rebuild(straight.evolver.elite)
     assert np.array_equal(elite, read_parameters(straight.policy.deployed))
+
+
+def novel(behavior: Any = "auto", **kwargs: Any) -> GANS:
+    few: dict[str, Any] = {"pop_size": 2, "truncation": 1, "archive_prob": 1.0, "behavior": behavior, **kwargs}
+    settings: dict[str, Any] = {"noise_table_size": 100_000, "seed": 1, "episode_cutoff": 15, "device": "cpu", **few}
+    return GANS("CnnPolicy", make_atari(GAME), policy_kwargs=CHEAP, **settings)
+
+
+def test_ga_ns_compares_the_memory_after_the_last_step(tmp_path: Path) -> None:
+    chosen, last, all_steps = (novel(behavior).learn(2 * 15) for behavior in ("auto", "final_memory", "memory"))
+    assert [entry.shape for entry in chosen.archive.entries] == [(128,)] * 2
+    np.testing.assert_array_equal(chosen.archive.entries, last.archive.entries)
+    np.testing.assert_array_equal(chosen.archive.entries, [entry[-1] for entry in all_steps.archive.entries])
+    squares = np.square(np.diff(np.array(chosen.archive.entries, dtype=np.float64), axis=0)).sum()
+    assert squares > 0 and chosen.evolver.fitness.tolist() == pytest.approx([squares] * 2)
+    all_steps.behavior = "auto"  # as in files of earlier versions
+    all_steps.save(tmp_path / "model")
+    loaded = GANS.load(tmp_path / "model", env=make_atari(GAME)).learn(2 * 15, reset_num_timesteps=False)
+    assert [entry.shape for entry in loaded.archive.entries] == [(15, 128)] * 5, "they go on with what they have"
 
 
 def test_the_zoo_plays_by_the_same_rules() -> None:

@@ -18,7 +18,7 @@ from sb3_erl.envs.deceptive_cup import CupAgents
 from sb3_erl.envs.maze import MazePicture, MazeRobots, wall_distances
 from sb3_erl.rollouts.slot_reset import SlotResetter
 
-IDS = ("HardMaze-v0", "HardMazeImage-v0", "DeceptiveCup-v0")
+IDS = ("HardMaze-v0", "HardMazeImage-v0", "ImageHardMaze-v0", "DeceptiveCup-v0")
 AHEAD, CLOCKWISE, STOP = np.array([0.0, 0.5]), np.array([0.5, 0.0]), np.zeros(2)
 OPEN = MazeMap(walls=[(-500, -500, -499, -500)], start=(0, 0), goal=(0, 50))
 
@@ -140,8 +140,19 @@ def test_the_other_rewards() -> None:
         paid[reward] = rewards[-1]
     assert paid["final_distance"] == -info["distance"] and paid["min_distance"] == -info["min_distance"]
     assert paid["min_distance"] > paid["final_distance"] and paid["sparse"] == 0.0
-    assert info["reached_any"] and not info["is_success"]
+    assert info["reached_any"] and not info["is_success"] and not info["reached"]
     assert run(HardMaze(reward="sparse", max_steps=22, maze=MazeMap(**ahead)), *[AHEAD] * 22)[0][-1] == 1.0
+
+
+def test_who_is_at_the_goal_has_reached_it() -> None:
+    env = HardMaze(maze=MazeMap(walls=OPEN.walls, start=(0, 0), goal=(3, 4)))
+    _, info = env.reset()
+    assert info["reached"] is info["is_success"] is info["reached_any"] is True
+
+
+def test_both_ids_of_the_pictures_are_one_environment() -> None:
+    first, second = (gym.make(name).unwrapped for name in ("HardMazeImage-v0", "ImageHardMaze-v0"))
+    assert type(first) is type(second) is HardMaze and np.array_equal(first.reset()[0], second.reset()[0])
 
 
 def test_the_next_episode_starts_without_a_trace_of_the_last() -> None:

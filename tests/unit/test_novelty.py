@@ -297,7 +297,13 @@ def test_an_episode_that_is_cut_off_has_a_behavior_too() -> None:
 
 @pytest.mark.parametrize(
     ("behavior", "message"),
-    [("info", "BehaviorWrapper"), ("final_position", "MuJoCo"), ("memory", "Atari"), (lambda trace: "far", "number")],
+    [
+        ("info", "BehaviorWrapper"),
+        ("final_position", "MuJoCo"),
+        ("memory", "Atari"),
+        ("final_memory", "Atari"),
+        (lambda trace: "far", "number"),
+    ],
 )
 def test_an_environment_without_behavior_is_an_error(behavior: Any, message: str) -> None:
     env = BehaviorWrapper(Line(), behavior)

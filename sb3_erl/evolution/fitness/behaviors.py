@@ -15,7 +15,7 @@ from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, is_vect
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.evolution.fitness.returns import episode_return
-from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight
+from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, member_probabilities
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
 
 BehaviorChoice = str | type[Behavior] | BehaviorFunction
@@ -154,6 +154,17 @@ class Shown:
         if moved is not None:
             weight.update(float(returns[moved]))
         return cls(returns, archive.novelty(behaviors, k), archive, weight)
+
+    def log(self, logger: Any) -> None:
+        """
+        Log the returns of the members, and with which probability each of them is drawn by its novelty.
+
+        :param logger: of the model
+        """
+        logger.record("rollout/center_ep_rew_mean", float(np.nanmean(self.returns)))
+        logger.record("rollout/best_member_return", float(np.nanmax(self.returns)))
+        for member, probability in enumerate(member_probabilities(self.novelty)):
+            logger.record(f"novelty/member_{member}_prob", float(probability))
 
 
 def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | None) -> None:

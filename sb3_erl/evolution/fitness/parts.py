@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_erl.core.checks import check_range
 from sb3_erl.envs.behavior import mean_behavior
-from sb3_erl.evolution.fitness.base import Fitness, FitnessContext
+from sb3_erl.evolution.fitness.base import Fitness, FitnessContext, WeightedSum
 from sb3_erl.evolution.fitness.novelty import Distance, NoveltyArchive
 from sb3_erl.evolution.fitness.returns import discounted_return, episode_return
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
@@ -129,6 +129,22 @@ class Novelty(Fitness):
         if "archive" in state:
             saved = NoveltyArchive.of_text(state["archive"])
             self.archive.entries, self.archive.n_added = saved.entries, saved.n_added
+
+
+def refuse_novelty(fitness: Fitness, model: Any) -> None:
+    """
+    :param fitness: of the model
+    :param model: that evaluates individuals twice in a generation, while novelty compares each with what was seen once
+    :raises ValueError: if the fitness is :class:`Novelty`, or a sum of which that is a part
+    """
+    if isinstance(fitness, Novelty):
+        raise ValueError(
+            f"fitness must be without 'novelty' in {type(model).__name__}, which evaluates the best of a generation a second "
+            f"time; got {model.fitness_class!r}. GANS(...) is the genetic algorithm that follows novelty, NSRAES(...) mixes "
+            "novelty and return"
+        )
+    for part in fitness.parts.values() if isinstance(fitness, WeightedSum) else ():
+        refuse_novelty(part, model)
 
 
 def behavior_of(episode: Episode) -> np.ndarray:
