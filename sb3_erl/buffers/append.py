@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -40,10 +41,15 @@ def append_steps(buffer: ReplayBuffer, steps: Steps) -> None:
         buffer.dones[rows] = 0
         if buffer.handle_timeout_termination:
             buffer.timeouts[rows, 0] = timeouts[taken]
+        elif isinstance(buffer, NStepReplayBuffer):
+            buffer.timeouts[rows] = 0
         after_copy(buffer, rows)
         start += n
         if start == len(steps) and steps.done:
-            buffer.dones[rows.stop - 1] = _is_stored_as_done(buffer, steps[-1])
+            is_done = _is_stored_as_done(buffer, steps[-1])
+            buffer.dones[rows.stop - 1] = is_done
+            if isinstance(buffer, NStepReplayBuffer) and not is_done:  # the returns of the next rollout must not be added
+                buffer.timeouts[rows.stop - 1] = 1
         buffer.full = buffer.full or rows.stop == buffer.buffer_size
         buffer.pos = rows.stop % buffer.buffer_size
 
@@ -96,24 +102,28 @@ def buffer_class_for(space: spaces.Space, choice: BufferClass, n_steps: int = 1)
 
 def store_for_networks(buffer: ReplayBuffer | None, observation_space: spaces.Space, normalizes: bool) -> None:
     """
-    Give the arrays of an empty replay buffer the dtypes in which nothing is lost that networks see.
+    Give the arrays of a replay buffer the dtypes in which nothing is lost that networks see; what it holds stays.
 
     Actions of a box are the networks' own output, float32, also where the box is one of float16 or whole numbers. What
     ``VecNormalize`` will normalize keeps the float64 of its space: a small difference of large numbers, which rounding would
     destroy, may be a large one after that.
 
-    :param buffer: new, or ``None``
+    :param buffer: new or from a file, or ``None``
     :param observation_space: of the environment
     :param normalizes: whether observations are normalized when they are drawn
     """
     if buffer is None:
         return
+
+    def of_type(array: np.ndarray, dtype: Any) -> np.ndarray:
+        # zeros take no memory before they are written, a converted array takes all of it at once
+        return array.astype(dtype, copy=False) if buffer.size() > 0 else np.zeros(array.shape, dtype)
+
     if isinstance(buffer.action_space, spaces.Box) and buffer.actions.dtype != np.float32:
-        buffer.actions = np.zeros(buffer.actions.shape, dtype=np.float32)
+        buffer.actions = of_type(buffer.actions, np.float32)
     if normalizes and isinstance(buffer, LAPReplayBuffer) and observation_space.dtype == np.float64:
-        buffer.observations, buffer.next_observations = (
-            np.zeros(array.shape, dtype=np.float64) for array in (buffer.observations, buffer.next_observations)
-        )
+        buffer.observations = of_type(buffer.observations, np.float64)
+        buffer.next_observations = of_type(buffer.next_observations, np.float64)
 
 
 def append_one_by_one(buffer: ReplayBuffer, steps: Steps) -> None:
@@ -127,6 +137,8 @@ def append_one_by_one(buffer: ReplayBuffer, steps: Steps) -> None:
         observation, following = take(step.observation, None), take(step.next_observation, None)
         done = step.done and _is_stored_as_done(buffer, step)
         buffer.add(observation, following, step.action[None], np.array([step.reward]), np.array([done]), [step.info])  # type: ignore[arg-type]
+        if isinstance(buffer, NStepReplayBuffer) and not buffer.handle_timeout_termination:
+            buffer.timeouts[(buffer.pos - 1) % buffer.buffer_size] = step.done and not done
 
 
 def _copy_rows(stored: np.ndarray | dict[str, np.ndarray], rows: slice, observations: Observation) -> None:

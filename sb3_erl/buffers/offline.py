@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.extras import missing_extra
 
 
@@ -25,7 +27,8 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
         (``observations (T + 1, ...)``, ``actions (T, ...)`` in the environment's units, ``rewards``, ``terminations`` and
         ``truncations (T,)``)
     :return: number of transitions added
-    :raises ValueError: if the spaces do not match, the buffer has several environments, or it is too small for the data
+    :raises ValueError: if the spaces do not match, the buffer has several environments, or it is too small for the data; for a
+        class of SB3's, also if discrete actions do not count from 0
     :raises ImportError: if ``dataset`` is an id and Minari is not installed
     """
     buffer = model.replay_buffer
@@ -42,7 +45,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
     for episode in episodes:
         observations, actions = np.asarray(episode.observations), np.asarray(episode.actions)
         _check_shapes(model, observations, actions)
-        scaled = model.policy.scale_action(actions)
+        stored = _as_stored(model, actions)
         for t in range(len(actions)):
             over, cut = bool(episode.terminations[t]), bool(episode.truncations[t])
             if n_added == buffer.buffer_size:
@@ -50,7 +53,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
             buffer.add(
                 observations[t][None],
                 observations[t + 1][None],
-                scaled[t][None],
+                stored[t][None],
                 np.array([episode.rewards[t]]),
                 np.array([over or cut]),
                 [{"TimeLimit.truncated": cut and not over}],
@@ -102,3 +105,27 @@ def _check_shapes(model: OffPolicyAlgorithm, observations: np.ndarray, actions: 
             f"dataset must have observations of shape {wanted[0]} and actions of shape {wanted[1]}, as the model's "
             f"environment has; got {found[0]} and {found[1]}"
         )
+
+
+def _as_stored(model: OffPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
+    """:return: actions as the model stores its own: scaled to [-1, 1], or numbers of choices that count from 0"""
+    space = model.action_space
+    if isinstance(space, spaces.Box):
+        return model.policy.scale_action(actions)
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"model must have Box or Discrete actions to be filled from a dataset; got {space}. A gymnasium.ActionWrapper can "
+            "number all combinations"
+        )
+    if space.start != 0 and not isinstance(model.policy, ActsInSpace):
+        raise ValueError(
+            f"model must have actions that count from 0, since {type(model).__name__} acts so; got {space}. Use a class of "
+            "this package that takes Discrete actions, or subtract the start in a gymnasium.ActionWrapper and in the dataset"
+        )
+    numbers = actions.astype(np.int64) - int(space.start)
+    if ((numbers < 0) | (numbers >= space.n)).any():
+        raise ValueError(
+            f"dataset must have actions of {space}, from {space.start} to {space.start + space.n - 1}, as the model's "
+            f"environment has; got {actions.min()} to {actions.max()}"
+        )
+    return numbers

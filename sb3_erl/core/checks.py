@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -133,6 +135,7 @@ def check_common(model: Any) -> None:
     check_range("stats_window_size", model._stats_window_size, 1, integer=True)
     if model.learning_rate is not None and not callable(model.learning_rate):
         check_range("learning_rate", model.learning_rate, 0)
+    check_schedule("sigma", getattr(model, "sigma", 0.0))
     check_policy_kwargs(model.policy_class, model.policy_kwargs)
     if getattr(model, "action_noise", None) is not None and not isinstance(model.action_noise, ActionNoise):
         raise TypeError(f"action_noise must be an ActionNoise of SB3's, such as NormalActionNoise; got {model.action_noise!r}")
@@ -268,6 +271,15 @@ def check_range(
         raise ValueError(f"{name} must be {lower}{upper}; got {value!r}")
 
 
+def check_schedule(name: str, value: Any) -> None:
+    """:raises ValueError: if ``value`` is neither a number nor a function; ranges are checked where values are used"""
+    if isinstance(value, bool) or not (callable(value) or isinstance(value, int | float | np.integer | np.floating)):
+        raise ValueError(
+            f"{name} must be a number, or a schedule where the class takes one: a function of the progress that remains, such "
+            f"as lambda remaining: 0.1 * remaining; got {value!r}"
+        )
+
+
 def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
     """:raises ValueError: if ``value`` is not one of ``known``"""
     if value not in known:
@@ -290,3 +302,15 @@ def check_cutoff(value: Any) -> None:
         check_range("episode_cutoff (ratio)", value[2], 1)
     elif value is not None:
         check_range("episode_cutoff", value, 1, integer=True)
+
+
+def warn_caller(message: str) -> None:
+    """
+    Warn at the line outside of this package from which it was called.
+
+    :param message: of the ``UserWarning``
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("sb3_erl."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -1,11 +1,16 @@
-"""Which classes and texts a file that is not trusted may name: what models are made of, and nothing is imported for it."""
+"""
+What a file that is not trusted may ask for: classes and texts of which models are made, for which nothing is imported, and so
+much memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sb3_erl.core.registry import PARTS
 
@@ -219,3 +226,119 @@ def _is_fitting_text(text: str, role: tuple[type | str, ...]) -> bool:
         return any(isinstance(base, str) for base in role)
     cls = allowed_class(text)
     return cls is not None and _fits(cls, role)
+
+
+# -------------------------------------------------------------------- memory
+
+PER_OPERATION = 4 << 10
+"""Bytes as which each operation of PyTorch counts, so that there is an end to networks without number."""
+PER_ELEMENT = 8
+"""Bytes as which each element of a tensor counts."""
+ELEMENTWISE = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("_to_copy", "abs", "add", "clamp", "clone", "div", "empty_like", "exp", "full_like", "linalg_vector_norm", "log"),
+        *("mean", "mul", "neg", "ones_like", "pow", "rand_like", "randn_like", "reciprocal", "sqrt", "sub", "sum"),
+        *("tanh", "zeros_like"),
+    )
+)
+"""Operations whose result is no larger than what their arguments are together when they are broadcast."""
+JOINING = frozenset({"aten::cat", "aten::stack"})
+FACTORIES = frozenset({"aten::empty", "aten::full", "aten::ones", "aten::rand", "aten::randn", "aten::zeros"})
+META = th.device("meta")
+
+Size = Callable[[Any, Any, dict[str, Any]], int | None]
+
+
+class LimitedMemory(TorchDispatchMode):
+    """
+    Refuses to make tensors once their sizes are above a limit, before the memory is taken.
+
+    Operations count for what they make: of those that models are built with this follows from the sizes of their arguments, of
+    others from the same operation on tensors without contents (PyTorch's device "meta"). Where only the contents say it, it is
+    counted afterwards. Views and changes in place make nothing.
+
+    :param limit: bytes of all results together, also of those that are freed
+    :param refuse: makes the error
+    """
+
+    def __init__(self, limit: int, refuse: Callable[[], Exception]):
+        super().__init__()
+        self.limit, self.left, self._refuse = limit, limit, refuse
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        size_of = _SIZES.get(func)
+        if size_of is None:
+            size_of = _SIZES[func] = _choice(func)
+        size = size_of(func, args, kwargs)
+        self._count(0 if size is None else size)
+        result = func(*args, **kwargs)
+        if size is None:
+            self._count(_total(result))
+        return result
+
+    def _count(self, n_elements: int) -> None:
+        self.left -= PER_OPERATION + PER_ELEMENT * n_elements
+        if self.left < 0:
+            raise self._refuse()
+
+
+_SIZES: dict[Any, Size] = {}
+"""How the number of elements follows that an operation makes, for those that were met."""
+
+
+def _choice(func: Any) -> Size:
+    schema = func._schema
+    makes = any("Tensor" in str(each.type) and each.alias_info is None for each in schema.returns)
+    if "resize" in schema.name or any(each.is_out for each in schema.arguments):
+        return _as_without_contents
+    if not makes:
+        return _nothing
+    for names, size in ((ELEMENTWISE, _broadcast), (JOINING, _joined), (FACTORIES, _listed)):
+        if schema.name in names:
+            return size
+    return _repeated if schema.name == "aten::repeat" else _as_without_contents
+
+
+def _nothing(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    return 0
+
+
+def _listed(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    return math.prod(args[0])
+
+
+def _broadcast(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, th.Tensor)]
+    return tensors[0].numel() if len(tensors) == 1 else math.prod(th.broadcast_shapes(*(each.shape for each in tensors)))
+
+
+def _joined(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    return sum(tensor.numel() for tensor in args[0])
+
+
+def _repeated(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    return args[0].numel() * math.prod(args[1])
+
+
+def _as_without_contents(func: Any, args: Any, kwargs: dict[str, Any]) -> int | None:
+    """:return: elements of what an operation will make; ``None`` if only the contents of its arguments say it"""
+    given = {name: value for name, value in kwargs.items() if name not in ("generator", "pin_memory")}
+    if any(each.name == "device" for each in func._schema.arguments):
+        given["device"] = META
+    try:
+        with _disable_current_modes():
+            return _total(func(*tree_map(_without_contents, args), **tree_map(_without_contents, given)))
+    except (RuntimeError, TypeError, ValueError):  # RuntimeErrors of several kinds where there is no way to say it
+        return None
+
+
+def _without_contents(value: Any) -> Any:
+    if not isinstance(value, th.Tensor):
+        return value
+    return th.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=META)
+
+
+def _total(result: Any) -> int:
+    return sum(each.numel() for each in tree_leaves(result) if isinstance(each, th.Tensor))

@@ -15,10 +15,10 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_erl.core.checks import check_learn
+from sb3_erl.core.checks import check_learn, check_range
 from sb3_erl.rollouts.soundness import environments_watched
 from sb3_erl.runs.copying import EnvironmentState
-from sb3_erl.runs.description import EarlyTables, describe, env_name, last_line
+from sb3_erl.runs.description import EarlyTables, Progress, describe, env_name, last_line
 from sb3_erl.runs.export import export_policy
 from sb3_erl.runs.loading import load_model, saved_class
 from sb3_erl.runs.moved_modules import renamed_tensors
@@ -92,8 +92,10 @@ class EvolvingModel(BaseAlgorithm):
             total_timesteps, callback = self.run.begin(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
             self.run.tables = EarlyTables(self) if self.verbose >= 1 and log_interval is not None else None
             callback.on_training_start(locals(), globals())
+            progress = Progress(self)
             self._train_loop(total_timesteps, callback, log_interval)
             callback.on_training_end()
+            progress.warn_of_none(total_timesteps)
             if self.verbose >= 1:
                 print(last_line(self, callback))
         return self
@@ -125,6 +127,21 @@ class EvolvingModel(BaseAlgorithm):
         return {"deployed": self.policy}
 
     # ---------------------------------------------------------------- random numbers
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Give the run another seed, from which the next :meth:`learn` draws; see ``BaseAlgorithm.set_random_seed``.
+
+        :param seed: as the argument of the constructor; ``None`` changes nothing
+        :raises ValueError: if it is out of range
+        :raises TypeError: if it is no integer
+        """
+        if seed is not None:
+            check_range("seed", seed, 0, 2**32 - 1, integer=True)
+            self.seed = int(seed)
+            self.run.choose_seed()
+            seed = self.seed
+        super().set_random_seed(seed)
 
     def rng(self, name: str) -> np.random.Generator:
         """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_erl.core.checks import warn_caller
 
 
 def warn_of_moving_statistics(normalizer: VecNormalize | None) -> None:
@@ -16,11 +15,7 @@ def warn_of_moving_statistics(normalizer: VecNormalize | None) -> None:
     """
     if normalizer is None or not (normalizer.training and normalizer.norm_obs):
         return
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("sb3_erl."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+    warn_caller(
         "env has a VecNormalize(norm_obs=True) that is still learning: with its statistics the meaning of genomes changes. "
-        "Load statistics and set training=False, or give norm_obs=False",
-        stacklevel=level,
+        "Load statistics and set training=False, or give norm_obs=False"
     )

@@ -23,7 +23,7 @@ from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.planning.agent_files import AgentFiles
 from sb3_erl.planning.base import episode_length, single_env
 from sb3_erl.planning.cem_planner import CEMPlanner, Plan
-from sb3_erl.planning.choice import make_model
+from sb3_erl.planning.choice import make_model, make_planner
 from sb3_erl.planning.env_states import EnvStates, evaluated_in
 from sb3_erl.planning.learned_model import LearnedModel
 
@@ -90,6 +90,7 @@ class CEMAgent(AgentFiles):
         self.buffer_size, self.learning_starts = buffer_size, learning_starts
         self.batch_size, self.gradient_steps = batch_size, gradient_steps
         self.planner: CEMPlanner | None = None
+        self._planner_arguments: dict[str, Any] | None = None
         self.replay_buffer: ReplayBuffer | None = None
         self.run_seed: int | None = None
         self.n_decisions = 0
@@ -133,10 +134,9 @@ class CEMAgent(AgentFiles):
             self.run_seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
         arguments = (self.model_class, self.model_kwargs, self.observation_space, self.action_space)
         self.model = make_model(*arguments, seed=self.run_seed, device=self.device)
-        if self.planner is None:
-            assert isinstance(self.action_space, spaces.Box)
-            self.planner = CEMPlanner(self.model, self.action_space, **{"seed": self.run_seed, **(self.planner_kwargs or {})})
-        self.planner.model = self.model
+        made_of = {"seed": self.run_seed, **(self.planner_kwargs or {})}
+        self.planner = make_planner(self.model, self.action_space, made_of, self.planner, self._planner_arguments)
+        self._planner_arguments = made_of
         self._check_env(self.env)
         if self.replay_buffer is None:
             spaces_ = (self.observation_space, self.action_space)

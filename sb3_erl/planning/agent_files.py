@@ -46,7 +46,8 @@ class AgentFiles(BaseAlgorithm):
         :param path: file name or open file
         :param env: environment to plan in, or its id
         :param args: further arguments of ``BaseAlgorithm.load``
-        :param kwargs: attributes to change
+        :param kwargs: attributes to change; other ``planner_kwargs`` make another planner, with the defaults for what they
+            leave out
         :return: the agent
         """
         with env_ids_explained():

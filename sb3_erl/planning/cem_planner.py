@@ -188,6 +188,18 @@ class CEMPlanner:
         """Forget the previous plan: a new episode begins."""
         self._previous = None
 
+    def go_on_from(self, other: CEMPlanner, with_generator: bool = True) -> None:
+        """
+        Take over where another planner is.
+
+        :param other: with whatever arguments; its previous plan is left out if it has another horizon
+        :param with_generator: whether the next random numbers are those that ``other`` would have drawn
+        """
+        if with_generator:
+            self.rng.bit_generator.state = other.rng.bit_generator.state
+        if other._previous is not None and other._previous.shape == self.shape[2:]:
+            self._previous = other._previous.copy()
+
     def unscale(self, actions: np.ndarray) -> np.ndarray:
         """
         :param actions: ``(..., action_dim)`` in [-1, 1]

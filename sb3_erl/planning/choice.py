@@ -1,4 +1,4 @@
-"""Which model an agent plans in."""
+"""Which model an agent plans in, and with which planner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from gymnasium import spaces
 
 from sb3_erl.planning.base import PlanningModel
+from sb3_erl.planning.cem_planner import CEMPlanner
 from sb3_erl.planning.learned_model import LearnedModel
 from sb3_erl.planning.rollout_model import RolloutModel
 from sb3_erl.planning.simulator import SimulatorModel
@@ -46,3 +47,29 @@ def make_model(
     if issubclass(kind, LearnedModel):
         return made(observation_space, action_space, **{**learned, **(kwargs or {})})
     return made(**(kwargs or {}))
+
+
+def make_planner(
+    model: Any,
+    action_space: spaces.Space,
+    arguments: dict[str, Any],
+    last: CEMPlanner | None = None,
+    last_arguments: dict[str, Any] | None = None,
+) -> CEMPlanner:
+    """
+    :param model: what is planned in
+    :param action_space: of the environment
+    :param arguments: of the planner
+    :param last: the agent's planner so far, such as that of its file
+    :param last_arguments: those of ``last``; ``None`` if they are not known
+    :return: ``last`` itself if its arguments are the same; otherwise a new one, which draws on where ``last`` would have,
+        unless it has another seed
+    """
+    if last is not None and arguments == last_arguments:
+        last.model = model
+        return last
+    assert isinstance(action_space, spaces.Box)
+    made = CEMPlanner(model, action_space, **arguments)
+    if last is not None:
+        made.go_on_from(last, with_generator=last_arguments is None or arguments["seed"] == last_arguments["seed"])
+    return made

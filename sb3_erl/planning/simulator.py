@@ -29,7 +29,7 @@ class SimulatorModel(PlanningModel):
     :param env: an environment, or a ``DummyVecEnv`` of one; ``None``: it is given later, by :meth:`sync`
     :param n_workers: processes that share the sequences among them, each with an environment of its own; 1 for none but this
         one. A script that uses them needs ``if __name__ == "__main__":``
-    :param make_env: makes the environment in a worker; ``None`` if ``env`` can be pickled
+    :param make_env: makes the environment in a worker, whichever one is planned in; ``None`` if they can be pickled
     :raises ValueError: if ``env`` is several environments, or in another process
     :raises TypeError: if the state of ``env`` cannot be copied, see :class:`~sb3_erl.planning.snapshot.Simulation`
     """
@@ -50,6 +50,8 @@ class SimulatorModel(PlanningModel):
     def _bind(self, env: Any) -> None:
         inner = planned_env(single_env(env))
         if self._simulation is None or self._simulation.env is not inner:
+            if self.make_env is None:
+                self.close()  # the workers have a copy of the environment of before
             self._simulation, self._is_checked = Simulation(inner), False
             self.episode_length = episode_length(inner)
             self._simulation.save()  # raises an error if that cannot be done
@@ -125,13 +127,17 @@ class SimulatorModel(PlanningModel):
     def _in_workers(self, state: Snapshot, actions: np.ndarray) -> np.ndarray:
         if self._workers is None:
             self._workers = Workers(self.n_workers, self.env if self.make_env is None else self.make_env)
-        return self._workers.run(state, actions)
+        try:
+            return self._workers.run(state, actions)
+        except BaseException:  # also Ctrl-C: an answer that is still in a pipe would be taken for that of the next call
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop the workers; the next rollout starts new ones."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_simulation": None, "_workers": None, "_is_checked": False}
@@ -167,7 +173,7 @@ class Workers:
         """
         :param state: where all sequences start
         :param actions: ``(n_candidates, n_steps, action_dim)``
-        :return: rewards ``(n_candidates, n_steps)``
+        :return: rewards ``(n_candidates, n_steps)``; after an error of any kind, answers may be left: :meth:`close` them
         :raises RuntimeError: if a worker died or its environment raised an error
         """
         parts = np.array_split(actions, len(self._pipes))
@@ -178,7 +184,6 @@ class Workers:
                 pipe.send(part)
             answers = [pipe.recv() for pipe in self._pipes]
         except (EOFError, OSError) as error:
-            self.close()
             raise RuntimeError(
                 "n_workers: a worker process of the planner died; its error is printed above. Use n_workers=1, or guard the "
                 "script by 'if __name__ == \"__main__\":'"
@@ -205,7 +210,7 @@ def _serve(pipe: Any, pickled: bytes) -> None:
     env = planned_env(single_env(made if isinstance(made, gym.Env) else made()))
     simulation = Simulation(env)
     env.reset()
-    with simulation.not_rendered(), contextlib.suppress(EOFError, KeyboardInterrupt):
+    with simulation.not_rendered(), contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             state, actions = pickle.loads(pipe.recv_bytes()), pipe.recv()
             try:

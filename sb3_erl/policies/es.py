@@ -25,9 +25,10 @@ class ActorOnlyPolicy(DeployedPolicy):
     """
     A policy with one network, ``deployed``; the population belongs to the evolver.
 
-    :param net_arch: hidden widths of the actor
+    :param net_arch: hidden widths of the actor, or ``dict(pi=[...])``, of which other keys are not read
     :param activation_fn: activation after each hidden layer
     :param layer_norm: see :class:`~sb3_erl.policies.erl.ERLActor`
+    :raises ValueError: if ``net_arch`` is a dict without ``"pi"``
     """
 
     actor_class: ClassVar[type[ERLActor]] = ERLActor
@@ -38,13 +39,19 @@ class ActorOnlyPolicy(DeployedPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         layer_norm: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
     ):
+        if isinstance(net_arch, dict):
+            if "pi" not in net_arch:
+                raise ValueError(
+                    f"net_arch must be a list, or a dict with the key 'pi', the widths of the actor; got {net_arch}"
+                )
+            net_arch = net_arch["pi"]
         super().__init__(
             observation_space,
             action_space,

@@ -88,6 +88,20 @@ def saved_choice(choice: Any) -> Any:
     return path if is_found else choice
 
 
+def check_algorithm(choice: Any, saved: type) -> None:
+    """
+    :param choice: argument ``algorithm`` of a population that is loaded, ``None`` for that of the file
+    :param saved: class of the members in the file
+    :raises ValueError: if it is another class
+    :raises TypeError: if it is no class of SB3 algorithms
+    """
+    if choice is not None and member_class(choice)[1] is not saved:
+        raise ValueError(
+            f"algorithm must stay as it was saved, {saved.__name__}; got {choice!r} instead. Load without it, or make a new "
+            "model for members of another class"
+        )
+
+
 def default_space(key: str, algorithm: type[BaseAlgorithm]) -> dict[str, str]:
     """
     :param key: of the algorithm, empty for one without

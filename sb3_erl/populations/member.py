@@ -329,7 +329,8 @@ def end_episode(buffer: Any) -> None:
     is_plain = all(isinstance(getattr(buffer, name, None), np.ndarray) for name in ("dones", "timeouts"))
     if is_plain and not hasattr(buffer, "ep_start") and (buffer.full or buffer.pos > 0):
         last = (buffer.pos - 1) % buffer.buffer_size
-        buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
+        if not getattr(buffer, "optimize_memory_usage", False):  # its successor is the next row, which will be overwritten
+            buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
         buffer.dones[last] = 1
 
 

@@ -21,7 +21,7 @@ from sb3_erl.core.checks import check_common, resolve_policy_and_env
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.populations.checked import arguments_of_members, check_arguments, checked_member, spaces_explained
-from sb3_erl.populations.defaults import default_space, member_class, saved_choice
+from sb3_erl.populations.defaults import check_algorithm, default_space, member_class, saved_choice
 from sb3_erl.populations.exploit import make_part
 from sb3_erl.populations.lineage import table
 from sb3_erl.populations.loop import run_generations
@@ -329,7 +329,9 @@ class PBT(EvolvingModel, BaseAlgorithm):
                 "path must be of a file that is trusted, because a population consists of whole files of SB3's classes, which "
                 "SB3 reads as pickles; got trusted=False. Load it without, if you trust its author"
             )
+        choice = kwargs.pop("algorithm", None)  # an attribute of this name is the class of the population
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        check_algorithm(choice, model.member_class)
         buffers = read_buffers(path, model.pop_size)
         model._states = [
             MemberState(state.model, state.hyperparameters, buffer, state.statistics)

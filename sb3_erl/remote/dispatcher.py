@@ -191,8 +191,7 @@ class Dispatcher:
                 self._end(worker)
 
     def _end(self, worker: Hashable) -> None:
-        is_idle = not self._members.pop(worker).chunks
-        self.pool.stop(worker, at_once=not is_idle)
+        self.pool.stop(worker, at_once=bool(self._members.pop(worker).chunks))
 
     def _ready(self, member: _Member, event: Event) -> None:
         message = pickle.loads(event.body)
@@ -312,6 +311,7 @@ class Dispatcher:
         if answer.error is not None:
             failed = answer.first + answer.n_done
             self._answers[failed] = f"job {failed} of this phase raised an exception in a worker:\n{answer.error}"
+            self._again.extend(range(failed + 1, chunk.last))
         elif answer.n_done:
             mean = answer.seconds / answer.n_done
             self.seconds_per_job = mean if self.seconds_per_job is None else 0.7 * self.seconds_per_job + 0.3 * mean

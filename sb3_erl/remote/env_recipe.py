@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
+from sb3_erl.remote.likeness import difference
 
 MakeEnv = Callable[[], "gym.Env | VecEnv"]
 WAY_OUT = (
@@ -132,7 +133,7 @@ def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker
     :param env: the model's own environments
     :param make_env: the user's factory, whose environment only needs the vectorized wrappers of ``env``; or ``None``
     :return: makes one such environment
-    :raises ValueError: if a part of ``env`` cannot be made again in another process
+    :raises ValueError: if a part of ``env`` cannot be made again in another process, or its environments are not all alike
     """
     layers: list[Layer] = []
     inner = env
@@ -180,19 +181,28 @@ def _channels_order(stacked: StackedObservations) -> str | dict[str, Any]:
 
 
 def _complete_spec(env: VecEnv) -> EnvSpec:
-    spec = env.get_attr("spec", indices=[0])[0]
+    """The description of each environment, which has to be that of the first."""
+    first, *others = (_completed(spec, env, index) for index, spec in enumerate(env.get_attr("spec")))
+    for index, other in enumerate(others, 1):
+        if (found := difference(first, other)) is not None:
+            raise ValueError(
+                "env must have environments that were all made alike for an evaluator with workers, which make one of them "
+                f"again; got, of environments 0 and {index}, {found}. {WAY_OUT}"
+            )
+    return copy.deepcopy(first)
+
+
+def _completed(spec: EnvSpec | None, env: VecEnv, index: int) -> EnvSpec:
     if spec is None:
         raise ValueError(
             "env must be made by gymnasium.make, or be registered, for an evaluator with workers, which make it again from "
             f"its spec; got an environment without a spec. {WAY_OUT}"
         )
-    spec = copy.deepcopy(spec)
     wrappers: Sequence[WrapperSpec] = [w for w in spec.additional_wrappers if w.entry_point not in SHELLS]
-    spec.additional_wrappers = tuple(_complete(wrapper, env) for wrapper in wrappers)
-    return spec
+    return replace(spec, additional_wrappers=tuple(_complete(wrapper, env, index) for wrapper in wrappers))
 
 
-def _complete(wrapper: WrapperSpec, env: VecEnv) -> WrapperSpec:
+def _complete(wrapper: WrapperSpec, env: VecEnv, index: int) -> WrapperSpec:
     if wrapper.kwargs is not None:
         return wrapper
     if wrapper.entry_point not in SB3_WRAPPERS:
@@ -201,5 +211,5 @@ def _complete(wrapper: WrapperSpec, env: VecEnv) -> WrapperSpec:
             f"workers, which make them again; got {wrapper.entry_point}. {WAY_OUT}"
         )
     names = SB3_WRAPPERS[wrapper.entry_point]
-    kwargs: dict[str, Any] = {key: env.get_attr(name, indices=[0])[0] for key, name in names.items()}
+    kwargs: dict[str, Any] = {key: env.get_attr(name, indices=[index])[0] for key, name in names.items()}
     return WrapperSpec(wrapper.name, wrapper.entry_point, kwargs)

@@ -48,7 +48,7 @@ class RemoteEvaluator(ABC):
     :param episode_timeout: seconds after which an episode has failed, ``None`` for no limit
     :param start_timeout: seconds within which the first worker has to be ready
     :param step_infos: whether callbacks of algorithms with a replay buffer get the infos of all steps, not the last one only;
-        they do also if the fitness needs "infos"
+        they do also if the fitness needs "infos" or the replay buffer reads them, as one of a class of your own may
     :param verify: share of the results, in [0, 1], that another worker computes again, or this process if there is none;
         chosen at random, without a draw from the generators of the run, and compared bit for bit but for Monitor's time.
         Where two differ a third decides: the worker that is wrong is named in a warning and dismissed, and all its results of
@@ -224,7 +224,7 @@ class RemoteEvaluator(ABC):
 
     def _message(self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder) -> PhaseMessage:
         needs = frozenset(recorder.needs)
-        step_infos = self.step_infos or "infos" in needs
+        step_infos = self.step_infos or recorder.reads_infos or "infos" in needs
         options = [take_options(self._env.unwrapped, index) for index in range(min(self._env.num_envs, len(jobs)))]
         arguments = (recorder.summarizer, needs, self._to_environment, step_infos, options if any(options) else ())
         return PhaseMessage(jobs, actor, address, *arguments)

@@ -7,6 +7,7 @@ Workers that are processes of this machine.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -123,7 +124,8 @@ class ProcessPool(Pool):
         """See :meth:`Pool.publish`."""
         with uninterrupted():  # memory that is not noted yet would never be removed
             self._remove(self._memory)
-            self._memory = shared_memory.SharedMemory(create=True, size=max(1, len(phase)))
+            self._memory = None
+            self._memory = _shared_memory(max(1, len(phase)), "the networks of a generation")
             shared = [(table.size, table.seed, self._share(table)) for table in tables]
         assert self._memory.buf is not None
         self._memory.buf[: len(phase)] = phase
@@ -133,7 +135,7 @@ class ProcessPool(Pool):
     def _share(self, table: NoiseTable) -> str:
         key = table.size, table.seed
         if key not in self._tables:
-            memory = self._tables[key] = shared_memory.SharedMemory(create=True, size=4 * table.size)
+            memory = self._tables[key] = _shared_memory(4 * table.size, f"the table of noise (noise_table_size={table.size})")
             np.ndarray((table.size,), dtype=np.float32, buffer=memory.buf)[:] = table.values
         return self._tables[key].name
 
@@ -202,6 +204,34 @@ class ProcessPool(Pool):
             memory.close()
             with contextlib.suppress(FileNotFoundError):
                 memory.unlink()
+
+
+def _shared_memory(size: int, what: str) -> shared_memory.SharedMemory:
+    """
+    Make shared memory whose pages are there; the first write to one that is missing would kill this process without a word.
+
+    :param size: bytes
+    :param what: it is for, for the error
+    :return: the memory
+    :raises OSError: if there is not so much
+    """
+    memory: shared_memory.SharedMemory | None = None
+    try:
+        memory = shared_memory.SharedMemory(create=True, size=size)
+        if hasattr(os, "posix_fallocate") and hasattr(memory, "_fd"):
+            os.posix_fallocate(memory._fd, 0, size)
+    except OSError as error:
+        if memory is not None and error.errno not in (errno.ENOSPC, errno.ENOMEM):  # a file system that cannot say
+            return memory
+        ProcessPool._remove(memory)
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+            raise
+        raise OSError(
+            error.errno,
+            f"/dev/shm must have room for {size / 2**20:.1f} MiB of shared memory for {what}; it is full. Make it larger "
+            "(docker run --shm-size=4g), take a smaller noise_table_size or pop_size, or use evaluator='vec'",
+        ) from error
+    return memory
 
 
 @contextlib.contextmanager

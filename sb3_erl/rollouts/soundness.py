@@ -7,10 +7,12 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_erl.core.observations import Observation, Shape, arrays_of
@@ -125,21 +127,35 @@ class NormalizerGuard:
         self._kept: list[tuple[Any, dict[str, Any]]] = []
 
     def keep(self) -> None:
-        """Keep a copy of the statistics; to be called before a step."""
+        """
+        Keep a copy of the statistics; to be called before a step.
+
+        In this step statistics ignore what is not finite, so that the last observations of other environments' episodes, which
+        ``VecNormalize`` normalizes within the step, can be read.
+        """
         if self.normalizer is not None:
             self._kept = [(rms, dict(vars(rms))) for rms in _statistics(self.normalizer)]
+            for rms, _ in self._kept:
+                rms.update = partial(_update_if_finite, rms)
 
     def restore(self) -> bool:
         """Undo a step that was not finite; returns whether there was one."""
         normalizer = self.normalizer
         if normalizer is None:
             return False
+        for rms, _ in self._kept:
+            vars(rms).pop("update", None)
         if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():
             return False
         for rms, numbers in self._kept:
             vars(rms).update(numbers)
         normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
         return True
+
+
+def _update_if_finite(rms: RunningMeanStd, batch: np.ndarray) -> None:
+    if np.isfinite(batch).all():
+        RunningMeanStd.update(rms, batch)
 
 
 def check_statistics(env: VecEnv) -> None:

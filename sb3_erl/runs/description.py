@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_erl.core.checks import warn_caller
 from sb3_erl.runs.run_state import numbered_callbacks
 
 FIRST_STEPS = 500
@@ -166,6 +167,36 @@ def last_line(model: Any, callback: BaseCallback) -> str:
         return f"{line}, whose return was not measured in training (evaluate_policy(model, env) does)"
     kind = "lowest return of its episodes" if name == "checkpoint" else "latest return in training"
     return f"{line}, {kind} {value:,.1f}"
+
+
+class Progress:
+    """
+    What a call of ``learn`` has brought, for the warning that it brought nothing: each call begins new episodes.
+
+    :param model: before its training loop
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.n_timesteps = model, model.num_timesteps
+        self.before = self._so_far()
+
+    def _so_far(self) -> int:
+        found = getattr(self.model, "n_generations", None)
+        return int(self.model._n_updates if found is None else found)
+
+    def warn_of_none(self, total_timesteps: int) -> None:
+        """
+        :param total_timesteps: where the budget ends; nobody is warned whom a callback stopped, nor within a warm-up
+        """
+        model, n = self.model, self.model.num_timesteps - self.n_timesteps
+        waits = not hasattr(model, "n_generations") and self.n_timesteps < model.learning_starts
+        if self._so_far() > self.before or model.num_timesteps < total_timesteps or n == 0 or waits:
+            return
+        part = "generation" if hasattr(model, "n_generations") else "assessment of the policy"
+        warn_caller(
+            f"learn() ended inside its first {part}: nothing was learned in its {n} steps, and another call begins a new one. "
+            "Ask for more total_timesteps in one call; callbacks, such as GenerationCheckpoint, can act or save in between"
+        )
 
 
 # -------------------------------------------------------------------- a model in a few lines

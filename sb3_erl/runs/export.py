@@ -85,8 +85,9 @@ class ActionMap(nn.Module):
         self.register_buffer("first", torch.as_tensor(getattr(space, "start", 0)).clone())
         """Added to the numbers of discrete actions."""
         if isinstance(space, spaces.Box):
-            self.register_buffer("low", torch.as_tensor(space.low).clone())
-            self.register_buffer("high", torch.as_tensor(space.high).clone())
+            kind = np.result_type(space.dtype, np.float32) if self.is_whole else space.dtype  # in which predict clips
+            self.register_buffer("low", torch.as_tensor(space.low.astype(kind)))
+            self.register_buffer("high", torch.as_tensor(space.high.astype(kind)))
 
     def forward(self, outputs: Tensor) -> Tensor:
         """
@@ -98,8 +99,9 @@ class ActionMap(nn.Module):
             return actions.to(self.dtype) + self.first.to(self.dtype)
         if self.squashed:
             actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        actions = (actions.round() if self.is_whole else actions).to(self.dtype)
-        return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
+        actions = actions.to(self.low.dtype if self.is_whole else self.dtype)
+        clipped = torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
+        return clipped.round().to(self.dtype) if self.is_whole else clipped  # before the cast, which wraps around
 
 
 class ExportedPolicy(nn.Module):

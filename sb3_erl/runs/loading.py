@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import io
 import json
 import pathlib
@@ -17,7 +15,6 @@ from typing import IO, Any
 
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
@@ -25,13 +22,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_erl.core.checks import env_ids_explained
 from sb3_erl.core.registry import nothing_imported
 from sb3_erl.envs.packages import register_namespaces
-from sb3_erl.runs.moved_modules import (
-    RENAMED_ATTRIBUTES,
-    old_modules_found,
-    renamed_attributes,
-    renamed_parts,
-    variables_of_own_learners,
-)
+from sb3_erl.runs.moved_modules import attributes_of_today, old_modules_found, renamed_parts, variables_of_own_learners
+from sb3_erl.runs.overrides import Overrides, cause_of, check_names
 from sb3_erl.runs.safe_files import (
     OF_THE_MACHINE,
     SETTINGS,
@@ -127,31 +119,28 @@ def load_model(
     else:
         contents = safe_contents(path, cls, replaced)
         data = dict(contents.attributes)
-    # SB3's own tests hand the arguments of off-policy classes to every class
-    known = {*data, *(name for owner in (cls, OffPolicyAlgorithm) for name in inspect.signature(owner.__init__).parameters)}
-    unknown = sorted(set(kwargs) - known)
-    if unknown:
-        close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-        raise TypeError(f"load() got {unknown}, which {cls.__name__} does not have; the closest are {close}")
+    check_names(cls, kwargs, data)
     register_namespaces(env)
     with env_ids_explained():
         env = None if env is None else maybe_make_env(env, verbose=0)
+    plain = {} if contents is None else contents.attributes
+    overrides = Overrides.of(kwargs, {**data, **plain}, env)
+    arguments, explained = {**arguments, **overrides.attributes}, overrides.explained(named(path))
     if contents is not None and not trusted:
-        with one_error(named(path)), memory_limited(contents), nothing_imported():
-            given = [name for name in custom_objects or () if name in {**contents.attributes, **contents.refused}]
+        with one_error(named(path)), memory_limited(contents), nothing_imported(), explained:
+            given = [name for name in custom_objects or () if name in {**plain, **contents.refused}]
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
-            objects = {**contents.attributes, **OF_THE_MACHINE, **replaced}
-            return with_variables(sb3_load(source, env, custom_objects=objects, **arguments, **kwargs), contents)
-    with misfits_explained(path, cls.__name__), old_modules_found():
-        if contents is None or not contents.attributes:
-            _say_unpickled(path, data, {}, replaced)
-            file, attributes = with_names_of_today(path, data, kwargs.get("learner"))
-            return sb3_load(file, env, custom_objects=custom_objects, **arguments, **renamed_attributes(kwargs, attributes))
-        _say_unpickled(path, data, contents.attributes, replaced)
-        objects = {name: value for name, value in {**contents.attributes, **(custom_objects or {})}.items() if name in data}
+            objects = {**plain, **OF_THE_MACHINE, **replaced}
+            return with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
+    with misfits_explained(path, cls.__name__), old_modules_found(), explained:
+        _say_unpickled(path, data, plain, replaced)
+        if contents is None or not plain:
+            file = with_names_of_today(path, data, kwargs.get("learner"))
+            return sb3_load(file, env, custom_objects=custom_objects, **arguments)
+        objects = {name: value for name, value in {**plain, **(custom_objects or {})}.items() if name in data}
         rest = {name: value for name, value in data.items() if name not in objects}
         source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
-        return sb3_load(source, env, custom_objects=objects, **arguments, **renamed_attributes(kwargs, data))
+        return sb3_load(source, env, custom_objects=objects, **arguments)
 
 
 def _say_unpickled(path: File, data: dict[str, Any], known: Collection[str], replaced: Collection[str]) -> None:
@@ -219,14 +208,14 @@ def saved_class(path: File, base: Any) -> Any:
     return found[name]
 
 
-def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -> tuple[File, dict[str, Any]]:
+def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -> File:
     """
     :param path: of the zip file of a model
     :param data: its attributes, see :func:`check_model_file`
     :param learner: the learner that is to be loaded, ``None`` for that of the file
-    :return: the file, or a copy in memory where it has names of an earlier version; and its attributes by their names of today
+    :return: the file, or a copy in memory where it has names of an earlier version
     """
-    attributes = renamed_attributes(data, {new for new in RENAMED_ATTRIBUTES.values() if new not in data})
+    attributes = attributes_of_today(data)
     member, kept = f"{VARIABLES[0]}.pth", {"learner": attributes.get("learner_class")}
     choice = json_to_data(json.dumps(kept))["learner"] if learner is None else learner  # a list with classes is a pickle
     with opened(path, "zip") as file, zipfile.ZipFile(file) as old:
@@ -234,7 +223,7 @@ def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -
         tensors = th.load(io.BytesIO(saved), map_location="cpu", weights_only=True) if saved else None
         variables = None if tensors is None else variables_of_own_learners(renamed_parts(tensors), choice)
         if attributes.keys() == data.keys() and (tensors is None or tensors.keys() == variables.keys()):  # type: ignore[union-attr]
-            return path, data
+            return path
         copy, stream = io.BytesIO(), io.BytesIO()
         th.save(variables, stream)
         changed = {"data": json.dumps(attributes).encode(), member: stream.getvalue()}
@@ -242,7 +231,7 @@ def with_names_of_today(path: File, data: dict[str, Any], learner: Any = None) -
             for name in old.namelist():
                 new.writestr(name, changed.get(name) or old.read(name))
     copy.seek(0)
-    return copy, attributes
+    return copy
 
 
 def file_beside_folder(path: File) -> File:
@@ -302,11 +291,10 @@ def misfits_explained(path: File, algorithm: str) -> Iterator[None]:
     except (AttributeError, AssertionError, KeyError, IndexError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         if isinstance(error, ValueError):
             raise
-        cause = error.__context__ if isinstance(error, KeyError) and error.__context__ is not None else error
         raise ValueError(
-            f"{named(path)} does not fit a {algorithm} of this version: {brief(cause)}. It may come from another version of "
-            "sb3_erl, SB3 or PyTorch (system_info.txt in the file says which), or have been loaded with arguments that change "
-            "its networks; load it where it was saved, or make a new model"
+            f"{named(path)} does not fit a {algorithm} of this version: {brief(cause_of(error))}. It may come from another "
+            "version of sb3_erl, SB3 or PyTorch (system_info.txt in the file says which), or have been loaded with arguments "
+            "that change its networks; load it where it was saved, or make a new model"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
@@ -100,14 +100,13 @@ RENAMED_TENSORS: dict[str, str] = {"centre": "center"}
 """Old name of a tensor in a state dict -> its name now, without the modules that it is in."""
 
 
-def renamed_attributes(attributes: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+def attributes_of_today(saved: dict[str, Any]) -> dict[str, Any]:
     """
-    :param attributes: values by the names of attributes, those of earlier versions, or arguments of constructors
-    :param known: attributes of a model of today
-    :return: the values by the names of today's attributes
+    :param saved: values by the names of attributes in a file
+    :return: the same by their names of today
     """
-    names = {name: new for name, new in RENAMED_ATTRIBUTES.items() if new in known}
-    return {names.get(name, name): value for name, value in attributes.items()}
+    names = {name: new for name, new in RENAMED_ATTRIBUTES.items() if new not in saved}
+    return {names.get(name, name): value for name, value in saved.items()}
 
 
 def renamed_parts(parameters: dict[str, Any]) -> dict[str, Any]:

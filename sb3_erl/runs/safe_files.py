@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import io
 import json
-import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ import safetensors
 import safetensors.torch
 import torch as th
 from stable_baselines3.common.save_util import recursive_getattr
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_erl.core.safe_names import NAME, OLD_MODULES, has_type, misplaced
+from sb3_erl.core.safe_names import NAME, OLD_MODULES, LimitedMemory, has_type, misplaced
 from sb3_erl.core.safe_values import DERIVED, Reader
 from sb3_erl.policies.erl import DeployedMixin, deploying
 from sb3_erl.runs.moved_modules import MOVED
@@ -36,8 +34,6 @@ MAX_SETTINGS = 16 << 20
 MAX_MEMBERS = 10_000
 SPARE, FACTOR = 256 << 20, 64
 """A model may be built of so many bytes and so many times the size of its tensors, see :func:`memory_limited`."""
-PER_OPERATION = 4 << 10
-"""Bytes as which each operation of PyTorch counts, so that there is an end to networks without number."""
 RUN_TIME = frozenset(
     {"env", "policy", "device", "replay_buffer", "rollout_buffer", "run", "_vec_normalize_env", "_logger", "_custom_logger"}
 )
@@ -270,29 +266,14 @@ def with_variables(model: Any, contents: SafeContents) -> Any:
     return model
 
 
-class _Allocations(TorchDispatchMode):
-    """Refuses to make tensors once their sizes are above a limit; asked before the memory is taken."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self.limit, self.left = limit, limit
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        shape = args[0] if args and isinstance(args[0], list | tuple) else ()
-        self.left -= PER_OPERATION + (8 * math.prod(shape) if all(isinstance(size, int) for size in shape) else 0)
-        if self.left < 0:
-            raise ModelFileError(
-                f"the file describes networks that take more than {self.limit >> 20} MiB, which do not fit its tensors"
-            )
-        return func(*args, **(kwargs or {}))
-
-
-def memory_limited(contents: SafeContents) -> Any:
+def memory_limited(contents: SafeContents) -> LimitedMemory:
     """
     :param contents: of a file
-    :return: a context in which networks far larger than the tensors of the file are an error
+    :return: a context in which networks and populations far larger than the tensors of the file are an error
     """
-    return _Allocations(SPARE + FACTOR * contents.size)
+    limit = SPARE + FACTOR * contents.size
+    text = f"the file describes networks that take more than {limit >> 20} MiB, which do not fit its tensors"
+    return LimitedMemory(limit, lambda: ModelFileError(text))
 
 
 # -------------------------------------------------------------------- what fits a class

@@ -47,6 +47,8 @@ def save_model(
     left_out |= {name.split(".")[0] for name in (*state_dicts, *variables)}
     attributes = {name: value for name, value in vars(model).items() if name not in left_out}
     attributes.update(plain_state)
+    if "algorithm" in attributes:
+        attributes["algorithm"] = family(type(model))  # whatever custom_objects or a user have put there
     parameters = model.get_parameters()
     single = {name: recursive_getattr(model, name) for name in variables}
     data = data_to_json(_savable(attributes))

@@ -8,7 +8,8 @@ A space is a tuple of knobs. What is suggested are Optuna's raw parameters (``tr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -240,15 +241,71 @@ def convert(raw: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def rollouts(algorithm: type, arguments: Mapping[str, Any]) -> float:
+    """
+    :param algorithm: a class of ``sb3_erl.ALGOS``
+    :param arguments: some of its constructor; the others have their defaults
+    :return: rollouts in a generation, and so the largest number of environments; infinity for classes without generations
+
+    >>> from sb3_erl import OpenAIES
+    >>> rollouts(OpenAIES, {"n_pairs": 2})
+    5
+    """
+    if not hasattr(algorithm, "n_rollouts"):
+        return math.inf
+    from sb3_erl.runs.overrides import FOLLOWING  # not at the start, where rl_zoo3 is made ready before this package
+
+    parameters = inspect.signature(algorithm).parameters
+    defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+    cls: Any = algorithm
+    model = cls.__new__(cls)  # with the arguments that the number follows from, and no networks
+    vars(model).update({**defaults, **arguments})
+    if "n_pairs" in parameters:
+        vars(model).update(FOLLOWING["n_pairs"](model.n_pairs))
+    try:
+        return int(model.n_rollouts)
+    except (AttributeError, TypeError):  # a class of one's own may need more than its arguments
+        return math.inf
+
+
+def with_rollouts(knobs: Sequence[Knob], algorithm: type, n_envs: int) -> tuple[Knob, ...]:
+    """
+    Leave out the choices with which a generation may have fewer rollouts than there are environments, which is refused.
+
+    :param knobs: of the algorithm
+    :param algorithm: its class
+    :param n_envs: number of environments
+    :return: the same knobs with the choices that have enough rollouts together with any of the others; where the arguments
+        that are not searched leave none, those with the most
+    """
+    arguments = {knob.name for knob in knobs} & set(inspect.signature(algorithm).parameters)
+    choices = {knob.name: list(knob.choices) for knob in knobs if isinstance(knob, Choice) and knob.name in arguments}
+    fewest = {name: min(given, key=lambda value: rollouts(algorithm, {name: value})) for name, given in choices.items()}
+    while rollouts(algorithm, fewest) < n_envs:
+        better = {}  # what is left without the choices of a knob that have the fewest rollouts
+        for name, given in choices.items():
+            more = {value: rollouts(algorithm, {**fewest, name: value}) for value in given}
+            left = [value for value in given if more[value] > min(more.values())]
+            if left:
+                better[name] = (min(more[value] for value in left), left)
+        if not better:
+            break
+        name = max(better, key=lambda each: better[each][0])
+        choices[name] = better[name][1]
+        fewest[name] = min(choices[name], key=lambda value: rollouts(algorithm, {**fewest, name: value}))
+    return tuple(Choice(each.name, tuple(choices[each.name])) if each.name in choices else each for each in knobs)
+
+
 def sampler(algo: str, algorithm: type) -> Sampler:
     """
     :param algo: id of the algorithm
     :param algorithm: its class
     :return: the function the Zoo calls for a trial; it suggests raw parameters and returns constructor arguments
     """
-    knobs = space(algo, algorithm)
+    searched = space(algo, algorithm)
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+        knobs = with_rollouts(searched, algorithm, n_envs)
         raw = {knob.name: knob.suggest(trial) for knob in knobs}
         arguments = convert(raw)
         for knob in knobs:  # the report of the study shows the true values beside the raw ones

@@ -125,6 +125,7 @@ CONSTRUCTORS = [
     Row(ES, {"n_pairs": 0}, ValueError, r"n_pairs must be at least 1; got 0"),
     Row(ES, {"optimizer": "lion"}, ValueError, r"optimizer must be one of .*got 'lion'"),
     Row(ES, {"ties": "coin"}, ValueError, r"ties must be one of .*got 'coin'"),
+    Row([*ES, "deep_ga", "esac"], {"sigma": "lin_0.1"}, ValueError, r"sigma must be a number, or a schedule.*got 'lin_0\.1'"),
     Row(ES, {"sigma": -1.0}, ValueError, r"sigma must be .*got -1"),
     Row(["openai_es"], {"fitness_shaping": "rank"}, ValueError, r"fitness_shaping must be one of .*got 'rank'"),
     Row(ES, {"episode_cutoff": (100, 0.5)}, ValueError, r"episode_cutoff must be None, a number of steps, or .*\(100, 0\.5\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from sb3_erl import ALGOS
 from tests.contract.helpers import Witness
-from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, expected_updates, make, n_stored, whole
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, expected_updates, known, make, n_stored, whole
 from tests.envs import toy_vec_env
 
 LEARNING = [name for name in GENERATIONAL if name in HYBRIDS]
@@ -95,3 +96,16 @@ def test_learning_rate_schedule_ends_at_zero(name: str) -> None:
 
 def _optimizers(model: Any) -> list[Any]:
     return list(model.learner.optimizers.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_that_brought_nothing_says_so(name: str) -> None:
+    """Each call begins new episodes, so that a loop of short calls never learns."""
+    model = make(name, **known(name, {"learning_starts": 0, "explore_steps": 1, "gradient_steps": -1}))
+    with pytest.warns(UserWarning, match=r"learn\(\) ended inside its first .* nothing was learned in its 3 steps") as caught:
+        model.learn(3, reset_num_timesteps=False)
+    assert any(warning.filename == __file__ for warning in caught)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="learn.. ended inside")
+        model.learn(200, reset_num_timesteps=False)
+        model.learn(200, lambda *_: False, reset_num_timesteps=False)

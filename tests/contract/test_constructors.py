@@ -13,7 +13,7 @@ from sb3_erl import ALGOS, CEM, CEMRL, ERL
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.engine.hybrid import HybridAlgorithm
 from sb3_erl.evolution.cem import DiagonalCEM
-from tests.contract.settings import GENERATIONAL, HYBRIDS, fast, make
+from tests.contract.settings import GENERATIONAL, HYBRIDS, NAMES, fast, make
 from tests.envs import toy_vec_env
 
 
@@ -92,3 +92,15 @@ def test_cem_rl_tells_and_trains() -> None:
     model.train(3)
     assert model._n_updates == n_updates + 3
     assert any(not np.array_equal(a.detach(), b.detach()) for a, b in zip(before, model.critic.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HYBRIDS])
+def test_widths_of_an_actor_in_a_dict(name: str) -> None:
+    """SB3's form for an actor and a critic; pure evolution has no critic."""
+    shapes = []
+    for net_arch in ([7], {"pi": [7], "qf": [9]}):
+        model = make(name, policy_kwargs={"net_arch": net_arch})
+        shapes.append([tuple(parameter.shape) for parameter in model.policy.deployed.parameters()])
+    assert shapes[0] == shapes[1]
+    with pytest.raises(ValueError, match="net_arch must be a list, or a dict with the key 'pi'"):
+        make(name, policy_kwargs={"net_arch": {"qf": [9]}})

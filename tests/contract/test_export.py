@@ -166,6 +166,23 @@ def test_numbers_of_actions_are_those_of_predict_also_from_another_first_one_on(
     check_file(model, model.export(tmp_path / "policy.pt2"), np.random.default_rng(2).normal(size=(20, 3)).astype(np.float32))
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(0, 255, (2,), np.uint8), spaces.Box(-100, 20, (2,), np.int8), spaces.Box(-5, 70_000, (2,), np.int32)],
+    ids=str,
+)
+def test_whole_numbers_are_clipped_before_they_are_cast(space, ending, tmp_path):
+    model = make("openai_es", DummyVecEnv([lambda: OddSpaces(space)]))
+    for parameter in model.policy.deployed.parameters():
+        parameter.data *= 500 * float(space.high.max())
+    given = np.random.default_rng(2).normal(size=(50, 3)).astype(np.float32)
+    actions = model.predict(given, deterministic=True)[0]
+    found = set(actions.ravel().tolist())
+    assert {space.low.min(), space.high.max()} < found, "some are clipped, some are not"
+    assert np.array_equal(load(model.export(tmp_path / f"policy{ending}"))(given), actions)
+
+
 class Grid(OddSpaces):
     """A small grid with channels last, as MinAtar's."""
 

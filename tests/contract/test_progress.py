@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import (
 )
 
 from sb3_erl.remote.process import ProcessEvaluator
-from sb3_erl.runs import progress
+from sb3_erl.runs.run import with_progress_bar
 from tests.contract.settings import GENERATIONAL, NAMES, known, make, toy_actions
 from tests.envs import ToyEnv, toy_vec_env
 
@@ -78,7 +78,7 @@ def test_the_bar_of_workers_counts_single_steps(bars: list[Bar]) -> None:
 def test_a_bar_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stable_baselines3.common.callbacks.tqdm", None)
     with pytest.raises(ImportError, match="tqdm and rich"):
-        progress.with_progress_bar(None)
+        with_progress_bar(None)
 
 
 class Notes(BaseCallback):

@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_erl import ALGOS, ERL, OpenAIES, Reseed, every, load_safe
 from sb3_erl.core import safe_values
-from sb3_erl.core.safe_names import allowed_class, is_allowed_text
+from sb3_erl.core.safe_names import LimitedMemory, allowed_class, is_allowed_text
 from sb3_erl.core.safe_values import NotPlain, Reader, Writer
 from sb3_erl.runs.safe_files import SETTINGS, TENSORS, ModelFileError
 from sb3_erl.zoo import info
@@ -198,6 +198,73 @@ def test_hostile_settings(what: str) -> None:
     with pytest.raises(ModelFileError):
         load_safe(bad)
     assert "antigravity" not in set(sys.modules) - before
+
+
+@pytest.mark.parametrize(("name", "pop_size"), [("cem", 150_000), ("cem_rl", 10**6), ("esac", 10**6), ("deep_ga", 10**8)])
+def test_many_individuals_are_refused_before_their_memory_is_taken(name: str, pop_size: int) -> None:
+    """The size follows from a tensor that is expanded, cloned, or repeated, and not from the arguments of the operation."""
+    file = bytes_of(make(name, **({"policy_kwargs": {"net_arch": [64, 64]}} if name == "cem" else {})))
+    largest = 0
+
+    class Watch(th.utils._python_dispatch.TorchDispatchMode):
+        """Inside of the limit, so that it sees what is really done."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, th.Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    with Watch(), pytest.raises(ModelFileError, match=r"describes networks that take more than \d+ MiB"):
+        load_safe(edited(file, lambda settings: settings["attributes"].update(pop_size=pop_size)))
+    assert largest < 200 << 20
+
+
+OPERATIONS: dict[str, Callable[[th.Tensor], Any]] = {
+    "clone": lambda row: row.expand(1000, -1).clone(),
+    "contiguous": lambda row: row.expand(1000, -1).contiguous(),
+    "repeat": lambda row: row.repeat(1000, 1),
+    "cat": lambda row: th.cat([row] * 1000),
+    "stack": lambda row: th.stack([row] * 1000),
+    "arange": lambda row: th.arange(100_000),
+    "eye": lambda row: th.eye(400),
+    "full": lambda row: th.full((1000, 100), 1.0),
+    "a product": lambda row: row.expand(1000, -1) * 2,
+    "an outer product": lambda row: row[:, None].expand(-1, 1000) * th.ones(1000),
+    "a matrix product": lambda row: row.expand(1000, -1)[:, :1] @ row[None],
+    "another type": lambda row: row.expand(1000, -1).double(),
+    "random numbers": lambda row: th.randperm(100_000),
+    "rows": lambda row: row[None][th.zeros(1, dtype=th.long).expand(1000)],
+    "repeated elements": lambda row: row.repeat_interleave(1000),
+    "a resized tensor": lambda row: th.empty(0).resize_(1000, 100),
+    "a diagonal": lambda row: th.diag_embed(row.repeat(10)),
+    "zeros like it": lambda row: th.zeros_like(row.expand(1000, -1)),
+    "another size": lambda row: row.new_zeros(1000, 100),
+}
+
+
+@pytest.mark.parametrize("what", OPERATIONS)
+def test_operations_count_for_what_they_make(what: str) -> None:
+    class Refused(Exception): ...
+
+    row, done = th.ones(100), []
+    OPERATIONS[what](row)
+
+    class Watch(th.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            done.append(func(*args, **(kwargs or {})))
+            return done[-1]
+
+    with Watch(), pytest.raises(Refused), LimitedMemory(300_000, Refused):
+        OPERATIONS[what](row)
+    assert all(result.untyped_storage().nbytes() < 300_000 for result in done if isinstance(result, th.Tensor))
+    with LimitedMemory(8 << 20, Refused):
+        OPERATIONS[what](row)
+    many = LimitedMemory(100 << 10, Refused)
+    with pytest.raises(Refused), many:
+        for _ in range(30):
+            row.mul_(1)
 
 
 @pytest.mark.parametrize("member", [SETTINGS, TENSORS])

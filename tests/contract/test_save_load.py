@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_erl import ALGOS, GenerationCheckpoint, load_parameters
 from tests.contract.helpers import differences, snapshot, tensors, transitions
@@ -122,6 +123,70 @@ def test_load_overrides_arguments(name: str, tmp_path: Path) -> None:
     assert (loaded.learning_rate, loaded.tensorboard_log) == (2.0, "logs")
     if name in HYBRIDS:
         assert ALGOS[name].load(tmp_path / "model", custom_objects={"gamma": 0.5}).gamma == 0.5
+
+
+SIZES = [
+    ("openai_es", {"n_pairs": 8}, "n_pairs=2", "n_pairs=8"),
+    ("openai_es", {"normalize_obs": False, "learning_rate": 0.5}, "normalize_obs=True", "normalize_obs=False"),
+    ("openai_es", {"evolver": "cem"}, "evolver='es'", "evolver='cem'"),
+    ("esac", {"n_pairs": 4}, "n_pairs=2", "n_pairs=4"),
+    ("esac", {"elite_fraction": 1.0, "n_gradient_bases": 0}, "elite_fraction=0.5", "elite_fraction=1.0"),
+    ("ns_es", {"meta_population_size": 4}, "meta_population_size=2", "meta_population_size=4"),
+    ("erl_re2", {"policy_embedding_dim": 10}, "policy_embedding_dim=8", "policy_embedding_dim=10"),
+    ("erl", {"learner": "td3"}, "learner='ddpg'", "learner='td3'"),
+]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(("name", "given", "saved", "asked"), SIZES)
+def test_load_names_arguments_that_change_sizes(
+    name: str, given: dict[str, Any], saved: str, asked: str, trusted: bool, tmp_path: Path
+) -> None:
+    make(name).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"saved with {saved}.* does not fit a model with {asked}.*Load it without") as error:
+        ALGOS[name].load(tmp_path / "model", trusted=trusted, **given)
+    assert "learning_rate" not in str(error.value).partition("from which")[0]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_load_changes_what_follows_from_an_argument(trusted: bool, tmp_path: Path) -> None:
+    make("openai_es", episode_cutoff=5, stats_window_size=9).learn(40).save(tmp_path / "model")
+
+    def load(**given: Any) -> Any:
+        return ALGOS["openai_es"].load(tmp_path / "model", env=toy_vec_env(), trusted=trusted, **given)
+
+    assert [load(episode_cutoff=steps).cutoff for steps in (5, 8, None)] == [5, 8, None]
+    assert load(n_pairs=2).pop_size == 4
+    assert load(stats_window_size=7).learn(40, reset_num_timesteps=False).ep_info_buffer.maxlen == 7
+    assert load().learn(40, reset_num_timesteps=False).ep_info_buffer.maxlen == 9
+
+
+def test_a_cutoff_that_has_grown_is_kept_where_nothing_changes(tmp_path: Path) -> None:
+    model = make("openai_es", episode_cutoff=(2, 0.5, 2.0))
+    model.learn(60).save(tmp_path / "model")
+    assert model.cutoff > 2
+    assert ALGOS["openai_es"].load(tmp_path / "model", episode_cutoff=(2, 0.5, 2.0)).cutoff == model.cutoff
+    assert ALGOS["openai_es"].load(tmp_path / "model", episode_cutoff=(3, 0.5, 2.0)).cutoff == 3
+
+
+def test_load_with_statistics_that_the_environment_keeps(tmp_path: Path) -> None:
+    """``rl_zoo3 train -i`` hands the constructor's arguments to ``load``."""
+    with pytest.warns(UserWarning, match="normalize_obs is off"):
+        make("openai_es", VecNormalize(toy_vec_env())).save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="normalize_obs is off"):
+        loaded = ALGOS["openai_es"].load(tmp_path / "model", env=VecNormalize(toy_vec_env()), normalize_obs=True)
+    assert loaded.normalize_obs is False
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_argument_changes_the_class_of_a_file(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    model.algorithm = "ppo"
+    model.save(tmp_path / "model")
+    assert ALGOS[name].load(tmp_path / "model").algorithm == model.__class__.__name__
+    if name != "pbt":
+        with pytest.raises(TypeError, match=r"load\(\) got \['algorithm'\]"):
+            ALGOS[name].load(tmp_path / "model", algorithm="ppo")
 
 
 def test_load_finds_the_file_beside_the_zoos_folder(tmp_path: Path) -> None:

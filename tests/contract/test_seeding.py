@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 
+from sb3_erl import ALGOS
 from tests.contract.helpers import differences, snapshot, tensors
-from tests.contract.settings import HYBRIDS, NAMES, make, variants
+from tests.contract.settings import ALL, HYBRIDS, NAMES, make, variants
 from tests.envs import toy_vec_env
 
 
@@ -53,3 +55,32 @@ def test_global_generators_stay_where_they_are(name: str, extra: dict[str, Any])
 @pytest.mark.parametrize("name", NAMES)
 def test_construction_is_seeded(name: str) -> None:
     assert differences(tensors(make(name)), tensors(make(name))) == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_seed_given_later_is_that_of_the_next_learn(name: str, tmp_path: Path) -> None:
+    make(name).learn(60).save(tmp_path / "model")
+
+    def go_on(seed: int | None) -> Any:
+        loaded = ALGOS[name].load(tmp_path / "model", env=toy_vec_env())
+        loaded.set_random_seed(seed)
+        loaded.learn(100, reset_num_timesteps=False)
+        loaded.save(tmp_path / "again")
+        assert ALGOS[name].load(tmp_path / "again").run_seed == (3 if seed is None else seed)
+        return loaded
+
+    first, same, other, none, as_saved = (snapshot(go_on(seed)) for seed in (1, 1, 2, None, 3))
+    assert differences(first, same) == differences(none, as_saved) == []
+    assert differences(first, other) != [] and differences(first, none) != []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_seed_keeps_that_of_the_run(name: str, tmp_path: Path) -> None:
+    model = make(name, seed=None)
+    model.set_random_seed(None)
+    model.save(tmp_path / "model")
+    assert ALGOS[name].load(tmp_path / "model").run_seed == model.run_seed
+    with pytest.raises(TypeError, match="seed must be an integer; got 1\\.5"):
+        model.set_random_seed(1.5)
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        model.set_random_seed(-1)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_erl.evolution.fitness.base import FitnessContext, needs
+from sb3_erl.evolution.fitness.returns import episode_return
+from sb3_erl.rollouts.jobs import EpisodeBatch
 from tests.contract.helpers import Tables
 from tests.contract.settings import (
     HYBRIDS,
@@ -22,7 +28,9 @@ from tests.contract.settings import (
     pop_size,
     whole,
 )
-from tests.envs import toy_vec_env
+from tests.envs import ToyEnv, toy_vec_env
+
+FLOAT64 = spaces.Box(-np.inf, np.inf, ToyEnv().observation_space.shape, np.float64)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
@@ -97,3 +105,53 @@ def test_statistics_follow_set_env_and_evaluation(name: str) -> None:
     model.set_env(toy_vec_env())
     assert model.get_vec_normalize_env() is None
     assert model.learn(40).num_timesteps == 40
+
+
+class Broken(ToyEnv):
+    """Observes NaN at its third step, without an end."""
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return (np.full_like(observation, np.nan) if self.time == 3 else observation), *rest
+
+
+class Ends(ToyEnv):
+    """Ends at its third step."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, self.time == 3, truncated, info
+
+
+def test_a_broken_observation_costs_no_other_environment_its_episode() -> None:
+    """They end in the same step, and what normalizes the last observation of the one has seen the NaN of the other."""
+    env = VecNormalize(DummyVecEnv([Broken, Ends]))
+    seen: list[Any] = []
+
+    @needs("rewards")
+    def fitness(episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
+        seen.extend(episodes.episodes)
+        return episode_return(episodes, context.n_candidates)
+
+    model = make("erl", env, pop_size=4, fitness=fitness)
+    with pytest.warns(UserWarning, match="failed"):
+        model.learn(40)
+    assert any(episode.failed for episode in seen)
+    assert any(episode.length == 3 and not episode.failed for episode in seen), "of the environment that ended then"
+    buffer = model.replay_buffer
+    for array in (buffer.observations, buffer.next_observations):
+        assert np.isfinite(array[: buffer.size()]).all()
+    assert np.isfinite(env.obs_rms.mean).all() and "update" not in vars(env.obs_rms)
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_a_buffer_in_the_models_file_keeps_what_it_holds(name: str, tmp_path: Path) -> None:
+    def environment() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: gym.wrappers.TransformObservation(ToyEnv(), np.float64, FLOAT64)]))
+
+    model = make(name, environment()).learn(60)
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    loaded = type(model).load(tmp_path / "model", env=environment())
+    for array in ("observations", "next_observations", "actions", "rewards"):
+        ours, theirs = getattr(model.replay_buffer, array), getattr(loaded.replay_buffer, array)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs) and ours.any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -187,3 +188,14 @@ def test_index_of_a_member() -> None:
     for index in (-1, 3):
         with pytest.raises(IndexError, match=f"index must be at least 0 and below pop_size=3; got {index}"):
             model.individual(index)
+
+
+def test_load_takes_the_algorithm_of_the_members(tmp_path: Path) -> None:
+    """``rl_zoo3 train -i`` hands the constructor's arguments to ``load``."""
+    make("ppo").save(tmp_path / "model")
+    for choice in ("ppo", PPO, "stable_baselines3:PPO"):
+        loaded = PBT.load(tmp_path / "model", env=environment("ppo"), algorithm=choice)
+        loaded.save(tmp_path / "again")
+        assert (loaded.member_class, PBT.load(tmp_path / "again").member_class) == (PPO, PPO)
+    with pytest.raises(ValueError, match=r"algorithm must stay as it was saved, PPO; got 'a2c' instead\. Load without it"):
+        PBT.load(tmp_path / "model", algorithm="a2c")

@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -25,7 +25,7 @@ from sb3_erl.core.registry import PARTS
 from sb3_erl.populations.applying import Scaled
 from sb3_erl.populations.exploit import BinaryTournament, GeneticExploit, Truncation
 from sb3_erl.populations.explore import Perturb, Resample
-from sb3_erl.populations.member import unpacked
+from sb3_erl.populations.member import end_episode, unpacked
 from sb3_erl.populations.selection import acting_network
 from tests.contract.helpers import Witness, differences, snapshot
 from tests.envs import ImageEnv, ToyEnv, toy_vec_env
@@ -326,3 +326,20 @@ def test_export(tmp_path: Path) -> None:
     assert make("td7").learn(150).export(tmp_path / "champion.pt").exists()
     with pytest.raises(ValueError, match=r"export\(\) needs members of a class of this package, such as 'td7'; got PPO"):
         make("ppo").export(tmp_path / "champion.pt2")
+
+
+@pytest.mark.parametrize("saves_memory", [True, False])
+def test_an_episode_that_a_generation_cut_does_not_go_on_in_the_next(saves_memory: bool) -> None:
+    kwargs: Any = {"optimize_memory_usage": saves_memory, "handle_timeout_termination": not saves_memory}
+    buffer = ReplayBuffer(10, spaces.Box(-99, 99, (1,)), spaces.Box(-1, 1, (1,)), "cpu", **kwargs)
+
+    def add(first: float, following: float) -> None:
+        buffer.add(*(np.full((1, 1), x) for x in (first, following)), np.zeros((1, 1)), np.ones(1), np.zeros(1), [{}])
+
+    add(0, 1)
+    add(1, 2)
+    end_episode(buffer)
+    add(77, 78)
+    sample = buffer._get_samples(np.array([1]))
+    value_counts = 1 - float(sample.dones)
+    assert (value_counts, float(sample.next_observations)) == ((0, 77) if saves_memory else (1, 2)), "never a value of 77"

@@ -242,6 +242,35 @@ def test_a_loaded_agent_goes_on_as_the_saved_one(kind: str, tmp_path: Path) -> N
         )
 
 
+def test_a_loaded_agent_plans_with_other_planner_kwargs(tmp_path: Path) -> None:
+    kwargs = {**SMALL, "warm_start": True}
+    model = agent(model=pendulum_model(), planner_kwargs=kwargs)
+    model.planner.plan(np.zeros(3))
+    model.save(tmp_path / "agent")
+    longer = CEMAgent.load(tmp_path / "agent", planner_kwargs={**kwargs, "horizon": 6}).planner
+    assert longer.shape == (2, 8, 6, 1) and longer._previous is None
+    assert longer.rng.bit_generator.state == model.planner.rng.bit_generator.state
+    wider = CEMAgent.load(tmp_path / "agent", planner_kwargs={**kwargs, "n_candidates": 9}).planner
+    assert wider.shape == (2, 9, 4, 1) and np.array_equal(wider._previous, model.planner._previous)
+    seeded = CEMAgent.load(tmp_path / "agent", planner_kwargs={**kwargs, "seed": 7}).planner
+    assert seeded.rng.bit_generator.state == np.random.default_rng(7).bit_generator.state
+    with pytest.raises(ValueError, match="horizon must be at most the length of an episode, 5 steps"):
+        CEMAgent.load(tmp_path / "agent", env=pendulum(5), planner_kwargs={"horizon": 6})
+    with pytest.raises(ValueError, match=r"n_elites must be at most n_candidates \(5\)"):
+        CEMAgent.load(tmp_path / "agent", planner_kwargs={"n_candidates": 5})
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "file of before"])
+def test_a_planner_goes_on_bit_for_bit_from_a_file(is_old: bool, tmp_path: Path) -> None:
+    model = agent(model=pendulum_model(), planner_kwargs={**SMALL, "warm_start": True, "seed": 5})
+    model.planner.plan(np.zeros(3))
+    model.save(tmp_path / "agent", exclude=["_planner_arguments"] if is_old else None)
+    loaded = CEMAgent.load(tmp_path / "agent", planner_kwargs=model.planner_kwargs)
+    for _ in range(2):
+        (action, plan), (other, same) = (each.planner.plan(np.zeros(3)) for each in (model, loaded))
+        assert np.array_equal(action, other) and np.array_equal(plan.means, same.means)
+
+
 def test_parameters_of_a_learned_model() -> None:
     first, second = (agent(model="learned", model_kwargs={"net_arch": [8]}, seed=seed) for seed in (1, 2))
     second.set_parameters(first.get_parameters())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import EvalCallback
 
-from sb3_erl import TD7
+from sb3_erl import ERL, TD7
 from sb3_erl.buffers.offline import LoadDataset, fill_replay_buffer
 from tests.contract.helpers import Witness
-from tests.envs import toy_vec_env
+from tests.envs import OddSpaces, toy_vec_env
 
 minari = pytest.importorskip("minari", reason="needs the extra offline")
 FAST: dict[str, Any] = {
@@ -126,3 +129,35 @@ def test_wrong_use(dataset: Any) -> None:
         fill_replay_buffer(TD7(toy_vec_env(2), offline=True, **FAST), dataset)
     with pytest.raises(ValueError, match="actions of shape"):
         fill_replay_buffer(TD7("Pendulum-v1", offline=True, **FAST), dataset)
+
+
+def choices(actions: list[int]) -> list[Any]:
+    """One episode with these actions."""
+    n_steps = len(actions)
+    ends = np.arange(n_steps) == n_steps - 1
+    steps = {"rewards": np.ones(n_steps), "terminations": ends, "truncations": np.zeros(n_steps, dtype=bool)}
+    observations = np.zeros((n_steps + 1, 3), dtype=np.float32)
+    return [SimpleNamespace(observations=observations, actions=np.array(actions), **steps)]
+
+
+@pytest.mark.parametrize("start", [0, -1, 2])
+def test_discrete_actions_arrive_as_the_model_stores_its_own(start: int) -> None:
+    env = OddSpaces(spaces.Discrete(3, start=start))
+    settings = {"policy_kwargs": {"net_arch": [8]}, "learning_starts": 0, "batch_size": 4, "buffer_size": 100, "device": "cpu"}
+    model: Any = ERL("MlpPolicy", env, learner="dqn", **settings)
+    model.learn(4, LoadDataset(choices([start, start + 2, start + 1])))
+    assert model.replay_buffer.actions[:3, 0, 0].tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match=rf"dataset must have actions of .*, from {start} to {start + 2}, .*; got {start} to"):
+        fill_replay_buffer(model, choices([start, start + 3]))
+
+
+def test_sb3_dqn_learns_from_discrete_actions_that_count_from_0() -> None:
+    settings: dict[str, Any] = {"buffer_size": 100, "batch_size": 4, "device": "cpu"}
+    model = DQN("MlpPolicy", toy_vec_env(n_actions=3), **settings)
+    assert fill_replay_buffer(model, choices([0, 2, 1])) == 3
+    assert model.replay_buffer.actions[:3, 0, 0].tolist() == [0, 2, 1]  # type: ignore[union-attr]
+    model._setup_learn(1)
+    model.train(1, 4)
+    other = DQN("MlpPolicy", OddSpaces(spaces.Discrete(3, start=1)), **settings)
+    with pytest.raises(ValueError, match="model must have actions that count from 0, since DQN acts so; got Discrete"):
+        fill_replay_buffer(other, choices([1, 2]))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import operator
 import pickle
+import signal
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -407,6 +412,56 @@ def test_workers_give_the_same_rewards() -> None:
             shared.rollout(later, np.zeros((5, 6, 3)))
     finally:
         shared.close()
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that start from a process with all imports done."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["stable_baselines3.common.monitor", "sb3_erl.planning.simulator"])
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_after_an_interruption_or_a_death_workers_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gym.make("Pendulum-v1")
+    env.reset(seed=0)
+    model = SimulatorModel(env, n_workers=2)
+    state, first, second = model.sync(), np.full((4, 3, 1), -2.0), np.full((4, 3, 1), 2.0)
+    expected = model.rollout(state, second)  # the first one is checked in this process
+    try:
+        model.rollout(state, first)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(model._workers._pipes[0], "recv", lambda: signal.raise_signal(signal.SIGINT))  # type: ignore[union-attr]
+            model.rollout(state, first)
+        assert np.array_equal(model.rollout(state, second), expected), "not the answers of the call before"
+        process = model._workers._processes[0]  # type: ignore[union-attr]
+        process.kill()
+        process.join()
+        with pytest.raises(RuntimeError, match="n_workers: a worker process of the planner died"):
+            model.rollout(state, second)
+        assert np.array_equal(model.rollout(state, second), expected)
+    finally:
+        model.close()
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_workers_have_the_environment_that_is_planned_in() -> None:
+    plain, tenfold = (TransformReward(gym.make("Pendulum-v1"), partial(operator.mul, k)) for k in (1, 10))
+    for env in (plain, tenfold):
+        env.reset(seed=0)
+    model, actions = SimulatorModel(n_workers=2), np.full((4, 3, 1), 2.0)
+    try:
+        for env in (plain, tenfold):
+            state = model.sync(env)
+            expected = model.rollout(state, actions)
+            assert np.array_equal(model.rollout(state, actions), expected)
+        kept = model._workers
+        model.rollout(model.sync(tenfold), actions)
+        assert model._workers is kept is not None
+    finally:
+        model.close()
 
 
 def test_limits_of_episodes() -> None:

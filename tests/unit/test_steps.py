@@ -99,6 +99,7 @@ class Counting(ReplayBuffer):
         (ReplayBuffer, {"handle_timeout_termination": False}),
         (ReplayBuffer, {"optimize_memory_usage": True, "handle_timeout_termination": False}),
         (NStepReplayBuffer, {"n_steps": 3}),
+        (NStepReplayBuffer, {"n_steps": 3, "handle_timeout_termination": False}),
         (LAPReplayBuffer, {"n_priorities": 2}),
         (Counting, {}),
     ],
@@ -232,3 +233,25 @@ def test_unbounded_noise_in_blocks() -> None:
     for _ in range(BLOCK + 2):
         action = np.ones(2, dtype=np.float32)
         assert np.array_equal(explorer(np.zeros(3), action), (action + 0.7 * rng.standard_normal(2)).astype(np.float32))
+
+
+class OwnNStepBuffer(NStepReplayBuffer):
+    """Gets one call per transition."""
+
+
+@pytest.mark.parametrize("buffer_class", [NStepReplayBuffer, OwnNStepBuffer])
+@pytest.mark.parametrize("handles_time_limits", [True, False])
+def test_returns_of_n_steps_end_where_a_rollout_was_cut(
+    buffer_class: type[NStepReplayBuffer], handles_time_limits: bool
+) -> None:
+    kwargs: Any = {"n_steps": 3, "gamma": 1.0, "handle_timeout_termination": handles_time_limits}
+    buffer = buffer_class(6, OBSERVATIONS, ACTIONS, "cpu", **kwargs)
+    for reward in (1.0, 10.0, 100.0, 1000.0):  # the last two over the first two
+        recorder = StepRecorder(np.full(3, reward), (2,), capacity=2)
+        for t in range(2):
+            recorder.add(np.zeros(2), np.full(3, reward + t + 1), {"TimeLimit.truncated": False})
+        append_steps(buffer, recorder.steps(np.full(2, reward), done=False).until(2))
+    sample = buffer._get_samples(np.array([4, 5, 0, 1, 2]))
+    assert sample.rewards.flatten().tolist() == [200, 100, 2000, 1000, 20]
+    assert sample.next_observations[:, 0].tolist() == [102, 102, 1002, 1002, 12]
+    assert not sample.dones.any(), "a value goes on from there"

@@ -12,19 +12,19 @@ import pytest
 
 from sb3_erl import ALGOS
 from sb3_erl.zoo import module_ready
-from sb3_erl.zoo.samplers import SPACES, _argument, convert, sampler, space
+from sb3_erl.zoo.samplers import SPACES, Choice, _argument, convert, rollouts, sampler, space, with_rollouts
 
 ADDITIONAL = {"using_her_replay_buffer": False, "her_kwargs": {}}
 
 
-def trials(algo: str, number: int, seed: int = 0) -> list[tuple[dict[str, Any], optuna.trial.FrozenTrial]]:
+def trials(algo: str, number: int, seed: int = 0, n_envs: int = 1) -> list[tuple[dict[str, Any], optuna.trial.FrozenTrial]]:
     """Arguments sampled for a few trials, and these trials as a study remembers them."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     sampled = []
     for _ in range(number):
         trial = study.ask()
-        sampled.append(sampler(algo, ALGOS[algo])(trial, 1, 1, dict(ADDITIONAL)))
+        sampled.append(sampler(algo, ALGOS[algo])(trial, 1, n_envs, dict(ADDITIONAL)))
         study.tell(trial, 0.0)
     return list(zip(sampled, study.trials, strict=True))
 
@@ -78,6 +78,29 @@ def test_class_takes_sampled_values(algo: str) -> None:
         env_id = "Pendulum-v1" if getattr(ALGOS[algo], "takes_continuous_actions", True) else "CartPole-v1"
         model = ALGOS[algo]("MlpPolicy", gym.make(env_id), device="cpu", **{**arguments, **small})
         assert {name: getattr(model, name) for name in arguments} == arguments
+
+
+@pytest.mark.parametrize("n_envs", [8, 16])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_generations_have_a_rollout_for_each_environment(algo: str, n_envs: int) -> None:
+    names = [knob.name for knob in SPACES[algo]]
+    for arguments, trial in trials(algo, 20, n_envs=n_envs):
+        assert [*trial.params] == names
+        assert rollouts(ALGOS[algo], arguments) >= min(n_envs, rollouts(ALGOS[algo], {}))
+
+
+@pytest.mark.parametrize("algo", ["cem", "openai_es", "ns_es"])
+def test_rollouts_are_those_of_the_model(algo: str) -> None:
+    for arguments, _ in trials(algo, 3, seed=1):
+        more = {} if algo == "cem" else {"noise_table_size": 2_000_000}
+        model = ALGOS[algo]("MlpPolicy", gym.make("Pendulum-v1"), device="cpu", **arguments, **more)
+        assert rollouts(ALGOS[algo], arguments) == model.n_rollouts
+
+
+def test_choices_that_have_enough_rollouts_stay() -> None:
+    kept = {knob.name: knob for knob in with_rollouts(SPACES["openai_es"], ALGOS["openai_es"], 8)}
+    assert kept["n_pairs"] == Choice("n_pairs", (4, 8, 16, 32))
+    assert with_rollouts(SPACES["openai_es"], ALGOS["openai_es"], 5) == SPACES["openai_es"]
 
 
 def test_table_names_only_registered_algorithms() -> None:
