@@ -27,10 +27,11 @@ def assert_moved_alike(actual: Tensors, expected: Tensors, start: Tensors) -> No
     ours, theirs, before = (
         torch.cat([tensors[k].detach().reshape(-1) for k in expected]) for tensors in (actual, expected, start)
     )
-    _assert_near(ours.numpy(), theirs.numpy(), torch.linalg.norm(theirs - before), BF16_MOVES)
+    assert_near(ours.numpy(), theirs.numpy(), torch.linalg.norm(theirs - before), BF16_MOVES)
 
 
-def _assert_near(actual: np.ndarray, expected: np.ndarray, scale: Any, share: float) -> None:
+def assert_near(actual: Any, expected: Any, scale: Any, share: float) -> None:
+    """The distance of two arrays is at most a share of a scale."""
     distance = np.linalg.norm(actual - expected)
     assert distance <= share * scale + 1e-6, f"{distance} from the reference; allowed is {share} of {scale}"
 
@@ -90,7 +91,7 @@ class Case:
         if self.is_bf16:
             np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
             actual, expected = np.nan_to_num(actual), np.nan_to_num(expected)
-            _assert_near(actual, expected, max(np.linalg.norm(expected), expected.ndim == 0), BF16_VALUES)
+            assert_near(actual, expected, max(np.linalg.norm(expected), expected.ndim == 0), BF16_VALUES)
         else:
             np.testing.assert_allclose(actual, expected, rtol=self["rtol"], atol=self["atol"])
 

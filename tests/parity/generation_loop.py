@@ -115,30 +115,33 @@ def check_fitness_of_generation(case: Case, expected: dict[str, Any], seen: np.n
     """Exact, but for rollouts cut at the horizon: the official (untrained, near zero) bootstrap values are not recorded."""
     assert seen is not None
     for ours, theirs, rollout in zip(seen, expected["fitness"], expected["counted_rollouts"], strict=False):
-        cut = rollout["surrogate"] and rollout["frames"] < rollout["episode_length_available"]
-        if cut:
+        if rollout["surrogate"] and rollout["frames"] == case["horizon"]:  # theirs has one at a terminal there, too
             discounted = rollout["reward_per_step"] * (case["gamma"] ** np.arange(case["horizon"])).sum()
             case.close(ours, discounted)
-            assert abs(ours - theirs) < 0.1 * case["gamma"] ** case["horizon"]
+            assert abs(ours - theirs) < 0.25 * case["gamma"] ** case["horizon"]
         else:
             case.close(ours, theirs)
 
 
-def saturation_after(n_generations: int, pop_size: int, fraction: float, special_prob: float) -> float:
+def saturations(case: Case, generations: list[int]) -> list[float]:
     """
-    :return: share of saturated head actions on random features after blind evolution, median over a few runs
+    :param generations: rising
+    :return: shares of saturated head actions on random features after blind evolution, medians over a few runs
     """
-    layout = ParameterLayout(("weight", "bias"), ((6, 300), (6,)))
-    shares = []
-    for seed in range(6):
+    n_rows, n_features = case.settings.get("action_dim", 6), case.settings.get("feature_dim", 300)
+    layout, prob = ParameterLayout(("weight", "bias"), ((n_rows, n_features), (n_rows,))), case["special_probability"]
+    mutation = {"fraction": case["mutation_fraction"], "super_prob": prob, "reset_prob": prob}
+    pop_size, shares = case["population_size"], []
+    for seed in range(8):
         rng = np.random.default_rng(seed)
-        start = torch.as_tensor(rng.uniform(-1, 1, (pop_size, layout.n_params)) / np.sqrt(300), dtype=torch.float32)
-        mutation = {"fraction": fraction, "super_prob": special_prob, "reset_prob": special_prob}
+        start = torch.as_tensor(rng.uniform(-1, 1, (pop_size, layout.n_params)) / np.sqrt(n_features), dtype=torch.float32)
         ga = GA(start, layout, 0.2, crossover="head_rows", mutation="head_rows", mutation_kwargs=mutation)
-        for _ in range(n_generations):
+        features = torch.tanh(torch.as_tensor(rng.standard_normal((200, n_features)), dtype=torch.float32))
+        shares.append([])
+        for generation in range(max(generations) + 1):
+            if generation in generations:
+                heads = {name: torch.as_tensor(part) for name, part in layout.split(ga.candidates).items()}
+                actions = torch.tanh(torch.einsum("nad,bd->nba", heads["weight"], features) + heads["bias"][:, None])
+                shares[-1].append(float((actions.abs() > 0.99).float().mean()))
             ga.tell(ga.ask(rng), np.zeros(pop_size), rng)
-        heads = {name: torch.as_tensor(part) for name, part in layout.split(ga.candidates).items()}
-        features = torch.tanh(torch.as_tensor(rng.standard_normal((200, 300)), dtype=torch.float32))
-        actions = torch.tanh(torch.einsum("nad,bd->nba", heads["weight"], features) + heads["bias"][:, None])
-        shares.append(float((actions.abs() > 0.99).float().mean()))
-    return float(np.median(shares))
+    return np.median(shares, axis=0).tolist()

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
+
+
+class RecordedNormals:
+    """
+    Plays back standard normal numbers in order, in whatever blocks they are asked for; asking for more fails.
+
+    :param numbers: of any shape
+    """
+
+    def __init__(self, numbers: np.ndarray):
+        self._left = np.asarray(numbers).reshape(-1)
+
+    def standard_normal(self, *, out: np.ndarray) -> np.ndarray:
+        assert out.size <= self._left.size
+        out[:] = self._left[: out.size].reshape(out.shape)
+        self._left = self._left[out.size :]
+        return out
+
+    @property
+    def is_used_up(self) -> bool:
+        return not self._left.size
 
 
 class RecordedDraws:
@@ -17,7 +38,11 @@ class RecordedDraws:
     :param shuffle: lists after shuffling
     :param choice: picked items
     :param uniform: numbers in [0, 1)
+
+    ``own_mates`` may be picked although they are not among the items.
     """
+
+    own_mates: Container[int] = ()
 
     def __init__(self, tournament: Any, index: Any, shuffle: Any, choice: Any, uniform: Any):
         self._tournaments, self._indices, self._shuffles = list(tournament), list(index), list(shuffle)
@@ -40,12 +65,16 @@ class RecordedDraws:
 
     def choice(self, items: Sequence[int]) -> int:
         value = int(self._choices.pop(0))
-        assert value in items
+        assert value in items or value in self.own_mates
         return value
 
     def uniform(self) -> float:
         return float(self.uniforms.pop(0))
 
     @property
+    def n_left(self) -> int:
+        return sum(map(len, (self._tournaments, self._indices, self._shuffles, self._choices, self.uniforms)))
+
+    @property
     def is_used_up(self) -> bool:
-        return not (self._tournaments or self._indices or self._shuffles or self._choices or self.uniforms)
+        return self.n_left == 0

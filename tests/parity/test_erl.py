@@ -81,6 +81,7 @@ def check_epoch(case: Case) -> None:
         mutation_prob=config["mutation_prob"],
         repeat=winners[-1] if later else "random",
         cross_each="pderl" in case["official"],
+        official=True,
     )
     assert draws.is_used_up
     copies, crossings = events_of(epoch, n)
@@ -124,8 +125,7 @@ def check_mutation(case: Case) -> None:
         reset_prob=config["reset_prob_cumulative"] - config["super_mut_prob"],
         limit=config["weight_limit"],
     )
-    tensor = case.array("event_tensor")
-    rows, columns = case.array("event_row"), case.array("event_col")
+    tensor, rows, columns = (case.array(f"event_{name}").astype(np.int64) for name in ("tensor", "row", "col"))
     starts = np.array([layout.slices[name].start for name in names])
     widths = np.array([shape[1] if len(shape) > 1 else 1 for shape in layout.shapes])
     index = starts[tensor] + rows * widths[tensor] + columns
@@ -136,7 +136,8 @@ def check_mutation(case: Case) -> None:
     touched = case.array("gate_uniform") < case.array("tensor_prob")[case.array("gate_tensor")]
     np.testing.assert_array_equal(counts >= 0, touched)
     drawn = operator.draw(4000, np.random.default_rng(0))
-    per_matrix = np.bincount(np.searchsorted(operator._starts, drawn.index % layout.n_params, "right") - 1)
+    which = np.searchsorted(operator._starts, drawn.index % layout.n_params, "right") - 1
+    per_matrix = np.bincount(which, minlength=len(limits))
     # a matrix is touched with probability 0.75 and then has (limit - 1) / 2 events on average
     np.testing.assert_allclose(per_matrix / 4000, 0.75 * (limits - 1) / 2, rtol=0.1)
 
@@ -146,7 +147,8 @@ def check_crossover(case: Case) -> None:
     layout = layout_of(case, "a_before", names)
     operator = RowCrossover(layout)
     first_row = np.cumsum([0] + [shape[0] for shape in layout.shapes])
-    row = first_row[case.array("event_tensor")] + case.array("event_row")
+    tensor, row = (case.array(f"event_{name}").astype(np.int64) for name in ("tensor", "row"))
+    row = first_row[tensor] + row
     events = RowEvents(np.zeros(len(row), dtype=int), row, case.array("event_uniform") < 0.5)
     a, b = operator.apply(flatten(case, "a_before", names), flatten(case, "b_before", names), events)
     np.testing.assert_array_equal(a, flatten(case, "a_after", names))
@@ -250,7 +252,9 @@ def batches_of(case: Case) -> list[ReplayBufferSamples]:
 def check_ou_noise(case: Case) -> None:
     z, expected = case.array("z"), case.array("noise")
     n = z.shape[1]
-    noise = OrnsteinUhlenbeckActionNoise(np.zeros(n), np.full(n, 0.06), theta=0.15, dt=1.0)
+    c, ones = case["config"], np.ones(n)
+    mean, sigma = c["scale"] * c["mu"] * ones, c["scale"] * c["sigma"] * ones
+    noise = OrnsteinUhlenbeckActionNoise(mean, sigma, theta=c["theta"], dt=c["dt"], initial_noise=mean)
     draws = iter(z)
     normal = np.random.normal
     np.random.normal = lambda size=None: next(draws)  # type: ignore[assignment]

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.fitness.returns import episode_return
@@ -18,100 +16,15 @@ from sb3_erl.evolution.operators.crossover import HeadRowCrossover, RowEvents
 from sb3_erl.evolution.operators.mutation import HeadMutation
 from sb3_erl.evolution.operators.selection import plan_epoch, rank_best_first, tournament_winners
 from sb3_erl.learners.erl_re2 import Heads, SharedSettings, SharedTD3Learner
-from sb3_erl.policies.cem_rl import TowerCritic
-from sb3_erl.policies.erl_re2 import ERLRe2Policy, SharedActor
-from sb3_erl.policies.layers import StackedLinear, StdNorm
 from sb3_erl.rollouts.acting import numpy_population, tensors_of
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job
-from tests.parity.cases import BF16_VALUES, Case, dispatch
-from tests.parity.generation_loop import replay_generations, saturation_after
+from tests.parity.cases import Case, dispatch
+from tests.parity.generation_loop import replay_generations, saturations
+from tests.parity.re2_networks import load_official, make_policy, read_official
+from tests.parity.re2_training import check_training_step
 from tests.parity.replay import RecordedDraws
 
 SYSTEM = "erl_re2"
-
-
-# ------------------------------------------------------------------ the official tensor names
-
-
-def linear_names(layer: nn.Linear, name: str) -> dict[str, Tensor]:
-    return {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}
-
-
-def stacked_names(layer: StackedLinear, name: str, tower: int) -> dict[str, Any]:
-    stacks = [layer.weight] + ([] if layer.context_weight is None else [layer.context_weight])
-    weights = [stack[tower].t() for stack in stacks]
-    return {f"{name}.weight": weights, f"{name}.bias": [layer.bias[tower, 0]]}
-
-
-def norm_names(norm: StdNorm, name: str, tower: int | None = None) -> dict[str, Tensor]:
-    scale, shift = (norm.scale, norm.shift) if tower is None else (norm.scale[tower, 0], norm.shift[tower, 0])
-    return {f"{name}.scale": scale, f"{name}.shift": shift}
-
-
-def encoder_names(actor: SharedActor) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    for index in range(len(actor.net_arch)):
-        names |= linear_names(actor.trunk[3 * index], f"l{index + 1}")  # type: ignore[arg-type]
-        names |= norm_names(actor.trunk[3 * index + 1], f"norm{index + 1}")  # type: ignore[arg-type]
-    return names
-
-
-def tower_names(critic: TowerCritic) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    for tower in range(critic.n_critics):
-        q = f"q{tower + 1}"
-        for index, layer in enumerate(critic.towers.hidden):
-            names |= stacked_names(layer, f"{q}.l{index + 1}", tower)  # type: ignore[arg-type]
-            names |= norm_names(critic.towers.norms[index], f"{q}.norm{index + 1}", tower)  # type: ignore[index, arg-type]
-        names |= stacked_names(critic.towers.out, f"{q}.out", tower)
-        for index, layer in enumerate(getattr(critic, "policy_encoder", [])):
-            names |= stacked_names(layer, f"{q}.pol{index + 1}", tower)
-    return names
-
-
-def official_names(policy: ERLRe2Policy) -> dict[str, Any]:
-    """Every tensor of the policy under its official name, as a view or a list of views side by side."""
-    names: dict[str, Any] = {}
-    for suffix, actor in (("", policy.actor), ("_target", policy.actor_target)):
-        names |= {f"encoder{suffix}/{k}": v for k, v in encoder_names(actor).items()}
-        names |= {f"rl_head{suffix}/weight": actor.head.weight, f"rl_head{suffix}/bias": actor.head.bias}
-    for name in ("critic", "critic_target", "pevfa", "pevfa_target"):
-        names |= {f"{name}/{k}": v for k, v in tower_names(getattr(policy, name)).items()}
-    return {k: v if isinstance(v, list) else [v] for k, v in names.items()}
-
-
-@torch.no_grad()
-def load_official(policy: ERLRe2Policy, tensors: dict[str, Tensor]) -> None:
-    for name, views in official_names(policy).items():
-        if name in tensors:
-            parts = torch.split(tensors[name], [view.shape[-1] for view in views], dim=-1)
-            for view, part in zip(views, parts, strict=True):
-                view.copy_(part.reshape(view.shape))
-
-
-def read_official(policy: ERLRe2Policy) -> dict[str, Tensor]:
-    return {name: torch.cat([v.detach() for v in views], dim=-1) for name, views in official_names(policy).items()}
-
-
-def make_policy(case: Case, layout: str = "rows") -> ERLRe2Policy:
-    observations = spaces.Box(-np.inf, np.inf, (case["obs_dim"],))
-    actions = spaces.Box(-1, 1, (case["action_dim"],))
-    lr = case.settings.get("lr_all", 1e-3)
-    names = case.arrays
-    prefix = "init" if "init/encoder/l1.weight" in names else "weights"
-    kwargs: dict[str, Any] = {}
-    if f"{prefix}/encoder/l1.weight" in names:
-        arch = [len(names[f"{prefix}/encoder/l{i}.bias"]) for i in (1, 2)]
-        kwargs["net_arch"] = {"pi": arch, "qf": [len(names[f"{prefix}/critic/q1.l{i}.bias"]) for i in (1, 2)]}
-    return ERLRe2Policy(
-        observations,
-        actions,
-        lambda _: lr,
-        policy_embedding_dim=case.settings.get("policy_embedding_dim", 64),
-        pevfa_layout=layout,
-        pevfa_input=case.settings.get("pevfa_input", "obs_action"),
-        **kwargs,
-    )
 
 
 # ------------------------------------------------------------------ checks by kind
@@ -119,8 +32,8 @@ def make_policy(case: Case, layout: str = "rows") -> ERLRe2Policy:
 
 def check_forward(case: Case) -> None:
     weights = case.under("weights/")
-    obs, actions = case.tensor("in/obs"), case.tensor("in/actions")
-    heads = Heads(weights["heads/weight"], weights["heads/bias"])
+    obs, actions = case.tensor("in/obs").float(), case.tensor("in/actions").float()
+    heads = Heads(weights["heads/weight"].float(), weights["heads/bias"].float())
     for layout in case["layouts"]:
         policy = make_policy(case, layout)
         load_official(policy, weights)
@@ -136,14 +49,14 @@ def check_forward(case: Case) -> None:
                 expect = f"expect/{layout}/"
                 case.close(embedding[tower, 0], case.array(f"{expect}policy_embedding{tower + 1}")[j])
                 for suffix, taken in (("", actions), ("_own_action", own)):
-                    values = policy.pevfa(obs, taken, context=embedding)[tower, :, 0]
+                    values = policy.pevfa(obs, taken, context=embedding, features=features)[tower, :, 0]
                     case.close(values, case.array(f"{expect}pevfa_q{tower + 1}{suffix}")[j])
     check_flat_source(case)
     check_rollout(case, weights, heads)
 
 
 def check_flat_source(case: Case) -> None:
-    rows, columns = case["action_dim"], case.array("in/obs").shape[0] * 0 + case.array("expect/features").shape[1]
+    rows, columns = case["action_dim"], case.array("expect/features").shape[1]
     policy = make_policy(case, "flat")
     weight = torch.arange(rows)[:, None] * 1000.0 + torch.arange(columns)
     bias = torch.arange(rows) * 1000.0 + columns
@@ -156,7 +69,8 @@ def check_rollout(case: Case, weights: dict[str, Tensor], heads: Heads) -> None:
     policy = make_policy(case, rollout["layout"])
     load_official(policy, weights)
     learner = SharedTD3Learner(policy, SharedSettings())
-    head, obs, rewards = rollout["head"], case.array("rollout/obs"), case.array("rollout/rewards")
+    head, rewards = rollout["head"], case.array("rollout/rewards")
+    obs = case.array("rollout/obs").astype(np.float32)
     head_stack = (heads.weight.numpy(), heads.bias.numpy())
     act = numpy_population(policy.actor, lambda layer: head_stack if layer is policy.actor.head else tensors_of(layer))
     assert act is not None
@@ -174,89 +88,6 @@ def check_rollout(case: Case, weights: dict[str, Tensor], heads: Heads) -> None:
     score = h_step_value(EpisodeBatch((episode,), len(rewards)), 1, rollout["gamma"], value)[0]
     case.close(score, rollout["fitness"])
     case.close(values[0], min(rollout["bootstrap_q1_q2"]))
-
-
-def make_learner(case: Case) -> SharedTD3Learner:
-    policy = make_policy(case, case["pevfa_layout"])
-    load_official(policy, case.under("init/"))
-    settings = SharedSettings(
-        gamma=case["gamma"],
-        tau=case["tau"],
-        policy_delay=case["policy_delay"],
-        target_policy_noise=case["target_policy_noise_std"],
-        target_noise_clip=case["target_noise_clip"],
-        max_grad_norm=case["max_grad_norm"],
-        encoder_step=case["head_step_order"],
-        rl_loss_weight=case["rl_loss_weight"],
-        pevfa_loss_weight=case["pevfa_loss_weight"],
-    )
-    return SharedTD3Learner(policy, settings)
-
-
-def batch_of(case: Case, index: int) -> ReplayBufferSamples:
-    parts = {name: case.tensor(f"batch{index}/{name}").float() for name in ("obs", "act", "next_obs", "done", "rew")}
-    column = {name: parts[name].reshape(-1, 1) for name in ("done", "rew")}
-    return ReplayBufferSamples(parts["obs"], parts["act"], parts["next_obs"], column["done"], column["rew"])
-
-
-def check_training_step(case: Case) -> None:
-    learner = make_learner(case)
-    start = read_official(learner.policy)
-    init = case.under("init/")
-    population = Heads(init["pop_heads/weight"], init["pop_heads/bias"]) if case["evolution"] else None
-    before = None if population is None else (population.weight.clone(), population.bias.clone())
-    n_heads = case["population_size"] + 1
-    for t, expected in enumerate(case["iterations"]):
-        on_policy_step = t % case["policy_delay"] == 0
-        td_heads: list[int] = []
-        shared: list[int] = []
-        if population is not None:
-            use_all = case["use_all_heads_for_pevfa_td"]
-            td_heads = list(range(n_heads)) if use_all else list(np.atleast_1d(case["pevfa_td_head_index"][t]))
-            if on_policy_step and case["population_evaluations_done"] > 0:
-                shared = case["encoder_loss_head_indices"][t // case["policy_delay"]]
-        noise = case.tensor(f"batch{t}/target_noise").float()
-        losses = learner.iterate(batch_of(case, t), noise, population, td_heads, shared, on_policy_step)
-        pairs = [("pevfa_loss", "pevfa_loss"), ("critic_loss", "critic_loss"), ("actor_loss", "actor_loss_before_head_step")]
-        if case["head_step_order"] != "torch11":  # there the encoder's loss is a linearization with another value
-            pairs.append(("encoder_loss", "encoder_total_loss"))
-        for ours, theirs in pairs:
-            if theirs in expected:
-                scale = max(1.0, abs(expected[theirs]))
-                tolerance = BF16_VALUES if case.is_bf16 else case["rtol"]
-                assert float(losses[ours].detach()) == pytest.approx(expected[theirs], abs=tolerance * scale), (t, ours)
-    if population is not None and before is not None:
-        assert torch.equal(population.weight, before[0]) and torch.equal(population.bias, before[1])
-    check_final_weights(case, read_official(learner.policy), start)
-
-
-def check_final_weights(case: Case, actual: dict[str, Tensor], start: dict[str, Tensor]) -> None:
-    checked = set()
-    networks: dict[str, tuple[dict[str, Tensor], ...]] = {}
-    for name, expected in case.arrays.items():
-        form, _, tensor = name.partition("/")
-        if tensor.startswith("pop_heads") or form not in ("final", "final_full", "final_every37", "final_sum_l2"):
-            continue
-        flat = actual[tensor].numpy().reshape(-1)
-        checked.add(tensor)
-        if form == "final_sum_l2":
-            norm = np.linalg.norm(flat.astype(np.float64))
-            assert norm == pytest.approx(expected[1], rel=BF16_VALUES if case.is_bf16 else 1e-4, abs=1e-3), tensor
-            continue
-        stride = 37 if form == "final_every37" else 1
-        if case.is_bf16:
-            kinds = networks.setdefault(tensor.partition("/")[0], ({}, {}, {}))
-            ours, before = (tensors[tensor].reshape(-1)[::stride] for tensors in (actual, start))
-            for kind, values in zip(kinds, (ours, case.tensor(name).reshape(-1), before), strict=True):
-                kind[tensor] = values
-            continue
-        off = np.abs(flat[::stride] - expected.reshape(-1))
-        allowed = max(1, int(1e-3 * off.size))
-        assert (off > case["atol"]).sum() <= allowed, (tensor, off.max())
-        assert off.max() <= 3e-3, tensor
-    for kinds in networks.values():
-        case.network_close(*kinds)
-    assert checked == set(actual), sorted(set(actual) - checked)
 
 
 def ended(job: Job, rewards: np.ndarray, terminated: bool) -> Episode:
@@ -336,7 +167,8 @@ def check_selection_epoch(case: Case) -> None:
         # the official loop over winner pairs draws and ignores its uniforms; ours gets 1.0, which never crosses
         n_pairs = (len(offspring) + len(offspring) % 2 - max(0, elites - len(entry["unselected_after_shuffle"]))) // 2
         draws.uniforms = [1.0] * n_pairs + mutation
-        epoch = plan_epoch(ranking, offspring, draws, n_elites=elites, mutation_prob=case["mutation_probability"])
+        prob = case["mutation_probability"]
+        epoch = plan_epoch(ranking, offspring, draws, n_elites=elites, mutation_prob=prob, official=True)
         assert epoch.protected[0] == entry["elite_slot_returned"]
         assert epoch.mutants == entry["mutated_slots"]
         copies = [(c["source_slot"], c["destination_slot"]) for c in entry["elite_copies"]]
@@ -364,30 +196,31 @@ def replay_rows(case: Case, entry: dict[str, Any], epoch: Any, operator: HeadRow
 
 
 def check_mutation_statistics(case: Case) -> None:
-    rows, columns, p = case["action_dim"], case["feature_dim"], case["special_probability"]
+    """
+    Of many calls of our own, on weights so large that a reset row shows.
+
+    Noise below half a unit in the last place leaves a float32 weight as it was: rarely one of a row.
+    """
+    rows, columns, p, expected = case["action_dim"], case["feature_dim"], case["special_probability"], case["expected"]
+    assert set(np.unique(case.array("changed_weights_per_row"))) == {expected["weights_per_row"]}
     operator = HeadMutation(head_layout(rows, columns), fraction=case["fraction"], super_prob=p, reset_prob=p)
-    weight, bias = case.array("start_weight"), case.array("start_bias")
-    start = np.concatenate([weight.reshape(-1), bias])[None]
-    n_calls = 4000
+    weight, bias = case.array("start_weight").astype(np.float32) * 2.0**13, case.array("start_bias").astype(np.float32)
+    start = np.concatenate([weight.reshape(-1), bias])[None].astype(np.float32)
+    n_calls = int(np.clip(4e6 / weight.size, 4000, 40_000))
     after = operator(np.repeat(start, n_calls, axis=0), np.random.default_rng(0))
-    expected = case["expected"]
-    assert np.array_equal(after[:, rows * columns :], np.repeat(bias[None], n_calls, axis=0))  # biases never change
-    after = after[:, : rows * columns].reshape(n_calls, rows, columns)
+    assert np.array_equal(after[:, weight.size :], np.repeat(bias[None], n_calls, axis=0))  # biases never change
+    after = after[:, : weight.size].reshape(n_calls, rows, columns)
     changed = after != weight
     touched = changed.any(axis=(1, 2))
     assert touched.mean() == pytest.approx(expected["probability_matrix_mutated"], abs=0.03)
-    counts = changed[touched].sum(-1)
-    assert set(np.unique(case.array("changed_weights_per_row"))) == {expected["weights_per_row"]}
-    # noise below half a unit in the last place leaves a float32 weight as it was: rarely one of a row
+    values, mask = after[touched], changed[touched]
+    counts = mask.sum(-1)
     assert counts.max() == expected["weights_per_row"] and counts.min() >= expected["weights_per_row"] - 2
     assert (counts == expected["weights_per_row"]).mean() > 0.99
-    values, mask = after[touched], changed[touched]
     relative = (values - weight) / weight
-    n_changed = mask.sum(-1)
-    spread = np.sqrt((relative**2 * mask).sum(-1) / n_changed)
-    level = np.sqrt((values**2 * mask).sum(-1) / n_changed)
-    normal = spread < 0.3
-    reset = ~normal & (abs(level - 1) < 0.4)  # a super mutation leaves weights below 10 * max|w|, whose level is smaller
+    spread, level = (np.sqrt((numbers**2 * mask).sum(-1) / counts) for numbers in (relative, values))
+    normal = spread < 0.6
+    reset = ~normal & (level < 6)
     supers = ~normal & ~reset
     for kind, name in ((normal, "normal"), (reset, "reset"), (supers, "super")):
         assert kind.mean() == pytest.approx(expected[name], abs=0.03), name
@@ -412,9 +245,9 @@ def check_initialization(case: Case) -> None:
         for name, expected in case["tensors"].items():
             tensor = actual[name]
             assert list(tensor.shape) == expected["shape"], name
-            # uniform in ±bound: 20 official seeds together come closer to the bound than one of ours
-            bound = float(case.array(f"max_abs/{name}"))
-            assert float(tensor.abs().max()) <= bound * 1.02 + 1e-12, name
+            # uniform in ±bound, to which the largest of all numbers of 20 official seeds comes close: exp(-12) is for chance
+            bound = float(case.array(f"max_abs/{name}")) * (1 + 12 / (20 * tensor.numel()))
+            assert float(tensor.abs().max()) <= bound * 1.0001, name
             if tensor.numel() >= 200:
                 assert float(tensor.std()) == pytest.approx(expected["std"], rel=0.2, abs=1e-12), name
         if case["targets_equal_online_at_start"]:
@@ -425,10 +258,11 @@ def check_initialization(case: Case) -> None:
 
 def check_warmup_drift(case: Case) -> None:
     """Why blind evolution is off by default: with it, heads saturate as the authors' code does."""
-    by_generation = {int(k): v for k, v in case["by_generation"].items()}
-    for generation in (0, 25, 50):
-        share = saturation_after(generation, case["population_size"], case["mutation_fraction"], case["special_probability"])
-        assert share == pytest.approx(by_generation[generation][3], abs=0.25)
+    shares = {int(generation): numbers[3] for generation, numbers in case["by_generation"].items()}
+    generations = sorted(generation for generation in shares if generation <= 100)  # from there on they hardly change
+    for generation, ours in zip(generations, saturations(case, generations), strict=True):
+        # medians of few runs, of which some are twice as fast as others
+        assert ours == pytest.approx(shares[generation], abs=0.45 if generation else 0.01), generation
 
 
 CHECKS = {

@@ -47,9 +47,21 @@ def tolerance(case: Case, name: str) -> tuple[float, float]:
     return numbers.get("rel", 0.0) * percent, numbers.get("abs", 0.0)
 
 
-def compare(case: Case, name: str, actual: Any, expected: Any) -> None:
+def compare(case: Case, name: str, actual: Any, expected: Any, slack: Any = 0.0) -> None:
     rtol, atol = tolerance(case, name)
-    np.testing.assert_allclose(np.asarray(actual), expected, rtol=rtol, atol=atol, err_msg=name)
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    beyond = actual - np.clip(actual - expected, -slack, slack)
+    np.testing.assert_allclose(beyond, expected, rtol=rtol, atol=atol, err_msg=name)
+
+
+def adam_slack(gradient: np.ndarray, learning_rate: float, rounding: float = 1e-7) -> np.ndarray:
+    """By how much Adam's first step may differ where a gradient is so near zero that its last digits decide about it."""
+
+    def step(g: np.ndarray) -> np.ndarray:
+        return learning_rate * g / (np.abs(g) + 1e-8 / np.sqrt(1 - 0.999))
+
+    gradient = gradient.astype(np.float64)
+    return step(gradient + rounding) - step(gradient - rounding)
 
 
 class GivenTable(NoiseTable):
@@ -98,18 +110,21 @@ def check_update(case: Case) -> None:
         table=GivenTable(case.array("noise_table")),
     )
     rng: Any = GivenOffsets(case.array("noise_idx"))
+    first = adam_slack(case.array("globalg")[0], evolver.learning_rate) if "m" in case.arrays else np.zeros(len(theta[0]))
     for g, pairs in enumerate(returns):
+        slack = first * (g > 0)
         candidates = evolver.ask(rng)
-        compare(case, "theta", candidates[0], case.array("theta_plus0")[g])
-        compare(case, "theta", candidates[1], case.array("theta_minus0")[g])
+        compare(case, "theta", candidates[0], case.array("theta_plus0")[g], slack)
+        compare(case, "theta", candidates[1], case.array("theta_minus0")[g], slack)
         evolver.tell(candidates, pairs.reshape(-1))
         update = evolver.last_update
         assert isinstance(update, ESUpdate)
         compare(case, "proc", update.shaped.reshape(pairs.shape), case.array("proc")[g])
         compare(case, "g", update.direction, case.array("g")[g])
         compare(case, "g", update.gradient, case.array("globalg")[g])
-        compare(case, "theta", evolver.mean, theta[g + 1])
-        compare(case, "update_ratio", update.update_ratio, case.array("update_ratio")[g])
+        compare(case, "theta", evolver.mean, theta[g + 1], first)
+        ratio, length = case.array("update_ratio")[g], np.linalg.norm(theta[g])
+        compare(case, "update_ratio", update.update_ratio, ratio, np.linalg.norm(first) / max(length, 1e-9))
         compare(case, "update_ratio", update.grad_norm, np.linalg.norm(case.array("g")[g]))
         moments = {"m": "first_moment", "v": "second_moment"} if "m" in case.arrays else {"v": "velocity"}
         for name, moment in moments.items():
@@ -132,12 +147,20 @@ def check_closed_loop(case: Case) -> None:
     def value(parameters: torch.Tensor) -> np.ndarray:
         return -np.square(parameters.numpy() - target).sum(axis=-1, dtype=np.float64).astype(np.float32)
 
+    slack, is_clear = np.zeros(c["dim"]), True
     for g in range(c["generations"]):
         candidates = evolver.ask(rng)
-        evolver.tell(candidates, value(candidates))
-        if g < 5:
-            np.testing.assert_allclose(evolver.mean, case.array("theta")[g + 1], rtol=0, atol=case["atol"])
-    compare(case, "final_fitness", value(evolver.mean), case.array("final_fitness"))
+        returns = value(candidates)
+        is_clear = is_clear and np.diff(np.sort(returns)).min() > 4 * np.spacing(np.abs(returns).max())
+        evolver.tell(candidates, returns)
+        if g == 0 and evolver.last_update is not None:
+            slack = adam_slack(evolver.last_update.gradient, c["stepsize"])
+        if g < 5 and is_clear:  # returns that differ in their last digits may swap ranks
+            actual, expected = evolver.mean.numpy(), case.array("theta")[g + 1]
+            beyond = actual - np.clip(actual - expected, -slack, slack)
+            np.testing.assert_allclose(beyond, expected, rtol=0, atol=case["atol"])
+    rest = 0.0 if is_clear else 0.01 * abs(value(case.tensor("theta")[0]))  # near the optimum little is left to compare
+    compare(case, "final_fitness", value(evolver.mean), case.array("final_fitness"), rest)
 
 
 def check_modes(case: Case) -> None:
@@ -151,18 +174,21 @@ def check_modes(case: Case) -> None:
 
 
 def check_statistics(case: Case) -> None:
+    """Within the case's relative tolerance, and what rounding of the reference's float32 sums makes of it."""
     rollouts = np.split(case.array("obs"), np.cumsum(case.array("rollout_lengths"))[:-1])
     statistics = ObservationStatistics(rollouts[0].shape[1:])
-    slack = 1e-6 * np.maximum(1.0, np.square(case.array("obs")).max(axis=0))  # of the reference's float32 sums
     for k in range(len(rollouts) + 1):
         if k:
             statistics.merge({k - 1: ObservationSums.of(rollouts[k - 1])})
-        for name in ("mean", "std"):
-            ours, expected = getattr(statistics, name), case.array(name)[k]
-            case.close(ours, expected)
-            difference = np.abs(ours.numpy() - expected)
-            assert (difference <= 1e-4 * np.abs(expected) + slack).all(), f"{name} after {k} rollouts: off by {difference}"
-    case.close(statistics(torch.as_tensor(rollouts[-1])), case.array("normalised_last_rollout"))
+        mean, std = (case.array(name)[k].astype(np.float64) for name in ("mean", "std"))
+        squares, eps = mean**2 + std**2, 4 * (k + 1) * np.finfo(np.float32).eps
+        rounding = {"mean": eps * np.sqrt(squares), "std": eps * squares / std}
+        for name, expected in (("mean", mean), ("std", std)):
+            difference = np.abs(getattr(statistics, name).numpy() - expected)
+            allowed = case["rtol"] * np.abs(expected) + rounding[name]
+            assert (difference <= allowed).all(), f"{name} after {k} rollouts: off by {difference}"
+    off = np.abs(statistics(torch.as_tensor(rollouts[-1])).numpy() - case.array("normalised_last_rollout"))
+    assert (off <= case["atol"] + (rounding["mean"] + 5 * rounding["std"]) / std).all(), off.max(axis=0)
 
 
 # ------------------------------------------------------------------ genomes
@@ -229,7 +255,8 @@ def check_planner(case: Case) -> None:
     case.close(plan.means, case.array("mean"))
     case.close(plan.stds, case.array("std"))
     case.close(plan.returns, case.array("returns"))
-    np.testing.assert_array_equal(np.sort(plan.elites), np.sort(case.array("elite_index")))
+    for returns, ours, theirs in zip(case.array("returns"), plan.elites, case.array("elite_index"), strict=True):
+        case.close(np.sort(returns[ours]), np.sort(returns[theirs]))  # actions that were clipped may be the same ones
     case.close(plan.action, case.array("action"))
     if "paper_sigma_last_iteration" in case.arrays:
         last = np.clip(plan.means[-2] + plan.stds[-2] * case.array("z")[-1], -1, 1)[plan.elites[-1]]
