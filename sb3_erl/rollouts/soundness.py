@@ -127,24 +127,32 @@ class NormalizerGuard:
         self._kept: list[tuple[Any, dict[str, Any]]] = []
 
     def keep(self) -> None:
-        """
-        Keep a copy of the statistics; to be called before a step.
-
-        In this step statistics ignore what is not finite, so that the last observations of other environments' episodes, which
-        ``VecNormalize`` normalizes within the step, can be read.
-        """
+        """Keep a copy of the statistics; to be called before a step."""
         if self.normalizer is not None:
             self._kept = [(rms, dict(vars(rms))) for rms in _statistics(self.normalizer)]
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """
+        Context of a step before which the statistics are kept and in which they ignore what is not finite.
+
+        ``VecNormalize`` normalizes the last observations of episodes within the step; so those of other environments can be
+        read.
+        """
+        self.keep()
+        for rms, _ in self._kept:
+            rms.update = partial(_update_if_finite, rms)
+        try:
+            yield
+        finally:  # statistics are pickled and copied by callbacks and after errors
             for rms, _ in self._kept:
-                rms.update = partial(_update_if_finite, rms)
+                del rms.update
 
     def restore(self) -> bool:
         """Undo a step that was not finite; returns whether there was one."""
         normalizer = self.normalizer
         if normalizer is None:
             return False
-        for rms, _ in self._kept:
-            vars(rms).pop("update", None)
         if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():
             return False
         for rms, numbers in self._kept:

@@ -165,8 +165,8 @@ class _WholeRollout(Rollout):
     def _step_environments(self, actions: np.ndarray) -> list[int]:
         evaluator, envs = self.evaluator, self.envs
         normalizer, on_top = evaluator.vec_normalize, envs.normalizer
-        envs.guard.keep()
-        new_obs, rewards, dones, infos = self.env.step(actions)
+        with envs.guard.stepping():
+            new_obs, rewards, dones, infos = self.env.step(actions)
         check_shape("observations", new_obs, combine(np.shape, self.obs))
         check_shape("rewards", rewards, self.rewards.shape)
         if envs.guard.restore():

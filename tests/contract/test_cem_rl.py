@@ -17,6 +17,7 @@ from sb3_erl.core.parameters import read_parameters, write_parameters
 from sb3_erl.engine.generation import Generation
 from sb3_erl.engine.rollout_phase import CountingStore
 from sb3_erl.learners.gradient_steps import GradientSteps
+from sb3_erl.learners.td_rule import DDPGRule
 from tests.contract.helpers import Tables, Witness, differences, snapshot
 from tests.contract.settings import SALE_KWARGS, fast, make
 from tests.envs import toy_vec_env
@@ -370,3 +371,24 @@ def test_cem_has_the_networks_of_cem_rl() -> None:
     plain, hybrid = (ALGOS[name]("Pendulum-v1", device="cpu") for name in ("cem", "cem_rl"))
     assert str(plain.policy.deployed) == str(hybrid.policy.deployed)
     assert [tuple(p.shape) for p in plain.policy.deployed.parameters()][::2] == [(400, 3), (300, 400), (1, 300)]
+
+
+class SlowActors(DDPGRule):
+    """A rule whose actors have a rate of their own."""
+
+    learning_rates = (1e-5, 1e-3)
+
+
+@pytest.mark.parametrize(("given", "actors", "critic"), [(None, 1e-5, 1e-3), (0.3, 0.3, 0.3)])
+def test_individuals_learn_at_the_rate_of_actors(given: float | None, actors: float, critic: float) -> None:
+    rates: list[float] = []
+
+    class Adam(th.optim.Adam):
+        def __init__(self, tensors: Any, lr: float, **kwargs: Any):
+            rates.append(lr)
+            super().__init__(tensors, lr=lr, **kwargs)
+
+    model = make("cem_rl", learner=SlowActors, learning_rate=given)
+    model.policy.optimizer_class = Adam
+    model.learn(4 * LENGTH * model.pop_size)
+    assert set(rates) == {actors} and model.policy.critic.optimizer.param_groups[0]["lr"] == critic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,13 @@ def test_a_buffer_in_the_models_file_keeps_what_it_holds(name: str, tmp_path: Pa
     for array in ("observations", "next_observations", "actions", "rewards"):
         ours, theirs = getattr(model.replay_buffer, array), getattr(loaded.replay_buffer, array)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs) and ours.any()
+
+
+def test_statistics_are_sb3s_own_again_after_an_interrupt() -> None:
+    """They go into files that are read without this package, and into copies for evaluation."""
+    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(interrupt_at=5)]))
+    with pytest.raises(KeyboardInterrupt):
+        make("erl", env).learn(40)
+    for statistics in (env.obs_rms, env.ret_rms):
+        assert set(vars(statistics)) == {"mean", "var", "count", "epsilon"} & set(vars(statistics))
+        assert b"sb3_erl" not in pickle.dumps(statistics)

@@ -212,7 +212,6 @@ def check_any_epoch(case: Case) -> None:
         crossover_prob=c["crossover_prob"],
         mutation_prob=c["mutation_prob"],
         official_pairing=True,
-        official_slots=True,
     )
     events = [["copy", *copy] for copy in epoch.copies]
     events += [["copy", ["distil", first, second], slot] for first, second, slot in epoch.children]

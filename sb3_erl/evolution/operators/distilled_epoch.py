@@ -43,7 +43,6 @@ def plan_distilled_epoch(
     mutation_prob: float = 0.9,
     matching: Matching = pairs_by_fitness,
     official_pairing: bool = False,
-    official_slots: bool = False,
 ) -> DistilledEpoch:
     """
     Bodnar, Day, Lio (AAAI 2020), algorithm 1; authors' code: crisbodnar/pderl, ``core/mod_neuro_evo.py: SSNE.epoch``.
@@ -61,8 +60,7 @@ def plan_distilled_epoch(
     :param crossover_prob: probability of replacing a selected parent by a child of it and another selected parent
     :param mutation_prob: probability of mutating an unprotected slot
     :param matching: ranks pairs of parents
-    :param official_pairing: pair as the authors' code does, for comparisons
-    :param official_slots: ``official`` of :func:`~sb3_erl.evolution.operators.selection.slots_of_elites`, for comparisons
+    :param official_pairing: pair parents, and choose slots of elites, as the authors' code does, for comparisons
     :return: the plan
     """
     n, elites, winners = len(ranking), [int(i) for i in ranking[:n_elites]], [int(i) for i in offspring]
@@ -71,7 +69,7 @@ def plan_distilled_epoch(
     chosen = set(winners) | set(elites)
     losers = draws.shuffle([i for i in range(n) if i not in chosen])
     sources = list(range(n))
-    protected = slots_of_elites(elites, losers, winners, official_slots)
+    protected = slots_of_elites(elites, losers, winners, official_pairing)
     copies = list(zip(elites, protected, strict=True))
     for elite, slot in copies:
         sources[slot] = sources[elite]
