@@ -18,6 +18,8 @@ FIRST_STEPS = 500
 """Environment steps after which there is a table, if there was none before."""
 SECONDS = 30.0
 """Seconds after which there is a table again while a generation goes on."""
+TRIAL_STEPS = 1000
+"""Environment steps without learning of which nobody is warned, as of a short trial of the code."""
 
 
 class EarlyTables:
@@ -186,17 +188,24 @@ class Progress:
 
     def warn_of_none(self, total_timesteps: int) -> None:
         """
+        Warn once when calls in a row have taken ``TRIAL_STEPS`` steps together and learned nothing.
+
         :param total_timesteps: where the budget ends; nobody is warned whom a callback stopped, nor within a warm-up
         """
         model, n = self.model, self.model.num_timesteps - self.n_timesteps
-        waits = not hasattr(model, "n_generations") and self.n_timesteps < model.learning_starts
-        if self._so_far() > self.before or model.num_timesteps < total_timesteps or n == 0 or waits:
+        is_generational = hasattr(model, "n_generations")
+        waits = not is_generational and self.n_timesteps < model.learning_starts
+        if self._so_far() > self.before or model.num_timesteps < total_timesteps or waits:
+            model.run.wasted_steps = 0
             return
-        part = "generation" if hasattr(model, "n_generations") else "assessment of the policy"
-        warn_caller(
-            f"learn() ended inside its first {part}: nothing was learned in its {n} steps, and another call begins a new one. "
-            "Ask for more total_timesteps in one call; callbacks, such as GenerationCheckpoint, can act or save in between"
-        )
+        before, model.run.wasted_steps = model.run.wasted_steps, model.run.wasted_steps + n
+        if before < TRIAL_STEPS <= model.run.wasted_steps:
+            part = "generation" if is_generational else "assessment of the policy"
+            warn_caller(
+                f"learn() ended inside its first {part}: nothing was learned in the last {model.run.wasted_steps} steps, and "
+                "another call begins a new one. Ask for more total_timesteps in one call; callbacks, such as "
+                "GenerationCheckpoint, can act or save in between"
+            )
 
 
 # -------------------------------------------------------------------- a model in a few lines

@@ -68,6 +68,8 @@ class Run:
         """Those of the current ``learn``; a callback appends itself when it is initialized."""
         self.latest: dict[str, Any] = {}
         """The values that were logged last, by their keys."""
+        self.wasted_steps = 0
+        """Environment steps of the latest calls of ``learn`` in a row that have not learned anything."""
         self.tables: EarlyTables | None = None
         """Shows tables before the first generation is over; ``None`` where nothing is to be printed."""
         self.resumption: CheckpointFiles | None = None

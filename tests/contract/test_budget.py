@@ -102,10 +102,16 @@ def _optimizers(model: Any) -> list[Any]:
 def test_a_call_that_brought_nothing_says_so(name: str) -> None:
     """Each call begins new episodes, so that a loop of short calls never learns."""
     model = make(name, **known(name, {"learning_starts": 0, "explore_steps": 1, "gradient_steps": -1}))
-    with pytest.warns(UserWarning, match=r"learn\(\) ended inside its first .* nothing was learned in its 3 steps") as caught:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="learn.. ended inside")
+        for _ in range(333):
+            model.learn(3, reset_num_timesteps=False)
+    with pytest.warns(UserWarning, match=r"learn\(\) ended inside its first .* learned in the last 1002 steps") as caught:
         model.learn(3, reset_num_timesteps=False)
     assert any(warning.filename == __file__ for warning in caught)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="learn.. ended inside")
+        model.learn(3, reset_num_timesteps=False)
         model.learn(200, reset_num_timesteps=False)
+        assert model.run.wasted_steps == 0
         model.learn(200, lambda *_: False, reset_num_timesteps=False)

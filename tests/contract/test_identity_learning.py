@@ -56,6 +56,7 @@ def test_identity(name: str) -> None:
     settings = SETTINGS | own
     model = ALGOS[name]("MlpPolicy", env, seed=0, **known(name, settings))
     before, _ = evaluate_policy(model, env, n_eval_episodes=10)
-    model.learn(1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)
+    # CERL acts with its champion, of which 1,000 steps are too few generations: of six seeds one passed.
+    model.learn(3000 if name == "cerl" else 1000 if name in HYBRIDS else 20_000 if is_strategy else 2000)
     after, _ = evaluate_policy(model, env, n_eval_episodes=10)
     assert before < 75 and after >= 90, f"{before} -> {after} of 100"

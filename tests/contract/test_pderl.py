@@ -117,7 +117,7 @@ def test_the_filter_is_what_was_asked_for() -> None:
         ("mutation_magnitude", -0.1),
         ("mutation_batch_size", 0),
         ("sensitivity_floor", 0.0),
-        ("parent_matching", "dist"),
+        ("parent_matching", "novelty"),
         ("q_filter", "mean"),
         ("crossover", "uniform"),
         ("mutation", "safe"),
@@ -126,6 +126,12 @@ def test_the_filter_is_what_was_asked_for() -> None:
 def test_wrong_arguments_are_named(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=argument):
         make("pderl", **{argument: value})
+
+
+def test_distance_has_the_authors_short_name_too() -> None:
+    ours, theirs = (make("pderl", parent_matching=name).learn(200) for name in ("distance", "dist"))
+    assert theirs.evolver.parent_matching == "distance" and ours.n_generations > 1
+    assert torch.equal(ours.evolver.candidates, theirs.evolver.candidates)
 
 
 def test_is_erl_with_other_operators() -> None:
