@@ -19,7 +19,6 @@ INERT_WRAPPERS = (
     "gymnasium.wrappers.common:RecordEpisodeStatistics",
 )
 """Wrappers that change nothing of what an agent meets, and that often only one of several environments has."""
-INERT_ARGUMENTS = ("render_mode",)
 MAX_DEPTH = 8
 """Values that differ only deeper inside of others count as alike."""
 
@@ -40,8 +39,7 @@ def difference(one: EnvSpec, other: EnvSpec) -> str | None:
 
 def _parts(spec: EnvSpec) -> dict[str, Any]:
     wrappers = [wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point not in INERT_WRAPPERS]
-    arguments = {name: value for name, value in spec.kwargs.items() if name not in INERT_ARGUMENTS}
-    parts: dict[str, Any] = {"entry_point": spec.entry_point, "max_episode_steps": spec.max_episode_steps, **arguments}
+    parts: dict[str, Any] = {"entry_point": spec.entry_point, "max_episode_steps": spec.max_episode_steps, **spec.kwargs}
     parts["wrappers"] = [wrapper.entry_point for wrapper in wrappers]
     for number, wrapper in enumerate(wrappers):
         parts |= {f"{name} of wrapper {number} ({wrapper.name})": value for name, value in (wrapper.kwargs or {}).items()}

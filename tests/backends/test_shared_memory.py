@@ -62,6 +62,26 @@ def test_it_is_there_before_the_first_write(made: list[str]) -> None:
     assert not segments() & set(made)
 
 
+def test_a_pool_goes_on_when_there_is_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, rooms = os.posix_fallocate, [100, 0, 100]
+
+    def limited(descriptor: int, offset: int, size: int) -> None:
+        if size > rooms.pop(0):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", limited)
+    pool, before = ProcessPool(b"", "spawn"), segments()
+    pool.publish(0, b"x" * 10, ())
+    with pytest.raises(OSError, match="/dev/shm must have room"):
+        pool.publish(1, b"y" * 10, ())
+    assert pool._memory is None and segments() == before
+    pool.publish(2, b"z" * 10, ())
+    assert len(segments() - before) == 1
+    pool.close()
+    assert segments() == before
+
+
 def test_file_systems_that_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

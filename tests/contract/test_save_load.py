@@ -165,7 +165,8 @@ def test_a_cutoff_that_has_grown_is_kept_where_nothing_changes(tmp_path: Path) -
     model = make("openai_es", episode_cutoff=(2, 0.5, 2.0))
     model.learn(60).save(tmp_path / "model")
     assert model.cutoff > 2
-    assert ALGOS["openai_es"].load(tmp_path / "model", episode_cutoff=(2, 0.5, 2.0)).cutoff == model.cutoff
+    for same in ((2, 0.5, 2.0), [2, 0.5, 2.0]):  # a YAML file has a list
+        assert ALGOS["openai_es"].load(tmp_path / "model", episode_cutoff=same).cutoff == model.cutoff
     assert ALGOS["openai_es"].load(tmp_path / "model", episode_cutoff=(3, 0.5, 2.0)).cutoff == 3
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_erl.evolution.fitness.base import FitnessContext, needs
 from sb3_erl.evolution.fitness.returns import discounted_return
 from sb3_erl.rollouts.jobs import EpisodeBatch
 from tests.contract.settings import make
-from tests.envs import toy_vec_env
+from tests.envs import ToyEnv, toy_vec_env
 
 PARTIAL: dict[str, dict[str, Any]] = {"erl_re2": {"mc_fitness_prob": 0.0}, "evo_rainbow": {"surrogate_prob": 1.0}}
 HORIZON, GAMMA = 5, 0.9
@@ -42,7 +43,8 @@ def measured(model: Any, n_timesteps: int) -> list[tuple[str, np.ndarray, Episod
 @pytest.mark.parametrize("name", PARTIAL)
 @pytest.mark.parametrize("norm_reward", [True, False])
 def test_a_value_of_normalized_rewards_is_added_to_rewards_in_their_own_unit(name: str, norm_reward: bool) -> None:
-    env = VecNormalize(toy_vec_env(), norm_obs=False, norm_reward=norm_reward, gamma=0.99)
+    rewards_times_50 = DummyVecEnv([lambda: gym.wrappers.TransformReward(ToyEnv(), lambda reward: 50 * reward)])
+    env = VecNormalize(rewards_times_50, norm_obs=False, norm_reward=norm_reward, gamma=0.99)
     model = make(name, env, fitness_horizon=HORIZON, gamma=GAMMA, **PARTIAL[name])
     for value in ("bootstrap", "value"):
         setattr(model.learner, value, lambda *_, **__: 7.0)

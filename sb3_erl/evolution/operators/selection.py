@@ -156,8 +156,8 @@ def slots_of_elites(elites: Sequence[int], losers: list[int], winners: list[int]
         if losers or official:
             slots.append((losers or winners).pop(0))
             continue
-        taken = {*slots, *elites[k + 1 :]}
-        slot = next((winner for winner in winners if winner not in taken), elite)
+        still_to_copy = elites[k + 1 :]
+        slot = next((winner for winner in winners if winner not in still_to_copy), elite)
         winners[:] = [winner for winner in winners if winner != slot]
         slots.append(slot)
     return slots
