@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
@@ -74,9 +74,12 @@ PARTS: dict[str, dict[str, Any]] = {
     },
 }
 """For each kind its parts by key: ``"module:Name"``, which is imported when it is wanted, or the part itself."""
+BUILT_IN = frozenset(part for parts in PARTS.values() for part in parts.values())
+"""Those of this package, which every program knows; what is registered later is known to one program only."""
 
 
 _imports: ContextVar[bool] = ContextVar("_imports", default=True)
+_libraries: ContextVar[bool] = ContextVar("_libraries", default=False)
 
 
 @contextmanager
@@ -87,6 +90,31 @@ def nothing_imported() -> Iterator[None]:
         yield
     finally:
         _imports.reset(token)
+
+
+@contextmanager
+def libraries_imported() -> Iterator[None]:
+    """In the block, which is for files that are trusted, :func:`loaded_module` imports what is not loaded yet."""
+    token = _libraries.set(True)
+    try:
+        yield
+    finally:
+        _libraries.reset(token)
+
+
+def loaded_module(name: str) -> Any:
+    """
+    :param name: of a module of this package or of a library that models are made of
+    :return: the module; ``None`` if it is not loaded
+    """
+    if _libraries.get() and name not in sys.modules:
+        with suppress(ImportError):
+            import_module(name)
+    return sys.modules.get(name)
+
+
+class UnknownPart(ValueError):
+    """A key that no part has in this program."""
 
 
 def register(kind: str, name: str, part: Any) -> None:
@@ -133,7 +161,7 @@ def resolve(kind: str, choice: Any, argument: str | None = None) -> Any:
     if choice not in known:
         close = difflib.get_close_matches(choice, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(
+        raise UnknownPart(
             f"{argument} must be one of {sorted(known)}, 'package.module:Name' or a class; got {choice!r}{hint}. "
             f"sb3_erl.register({kind!r}, {choice!r}, ...) adds a name"
         )

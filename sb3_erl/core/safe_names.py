@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sb3_erl.core.registry import PARTS
+from sb3_erl.core.registry import BUILT_IN, loaded_module
 
 LIBRARIES = ("torch.nn.modules", "torch.optim", "stable_baselines3", "sb3_contrib")
 """Packages of others of which classes are found; only those that a model is made of, see :func:`allowed_class`."""
@@ -81,7 +80,8 @@ def name_of(cls: Any) -> str:
 
 def allowed_class(name: str) -> type | None:
     """
-    Find a class of which models are made. Nothing is imported: a module that is not there yet has no classes.
+    Find a class of which models are made. Nothing is imported, but for files that are trusted
+    (:func:`~sb3_erl.core.registry.libraries_imported`): a module that is not there yet has no classes.
 
     :param name: ``"module:Class"``, modules of earlier versions of this package included
     :return: a network, optimizer, replay buffer, or algorithm of PyTorch, SB3 or SB3-Contrib, or a part of this package;
@@ -99,7 +99,7 @@ def allowed_class(name: str) -> type | None:
     for found in modules:
         if not any(found == root or found.startswith(f"{root}.") for root in (*LIBRARIES, "sb3_erl")):
             continue
-        value: Any = sys.modules.get(found)
+        value: Any = loaded_module(found)
         for part in qualified.split("."):
             value = None if value is None else vars(value).get(part) if hasattr(value, "__dict__") else None
         if isinstance(value, type) and _is_model_class(value):
@@ -122,9 +122,7 @@ def is_allowed_text(text: str) -> bool:
     """:return: whether a string names no code, or some that is among the parts of this package or the allowed classes"""
     if CODE_NAME.fullmatch(text) is None:
         return True
-    if any(text == part for parts in PARTS.values() for part in parts.values() if isinstance(part, str)):
-        return True
-    return allowed_class(text) is not None
+    return text in BUILT_IN or allowed_class(text) is not None
 
 
 def is_plain_class(cls: type) -> bool:
@@ -187,7 +185,7 @@ def misplaced(name: str, value: Any, is_argument: bool) -> str | None:
     Find a class, or a text that stands for one, in an attribute of a model where none of its kind belongs.
 
     :param name: of the attribute
-    :param value: of the attribute; its containers are looked through
+    :param value: of the attribute; its containers are looked through, and keys are texts as well
     :param is_argument: whether a constructor has an argument of this name, which might import what a text names
     :return: name of what is misplaced, ``None`` if nothing is
     """
@@ -195,6 +193,7 @@ def misplaced(name: str, value: Any, is_argument: bool) -> str | None:
     while waiting:
         part, role = waiting.pop()
         if isinstance(part, dict):
+            waiting += [(key, role) for key in part]  # a sum of fitness functions names them so
             waiting += [(inner, KEY_ROLES.get(key, role) if role else role) for key, inner in part.items()]
         elif isinstance(part, list | tuple | deque):
             waiting += [(inner, role) for inner in part]
@@ -222,7 +221,7 @@ def _is_in(module: str, role: tuple[type | str, ...]) -> bool:
 
 
 def _is_fitting_text(text: str, role: tuple[type | str, ...]) -> bool:
-    if any(text == part for parts in PARTS.values() for part in parts.values() if isinstance(part, str)):
+    if text in BUILT_IN:
         return any(isinstance(base, str) for base in role)
     cls = allowed_class(text)
     return cls is not None and _fits(cls, role)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -220,10 +221,12 @@ def check_ga_arguments(model: Any) -> None:
 
 
 def ga_arguments(model: Any) -> dict[str, Any]:
-    """:return: those of the model's attributes that a genetic algorithm takes; none if the evolver is another one"""
-    found = resolve("evolver", model.evolver_class)
-    is_ga = issubclass(found, GA) if isinstance(found, type) else False
-    return {name: getattr(model, name) for name in (*GA_ARGUMENTS, *OPERATORS) if is_ga and hasattr(model, name)}
+    """
+    :param model: of a class with arguments of a genetic algorithm
+    :return: those of the model's attributes that a genetic algorithm takes; none if the evolver is another one
+    :raises ValueError: if the evolver is another one, or an object, and one of them is not its default
+    """
+    return _given_to_evolver(model, GA, {name: name for name in (*GA_ARGUMENTS, *OPERATORS)})
 
 
 CEM_ARGUMENTS = {
@@ -234,11 +237,38 @@ CEM_ARGUMENTS = {
 
 
 def cem_arguments(model: Any) -> dict[str, Any]:
-    """:return: those of the model's attributes that the cross-entropy method takes; none if the evolver is another one
-
-    :raises ValueError: if ``sigma_init`` is out of range
     """
-    found = resolve("evolver", model.evolver_class)
-    is_cem = issubclass(found, DiagonalCEM) if isinstance(found, type) else False
+    :param model: of a class with arguments of a cross-entropy method
+    :return: those of the model's attributes that the cross-entropy method takes; none if the evolver is another one
+    :raises ValueError: if ``sigma_init`` is out of range; if the evolver is another one, or an object, and one of them is not
+        its default
+    """
     check_range("sigma_init", model.sigma_init, 0, open_low=True)
-    return {name: getattr(model, own) for own, name in CEM_ARGUMENTS.items() if is_cem and hasattr(model, own)}
+    return _given_to_evolver(model, DiagonalCEM, CEM_ARGUMENTS)
+
+
+def _given_to_evolver(model: Any, kind: type[Evolver], names: Mapping[str, str]) -> dict[str, Any]:
+    """What evolvers of a kind take, by their own names; others take nothing, so nothing may have been asked of them."""
+    found = resolve("evolver", model.evolver_class)
+    given = {own: getattr(model, own) for own in names if hasattr(model, own)}
+    if isinstance(found, type) and issubclass(found, kind):
+        return {names[own]: value for own, value in given.items()}
+    defaults = _defaults(type(model))
+    changed = {own: value for own, value in given.items() if value is not defaults.get(own, value) and value != defaults[own]}
+    if changed:
+        what = "is an object that has arguments of its own" if isinstance(found, kind) else f"is no {kind.__name__}"
+        raise ValueError(
+            f"{', '.join(changed)} must be left out with evolver={model.evolver_class!r}, which {what}; got "
+            f"{', '.join(f'{own}={value!r}' for own, value in changed.items())}. Give an evolver its arguments in "
+            "evolver_kwargs, or where you make it"
+        )
+    return {}
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+            found = {each.name: each.default for each in parameters if each.default is not each.empty} | found
+    return found

@@ -20,7 +20,7 @@ from stable_baselines3.common.save_util import json_to_data, open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_erl.core.checks import env_ids_explained
-from sb3_erl.core.registry import nothing_imported
+from sb3_erl.core.registry import libraries_imported, nothing_imported
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.runs.moved_modules import attributes_of_today, old_modules_found, renamed_parts, variables_of_own_learners
 from sb3_erl.runs.overrides import Overrides, cause_of, check_names
@@ -114,7 +114,7 @@ def load_model(
     replaced = {**(custom_objects or {}), **kwargs}
     if trusted:
         data = check_model_file(path, family(cls))
-        with opened(path, "zip") as file, one_error(named(path)):
+        with opened(path, "zip") as file, one_error(named(path)), libraries_imported():
             contents, about = read_safe(file), system_info(file)
     else:
         contents = safe_contents(path, cls, replaced)
@@ -203,6 +203,12 @@ def saved_class(path: File, base: Any) -> Any:
         if cls.__module__.startswith("sb3_erl."):
             found[cls.__name__] = cls
     name = base.__name__ if settings is None else settings.get("algorithm")
+    if settings is not None and "own_class" in settings:
+        own = str(settings["own_class"])[:80]
+        raise ModelFileError(
+            f"{named(path)} must hold a model of this package; it is one of {own}, a class of somebody's own. Use that class, "
+            f"if you know it: {own.rpartition(':')[2]}.load(path, trusted=False)"
+        )
     if not isinstance(name, str) or name not in found or (settings is not None and name == base.__name__):
         raise ModelFileError(f"{named(path)} must hold a model of this package; it says {str(name)[:80]!r}")
     return found[name]

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch as th
 from stable_baselines3.common.save_util import recursive_getattr
 
+from sb3_erl.core.registry import UnknownPart
 from sb3_erl.core.safe_names import NAME, OLD_MODULES, LimitedMemory, has_type, misplaced
 from sb3_erl.core.safe_values import DERIVED, Reader
 from sb3_erl.policies.erl import DeployedMixin, deploying
@@ -99,6 +100,8 @@ def one_error(name: str) -> Iterator[None]:
         yield
     except ModelFileError:
         raise
+    except UnknownPart as error:
+        raise ModelFileError(f"{name} was saved with a part of another program: {error}") from error
     except Exception as error:  # every kind of nonsense has another type
         text = " ".join(str(error).split())[:300]
         raise ModelFileError(

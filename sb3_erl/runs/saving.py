@@ -19,7 +19,7 @@ from stable_baselines3.common.save_util import data_to_json, open_path, recursiv
 from stable_baselines3.common.utils import get_system_info
 
 from sb3_erl.core.atomic_files import replacing
-from sb3_erl.core.safe_names import NAME, misplaced
+from sb3_erl.core.safe_names import NAME, misplaced, name_of
 from sb3_erl.core.safe_values import NotPlain, Writer
 from sb3_erl.runs.safe_files import FORMAT, MAX_SETTINGS, OF_THE_MACHINE, RUN_TIME, SETTINGS, TENSORS, arguments_of, family
 
@@ -97,6 +97,8 @@ def write_safe(
             for key in list(writer.tensors)[n_tensors:]:
                 del writer.tensors[key]
     settings: dict[str, Any] = {"format": FORMAT, "algorithm": family(cls), "attributes": written, "refused": refused}
+    if not cls.__module__.startswith("sb3_erl."):
+        settings["own_class"] = name_of(cls)
     try:
         settings["parameters"] = {name: writer.write(value, name) for name, value in parameters.items()}
         settings["variables"] = {name: writer.write(value, name) for name, value in variables.items()}

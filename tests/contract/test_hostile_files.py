@@ -82,6 +82,10 @@ CLASSES: dict[str, Callable[[Settings], None]] = {
     "a learner as an evolver": given(evolver_class={"class": "sb3_erl.learners.td7:TD7Learner"}),
     "an operator's name with a space": given(crossover="antigravity: fly"),
     "an operator in arguments": given(evolver_kwargs={"dict": {"crossover": "antigravity: fly"}}),
+    "a fitness of code": given(fitness_class={"dict": {"antigravity:fly": 1.0}}),
+    "a fitness of loaded code": given(fitness_class={"dict": {"socket:socket": 1.0}}),
+    "a fitness of code in pairs": given(fitness_class={"pairs": [["antigravity: fly", 1.0]]}),
+    "a name of code as a key": in_policy(**{"builtins:print": 1}),
     "a step's name": given(generation_steps=["antigravity: fly"]),
     "a schedule that is a class": given(lr_schedule=SAC),
     "a network as a replay buffer": given(replay_buffer_class={"class": "torch.nn.modules.activation:ReLU"}),
@@ -154,7 +158,7 @@ def test_no_argument_of_any_class_takes_a_name_of_code(name: str) -> None:
     cls = ALGOS[name]
     for argument in {*arguments_of(cls), *ROLES} - {*OF_THE_MACHINE, *RUN_TIME, "self", "args", "kwargs"}:
         for text in CODE:
-            for value in (text, [text], {"key": [text]}):
+            for value in (text, [text], {"key": [text]}, {text: 1.0}, [{text: 1.0}]):
                 assert unfit_attributes(SafeContents(name, {argument: value}), cls), (argument, value)
     for counter in COUNTERS:
         assert unfit_attributes(SafeContents(name, {counter: "1"}), cls), counter
