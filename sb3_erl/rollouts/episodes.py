@@ -158,6 +158,8 @@ class Episodes:
             if explorer is not None:
                 scaled[index] = explorer(take(observations, index), scaled[index])
         envs.guard.keep()
+        at = model.num_timesteps
+        envs.is_own = lambda: model.num_timesteps == at  # SB3's loop counts a step before its callbacks
         return scaled.reshape(model.n_envs, *model.action_space.shape)
 
     def check(self, new_obs: Any, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:

@@ -47,8 +47,10 @@ def knows_method(env: VecEnv, name: str) -> bool:
     :return: whether all environments have it
     """
     try:
-        return env.has_attr(name)
-    except NotImplementedError:
+        if isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
+            return env.has_attr(name)
+        return all(callable(each) for each in env.get_attr(name))  # a simulator may answer None to whatever it is asked
+    except (NotImplementedError, AttributeError):
         return False
 
 
@@ -87,6 +89,11 @@ class SlotEnvs:
         self._seeds: Sequence[int | None] | None = None
         self._sleeps = np.ones(env.num_envs, dtype=bool)
         self._actions: Any = None
+        self.is_own: Callable[[], bool] = _never
+        """
+        Whether a step that is taken now is one of the episodes here. Any other, such as those of a callback that evaluates a
+        policy in the same environments, is the VecEnv's own; what runs here goes on in whatever state that has left.
+        """
 
     # ---------------------------------------------------------------- beginning episodes
 
@@ -101,9 +108,11 @@ class SlotEnvs:
         base: Any = self.base
         replaced: list[tuple[Any, dict[str, Any]]] = []
         if self.has_singles:
-            replaced = [(base, {"reset": self._reset_all, "step_async": self._step_async, "step_wait": self._step_wait})]
+            own: dict[str, Callable[..., Any]] = {"reset": self._reset_all, "step_async": self._step_async}
+            own["step_wait"] = self._step_wait
+            replaced = [(base, {name: Replaced(method) for name, method in own.items()})]
         elif self.has_hooks:
-            replaced = [(one, {"reset": self._hook(index, one.reset)}) for index, one in enumerate(base.envs)]
+            replaced = [(one, {"reset": Replaced(self._hook(index, one.reset))}) for index, one in enumerate(base.envs)]
         for thing, methods in replaced:
             vars(thing).update(methods)
         try:
@@ -117,11 +126,20 @@ class SlotEnvs:
         """``reset`` of an environment, with the seed of its next episode where it is called without one in a step."""
 
         def seeded(**arguments: Any) -> Any:
-            if self._seeds is None and arguments.get("seed") is None:
+            if self._seeds is None and self.is_own() and arguments.get("seed") is None:
                 arguments["seed"] = self._next_seed(index)
             return reset(**arguments)
 
         return seeded
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Context of a step of the episodes here."""
+        self.is_own = _always
+        try:
+            yield
+        finally:
+            self.is_own = _never
 
     def begin_all(self, seeds: Sequence[int | None]) -> tuple[Any, Any]:
         """
@@ -228,16 +246,17 @@ class SlotEnvs:
         return {index: observation for index, (observation, _) in answers.items()}
 
     def _reset_all(self) -> Any:
-        seeds = {index: seed for index, seed in enumerate(self._seeds or ()) if seed is not None}
-        if not seeds:  # a callback of the user's
-            self._sleeps[:] = False
+        if self._seeds is None:
             return type(self.base).reset(self.base)
+        seeds = {index: seed for index, seed in enumerate(self._seeds) if seed is not None}
         self._sleeps[:] = True
         begun = self._reset_singles(seeds)
         first = next(iter(begun.values()))
         return self._put_together([begun.get(index, first) for index in range(self.env.num_envs)])
 
     def _step_async(self, actions: np.ndarray) -> None:
+        if not self.is_own():
+            return type(self.base).step_async(self.base, actions)
         self._actions = actions
         if isinstance(self.base, SubprocVecEnv):
             for index in self._awake():
@@ -246,6 +265,8 @@ class SlotEnvs:
 
     def _step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         base, awake, n_envs = self.base, self._awake(), self.env.num_envs
+        if not self.is_own():
+            return type(base).step_wait(base)
         if isinstance(base, DummyVecEnv):  # whose environments may use their memory again
             answers = [base.envs[index].step(self._actions[index]) for index in awake]
             answers = [(*answer[:4], copy_info(answer[4])) for answer in answers]
@@ -290,8 +311,26 @@ class SlotEnvs:
         return [int(index) for index in np.flatnonzero(~self._sleeps)]
 
 
+class Replaced:
+    """Stands in the place of a method of an environment while episodes run."""
+
+    def __init__(self, method: Callable[..., Any]):
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+
 def _none(index: int) -> None:
     return None
+
+
+def _never() -> bool:
+    return False
+
+
+def _always() -> bool:
+    return True
 
 
 def _equal(seen: Any, other: Any) -> bool:

@@ -170,7 +170,9 @@ class SlotResetter:
         arguments = reset_arguments(self.env.unwrapped, index, seed)
         try:
             ((observation, _),) = self.env.env_method("reset", **arguments, indices=[index])
-        except (NotImplementedError, AttributeError, TypeError) as error:
+        except (EOFError, OSError):  # of a process that died
+            raise
+        except Exception as error:  # a simulator that cannot may raise anything, or return nothing
             self.env.unwrapped._options[index] = arguments.get("options", {})
             raise ValueError(
                 "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "

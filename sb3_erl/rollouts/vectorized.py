@@ -165,7 +165,7 @@ class _WholeRollout(Rollout):
     def _step_environments(self, actions: np.ndarray) -> list[int]:
         evaluator, envs = self.evaluator, self.envs
         normalizer, on_top = evaluator.vec_normalize, envs.normalizer
-        with envs.guard.stepping():
+        with envs.guard.stepping(), envs.stepping():
             new_obs, rewards, dones, infos = self.env.step(actions)
         check_shape("observations", new_obs, combine(np.shape, self.obs))
         check_shape("rewards", rewards, self.rewards.shape)
@@ -177,7 +177,8 @@ class _WholeRollout(Rollout):
         new_original: Any = envs.originals(new_obs)
         raw_rewards = np.asarray(rewards if normalizer is None else normalizer.get_original_reward()).tolist()
         self.infos = list(infos) if envs.has_singles else [copy_info(info) for info in infos]
-        self.rewards, ended = rewards, []
+        self.rewards, ended = np.array(rewards), []
+        self.rewards[[index for index, slot in enumerate(self.slots) if slot is None]] = 0.0  # a sleeper's is another one's
         for index, slot in self.busy:
             slot.rewards.append(raw_rewards[index])
             info = self.infos[index]

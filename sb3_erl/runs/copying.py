@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_erl.rollouts.slot_envs import Replaced
 from sb3_erl.rollouts.slot_reset import wrappers_of
 
 MADE_ANEW = ("venv", "class_attributes")
@@ -36,7 +38,7 @@ class EnvironmentState:
                 "env must not live in other processes (SubprocVecEnv) when a model is pickled or deep-copied: they cannot be "
                 "copied. Use a DummyVecEnv, or model.save(path) and load(path, env=...)"
             )
-        self.innermost = env
+        self.innermost = as_they_were(env)
 
     def restored(self) -> VecEnv:
         """:return: the environment"""
@@ -46,3 +48,28 @@ class EnvironmentState:
             vars(wrapper).update(attributes, venv=env, class_attributes=dict(inspect.getmembers(wrapper_class)))
             env = wrapper
         return env
+
+
+def as_they_were(base: VecEnv) -> VecEnv:
+    """
+    :param base: environments without wrappers, perhaps while episodes run in them
+    :return: the same; if a :class:`~sb3_erl.rollouts.slot_envs.SlotEnvs` is attached, a shallow copy that
+        it is not attached to
+    """
+
+    def detached(thing: Any) -> Any:
+        if not any(isinstance(value, Replaced) for value in vars(thing).values()):
+            return thing
+        found = copy.copy(thing)
+        for name in [name for name, value in vars(found).items() if isinstance(value, Replaced)]:
+            del vars(found)[name]
+        return found
+
+    if not isinstance(base, DummyVecEnv):
+        return detached(base)
+    envs = [detached(one) for one in base.envs]
+    if all(one is other for one, other in zip(envs, base.envs, strict=True)):
+        return detached(base)
+    found = copy.copy(base)
+    found.envs = envs
+    return found

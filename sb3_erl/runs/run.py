@@ -158,7 +158,7 @@ class Run:
         count_steps(callback)
         if progress_bar:
             callback = with_progress_bar(callback)
-        with _no_reset(model.env):
+        with _no_reset(model.env if reset_num_timesteps or model._last_obs is None else None):
             return model._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name)
 
     @contextmanager

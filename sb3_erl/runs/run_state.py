@@ -177,7 +177,7 @@ def environment_recipe(env: VecEnv) -> bytes | None:
     """
     try:
         return cloudpickle.dumps(environment_maker(env.venv if isinstance(env, VecNormalize) else env, None))
-    except (ValueError, TypeError, AttributeError, pickle.PicklingError):
+    except (ValueError, TypeError, AttributeError, NotImplementedError, pickle.PicklingError):
         return None
 
 

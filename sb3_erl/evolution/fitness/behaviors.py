@@ -17,6 +17,7 @@ from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, member_probabilities
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
+from sb3_erl.rollouts.slot_envs import knows_method
 
 BehaviorChoice = str | type[Behavior] | BehaviorFunction
 """What may describe an episode: a key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function."""
@@ -182,7 +183,7 @@ def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | 
             asked = {"behavior": behavior, "behavior_kwargs": behavior_kwargs}
             if not (isinstance(single, BehaviorWrapper) and single._saved_kwargs == asked):
                 inner.envs[index] = BehaviorWrapper(single, **asked)
-    elif behavior not in ("auto", "info") and not env.has_attr("current_behavior"):
+    elif behavior not in ("auto", "info") and not knows_method(env, "current_behavior"):
         raise ValueError(
             f"behavior={behavior!r} must be measured inside the environments, which are in other processes here "
             f"({type(inner).__name__}); wrap them there: make_vec_env(..., wrapper_class=BehaviorWrapper, "
