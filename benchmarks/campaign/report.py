@@ -26,10 +26,12 @@ def complete_methods(scores: pd.DataFrame, plan: Plan) -> list[str]:
     """
     :param scores: of the tasks that are aggregated
     :param plan: methods in their order
-    :return: methods that have runs on all of these tasks: a method whose runs go on does not take tasks from the others
+    :return: methods that have two seeds on all of these tasks: a method whose runs go on does not take tasks from the others,
+        and of one run on each of a few tasks there is no interquartile mean
     """
     tasks = set(scores.task)
-    return [name for name in plan.labels if tasks and set(scores[scores.method == name].task) == tasks]
+    n_runs = scores.groupby(["method", "task"]).size().unstack(fill_value=0)
+    return [name for name in plan.labels if tasks and name in n_runs.index and n_runs.loc[name].min() >= 2]
 
 
 def _aggregates(scores: pd.DataFrame, plan: Plan, folder: Path) -> list[str]:
@@ -43,8 +45,8 @@ def _aggregates(scores: pd.DataFrame, plan: Plan, folder: Path) -> list[str]:
     lines += [f"| {plan.labels[name]} | {value} |" for name, value in means.items()]
     return [
         "## Over all tasks",
-        f"Interquartile mean of the score on {', '.join(dict.fromkeys(scores.task))}, of the methods that have runs on all of "
-        f"them; 0 is a random policy, 1 the mean of {plan.labels[BASELINE]}.",
+        f"Interquartile mean of the score on {', '.join(dict.fromkeys(scores.task))}, of the methods with two seeds on all "
+        f"of them; 0 is a random policy, 1 the mean of {plan.labels[BASELINE]}.",
         "\n".join(lines),
         "![Performance profiles](profiles.png)",
     ]
@@ -75,7 +77,7 @@ def write_report(results: Path, plan: Plan) -> Path:
     parts = [
         "# Report of the campaign",
         f"Made by `python -m benchmarks.campaign report --plan {plan.name}` of {n_runs} curves, of which {len(deployed)} are "
-        f"finished. Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
+        f"finished; the plan has {len(plan.runs)}. Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
         "three evaluations of ten episodes each, mean ± standard deviation over seeds (number of seeds).",
         "## What `predict` acts with",
         task_table(deployed, plan),
