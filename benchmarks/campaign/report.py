@@ -77,7 +77,8 @@ def write_report(results: Path, plan: Plan) -> Path:
     parts = [
         "# Report of the campaign",
         f"Made by `python -m benchmarks.campaign report --plan {plan.name}` of {n_runs} curves, of which {len(deployed)} are "
-        f"finished; the plan has {len(plan.runs)}. Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
+        f"finished; the plan has {len(plan.runs)}. "
+        f"Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
         "three evaluations of ten episodes each, mean ± standard deviation over seeds (number of seeds).",
         "## What `predict` acts with",
         task_table(deployed, plan),

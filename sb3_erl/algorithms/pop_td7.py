@@ -13,7 +13,7 @@ from sb3_erl.algorithms.td7 import TD7
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
-from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.checks import check_choice, check_range, warn_caller
 from sb3_erl.engine.members import Member, Members, Trials, check_pop_size, new_states, read_old_attributes
 from sb3_erl.learners.td7 import TD7Learner
 from sb3_erl.policies.td7 import POP_TD7_POLICIES, PopTD7Policy
@@ -33,7 +33,8 @@ class PopTD7(TD7):
 
     1. the individual with the fewest own steps is next, and makes one update for each of its steps, so steps and updates
        add up to those of TD7;
-    2. phase 1 ends with the first assessment after ``explore_fraction`` of the first ``learn`` call;
+    2. phase 1 ends with the first assessment after ``explore_fraction`` of the first ``learn`` call, warm-up included, but
+       not before each individual has a training return;
     3. the best individual has the highest mean of its last training returns; the choice is made once;
     4. no crossover, mutation or copying of individuals (``copy_interval`` allows copies).
 
@@ -47,8 +48,7 @@ class PopTD7(TD7):
         phase 1, whose steps count and for which the winner makes the updates
     :param selection_window: training returns that count
     :param n_selection_episodes: episodes of that evaluation
-    :param catch_up: share, in [0, 1], of the updates that the winner lags behind the steps taken which it makes at once
-        when phase 2 begins
+    :param catch_up: share, in [0, 1], of the updates missing to one per step that the winner makes when phase 2 begins
     :param copy_interval: assessments in phase 1 between two copies of the best individual over the worst, ``None`` for none
     :param keep_losers: keep the others' networks and priorities in phase 2
     :raises ValueError: if an argument is out of range or the environment's spaces are not supported
@@ -76,8 +76,7 @@ class PopTD7(TD7):
         keep_losers: bool = True,
         **kwargs: Any,
     ):
-        self.pop_size = pop_size
-        self.explore_fraction, self.explore_steps = explore_fraction, explore_steps
+        self.pop_size, self.explore_fraction, self.explore_steps = pop_size, explore_fraction, explore_steps
         self.update_budget, self.priorities = update_budget, priorities
         self.selection, self.selection_window, self.n_selection_episodes = selection, selection_window, n_selection_episodes
         self.catch_up, self.copy_interval, self.keep_losers = catch_up, copy_interval, keep_losers
@@ -100,12 +99,11 @@ class PopTD7(TD7):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_pop_size(self.pop_size, len(self.member_states), self.winner is not None)
-        for name in ("selection_window", "n_selection_episodes"):
+        optional = [name for name in ("explore_steps", "copy_interval") if getattr(self, name) is not None]
+        for name in ("selection_window", "n_selection_episodes", *optional):
             check_range(name, getattr(self, name), 1, integer=True)
         for name in ("explore_fraction", "catch_up"):
             check_range(name, getattr(self, name), 0, 1)
-        for name in [name for name in ("explore_steps", "copy_interval") if getattr(self, name) is not None]:
-            check_range(name, getattr(self, name), 1, integer=True)
         check_choice("update_budget", self.update_budget, ("own", "population"))
         check_choice("priorities", self.priorities, ("individual", "shared"))
         check_choice("selection", self.selection, ("training", "evaluation"))
@@ -142,8 +140,12 @@ class PopTD7(TD7):
 
     def _begin_online(self, callback: BaseCallback) -> bool:
         if self.switch_at is None:
-            fraction = int(self.explore_fraction * self._total_timesteps)
-            self.switch_at = fraction if self.explore_steps is None else self.explore_steps
+            self.switch_at = self.explore_steps or int(self.explore_fraction * self._total_timesteps)
+            if self.pop_size > 1 and self.switch_at <= self.learning_starts:
+                warn_caller(
+                    f"phase 1 ends at step {self.switch_at}, within the warm-up of learning_starts={self.learning_starts}: "
+                    "each individual explores in one assessment only. Lower learning_starts or set explore_steps above it"
+                )
         goes_on = not self.is_choosing or self._begin_exploitation(callback)
         if not self.run.is_resumed:  # then it is the rest of a call that did so
             self._deploy_best()
@@ -155,7 +157,7 @@ class PopTD7(TD7):
         if self.winner is None:
             if self.copy_interval is not None and self.n_assessments % self.copy_interval == 0:
                 self.members.copy_best_over_worst()
-            if self.n_stored >= self.switch_at:
+            if self.n_stored >= self.switch_at and all(member.last_returns for member in self.members):
                 goes_on = self._begin_exploitation(callback)
             else:
                 self._activate(self.members.least_trained)
@@ -174,22 +176,20 @@ class PopTD7(TD7):
 
     def _begin_exploitation(self, callback: BaseCallback) -> bool:
         """Choose the winner; ``False`` if a callback or the budget came first, then the next ``learn`` begins it anew."""
-        place = self.best
-        if self.selection == "evaluation":
-            self.is_choosing = True
-            scores = self._trials.run(callback)
-            if scores is None:
-                return False
-            place = int(np.argmax(scores))
-        self._activate(place)
+        self.is_choosing = self.selection == "evaluation"
+        scores = self._trials.run(callback) if self.is_choosing else [member.score for member in self.members]
+        if scores is None:
+            return False
+        self._activate(int(np.argmax(scores)))
         self.is_choosing, self.winner = False, self._member.number
         self.assessment.step(self.trial_steps)
         self.trial_steps = 0
-        n_behind = self.n_policy_steps - self._learner_updates - self.assessment.untrained_steps
+        n_updates = int(self.catch_up * max(0, self.n_policy_steps - self._learner_updates - self.assessment.untrained_steps))
         if not self.keep_losers:
-            self._free_losers(place)
-        self.assessment.pass_updates(self._learner_updates, int(self.catch_up * n_behind))
-        self.train(int(self.catch_up * n_behind), self.batch_size)
+            self._free_losers(self.active)
+        self.assessment.pass_updates(self._learner_updates, n_updates)
+        self.train(n_updates, self.batch_size)
+        self._member.state["trained_at"] = min(self.n_policy_steps, self._member.state["trained_at"] + n_updates)
         return True
 
     def _free_losers(self, place: int) -> None:

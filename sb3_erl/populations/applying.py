@@ -136,6 +136,12 @@ def check_names(algorithm: type[BaseAlgorithm], space: Mapping[str, Knob], kwarg
             close = difflib.get_close_matches(argument, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"algorithm_kwargs must be arguments of {name}, which has no {argument!r}{hint}")
+    for argument in SCHEDULES:
+        if isinstance(kwargs.get(argument), str):
+            raise ValueError(
+                f"algorithm_kwargs must have a number or a function of the remaining progress for {argument!r}; got "
+                f"{kwargs[argument]!r}. Texts such as 'lin_3e-4' are for the settings of the Zoo"
+            )
     for argument in space:
         if argument in REFUSED:
             raise ValueError(f"search_space must not name {argument!r}: {REFUSED[argument]}. Give it in algorithm_kwargs")

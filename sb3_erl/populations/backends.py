@@ -16,7 +16,8 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_erl.populations.member import Result, Task, run_task, statistics_kept
+from sb3_erl.populations.member import Result, Task, run_task
+from sb3_erl.populations.normalizers import statistics_kept
 from sb3_erl.remote.dispatcher import Dispatcher
 from sb3_erl.remote.env_recipe import EnvironmentMaker, environment_maker
 from sb3_erl.remote.evaluator import RemoteEvaluator

@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import VecMonitor, is_vecenv_wrapped
 
 from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range, constructor_explained
 from sb3_erl.populations.applying import arguments_with, check_applies, check_is_kept, check_names, check_ready_steps
-from sb3_erl.populations.member import new_model, packed, statistics_kept, unpacked
+from sb3_erl.populations.member import new_model, packed, unpacked
+from sb3_erl.populations.normalizers import statistics_kept
 from sb3_erl.remote.choice import check_evaluator
 
 
@@ -34,7 +35,7 @@ def spaces_explained(verbose: Any, policy_kwargs: Any) -> Iterator[None]:
 def arguments_of_members(choice: Any) -> dict[str, Any]:
     """
     :param choice: argument ``algorithm_kwargs``
-    :return: a copy
+    :return: a copy, with the tuple that SB3 wants for ``train_freq`` where files have a list
     :raises TypeError: if it is no mapping
     """
     if choice is not None and not isinstance(choice, Mapping):
@@ -42,7 +43,10 @@ def arguments_of_members(choice: Any) -> dict[str, Any]:
             f"algorithm_kwargs must be None or a dict of arguments of the members' class; got {choice!r}. In a YAML file it "
             "is a mapping, such as {n_steps: 256}"
         )
-    return dict(choice or {})
+    arguments = dict(choice or {})
+    if isinstance(arguments.get("train_freq"), list):
+        arguments["train_freq"] = tuple(arguments["train_freq"])
+    return arguments
 
 
 def check_arguments(model: Any) -> None:

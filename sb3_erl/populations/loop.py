@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_erl.core.checks import warn_caller
 from sb3_erl.core.seeding import Stream, scoped_generators
 from sb3_erl.populations.backends import Workers, run_here
 from sb3_erl.populations.episodes import Steps, play_episodes
 from sb3_erl.populations.lineage import log_generation, rows_of
-from sb3_erl.populations.member import MemberState, Result, Task, torch_threads, unpacked, write_statistics
+from sb3_erl.populations.member import Result, Task, torch_threads, unpacked
+from sb3_erl.populations.normalizers import write_statistics
 from sb3_erl.populations.selection import select
 from sb3_erl.remote.choice import remote_evaluator
 
@@ -23,22 +24,22 @@ def run_generations(model: Any, total_timesteps: int, callback: BaseCallback, lo
     """
     Run generations until the budget is spent or a callback says stop.
 
-    Generations are whole: training ends with the one in which ``total_timesteps`` is reached.
+    Generations are whole: training ends with the one in which ``total_timesteps`` is reached, or a callback says stop.
 
     :param model: the population
     :param total_timesteps: where ``num_timesteps`` ends
-    :param callback: called for every vector step of a member, when the member is done
+    :param callback: called for every vector step of a member, when the generation is done
     :param log_interval: generations between two log tables, ``None`` for no automatic log
     """
     if model.num_timesteps >= total_timesteps:  # killed after its last checkpoint
         return
     assert len(model._members) == model.pop_size  # made before the first generation
     with _workers(model) as workers:
-        while model.num_timesteps < total_timesteps:
+        goes_on = True
+        while goes_on and model.num_timesteps < total_timesteps:
             model.run.at_boundary()
             model.phase += 1
-            if not _run_generation(model, workers, total_timesteps, callback):
-                return
+            goes_on = _run_generation(model, workers, total_timesteps, callback)
             if log_interval is not None and model.n_generations % log_interval == 0:
                 model.dump_logs()
 
@@ -55,26 +56,36 @@ def _workers(model: Any) -> Iterator[Workers | None]:
 
 
 def _run_generation(model: Any, workers: Workers | None, total_timesteps: int, callback: BaseCallback) -> bool:
-    """:return: whether training goes on; if not, the members are as they were before this generation"""
+    """
+    Train all members, let ``predict`` act as the best of them, and then show their steps to the callbacks.
+
+    What a callback measures or saves at one of these steps is thus the population that was trained in them.
+
+    :return: whether training goes on
+    """
     callback.on_rollout_start()
-    results: list[Result] = []
     tasks = plan_tasks(model, total_timesteps)
     with closing(run_here(tasks, model.env) if workers is None else workers.run(tasks)) as running:  # type: ignore[type-var]
-        for result in running:
-            results.append(result)
-            if not report_steps(model, result.steps, callback):
-                return False
-    callback.on_rollout_end()
-    selected = select(results, model.rules, model.recipe, model.run.rng(Stream.EVOLUTION))
-    number = model.n_generations + 1
+        results = list(running)
+    model._n_unreported = sum(sum(result.steps.counts) for result in results)
+    try:
+        selected = select(results, model.rules, model.recipe, model.run.rng(Stream.EVOLUTION), model.env)
+        number = model.n_generations + 1
+        model.history += rows_of(number, results, model.born_of)
+        model._states, model.born_of, model.n_generations = selected.states, selected.parents, number
+        champion = results[model.champion if selected.champion is None else selected.champion]  # nobody may have a score yet
+        champion_return = _deploy(model, champion) if champion.outcome == "trained" else None
+        goes_on = all(report_steps(model, result.steps, callback) for result in results)
+    finally:  # all of them were made, whether callbacks have seen them or not
+        model.num_timesteps += model._n_unreported
+        model._n_unreported = 0
+    if goes_on:
+        callback.on_rollout_end()
     log_generation(model.logger, number, results, selected)
-    if selected.champion is not None:
-        _deploy(model, results[selected.champion].state)
-        model.champion = selected.champion
-    model.history += rows_of(number, results, model.born_of)
-    model._states, model.born_of, model.n_generations = selected.states, selected.parents, number
+    if champion_return is not None:
+        model.logger.record("population/champion_return", champion_return)
     model._update_current_progress_remaining(model.num_timesteps, total_timesteps)
-    return True
+    return goes_on
 
 
 def plan_tasks(model: Any, total_timesteps: int) -> list[Task]:
@@ -86,7 +97,9 @@ def plan_tasks(model: Any, total_timesteps: int) -> list[Task]:
     share = -(-(total_timesteps - model.num_timesteps) // model.pop_size)
     steps, remaining = min(model.ready_steps, share), 1.0 - model.num_timesteps / total_timesteps
     schedule = (remaining, model.pop_size / total_timesteps)
-    common = (model.run.address, steps, *schedule, model.score, model.n_eval_episodes, model.n_threads)
+    normalizer = model.get_vec_normalize_env()
+    learns_statistics = normalizer is not None and normalizer.training
+    common = (model.run.address, steps, *schedule, model.score, model.n_eval_episodes, model.n_threads, learns_statistics)
     return [Task(number, model.recipe, state, *common) for number, state in enumerate(model._members)]
 
 
@@ -101,6 +114,7 @@ def report_steps(model: Any, steps: Steps, callback: BaseCallback) -> bool:
     """
     for step, count in enumerate(steps.counts):
         model.num_timesteps += count
+        model._n_unreported -= count
         variables = steps.variables(step, model.n_envs)
         callback.update_locals(variables)
         if not callback.on_step():
@@ -111,17 +125,23 @@ def report_steps(model: Any, steps: Steps, callback: BaseCallback) -> bool:
     return True
 
 
-def _deploy(model: Any, state: MemberState) -> None:
-    """Let ``predict`` act as the champion, and play the episodes that select nothing."""
-    champion = unpacked(state, model.recipe, model.env, with_buffer=False)
+def _deploy(model: Any, result: Result) -> float | None:
+    """
+    Let ``predict`` act as the champion, and play the episodes that select nothing.
+
+    :param model: the population
+    :param result: of the champion
+    :return: mean return of these episodes, ``None`` without them
+    """
+    champion = unpacked(result.state, model.recipe, model.env, with_buffer=False)
+    model.champion = result.number
     model.policy.load_state_dict(champion.policy.state_dict())
     model.policy.set_training_mode(False)
-    write_statistics(model.env, state.statistics)
-    if model.n_report_episodes > 0:
-        _report(model, champion)
+    write_statistics(model.env, result.state.statistics)
+    return _champion_return(model, champion) if model.n_report_episodes > 0 else None
 
 
-def _report(model: Any, champion: Any) -> None:
+def _champion_return(model: Any, champion: Any) -> float | None:
     """Play the champion's further episodes; an environment that fails in them costs the report and nothing else."""
     sequence = model.run.address.named_sequence("reports")
     seed = int(sequence.generate_state(1)[0] >> 1)
@@ -129,10 +149,9 @@ def _report(model: Any, champion: Any) -> None:
         with scoped_generators(sequence), torch_threads(model.n_threads):
             returns = play_episodes(champion, model.env, model.n_report_episodes, seed)
     except Exception as error:
-        warnings.warn(
-            f"the champion's episodes for the report failed, champion_return is that of an earlier generation: {error}",
-            stacklevel=7,
+        warn_caller(
+            f"the champion's episodes for the report failed, champion_return is that of an earlier generation: {error}"
         )
-        return
+        return None
     model.champion_return = float(np.mean(returns))
-    model.logger.record("population/champion_return", model.champion_return)
+    return model.champion_return

@@ -14,17 +14,18 @@ from typing import Any, Literal
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_erl.core.seeding import Address, scoped_generators
 from sb3_erl.populations.applying import arguments_with, constructor_arguments, settle, settle_buffer
 from sb3_erl.populations.episodes import StepRecorder, Steps, play_episodes
+from sb3_erl.populations.normalizers import read_statistics, write_statistics
 from sb3_erl.runs.buffer_files import save_buffer
 from sb3_erl.runs.loading import brief
 
-STATISTICS = ("obs_rms", "ret_rms")
-"""What a ``VecNormalize`` has learned."""
 Outcome = Literal["trained", "diverged", "failed"]
 
 
@@ -77,6 +78,7 @@ class Task:
     :param score: ``"evaluation"`` for separate episodes, ``"training"`` for the last ones of training
     :param n_eval_episodes: episodes that make up a score
     :param n_threads: of PyTorch while it trains
+    :param learns_statistics: whether a ``VecNormalize`` learns from the steps; not if its ``training`` is off
     """
 
     number: int
@@ -89,6 +91,7 @@ class Task:
     score: Literal["evaluation", "training"]
     n_eval_episodes: int
     n_threads: int = 1
+    learns_statistics: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,9 @@ def unpacked(state: MemberState, recipe: Recipe, env: VecEnv | None, with_buffer
     :return: the member as a model, with its hyper-parameters of now; global generators are as they were
     """
     arguments = arguments_with(state.hyperparameters, recipe.kwargs)
+    buffer_class = recipe.kwargs.get("replay_buffer_class")
+    if env is None and isinstance(buffer_class, type) and issubclass(buffer_class, HerReplayBuffer):
+        arguments |= {"replay_buffer_class": DictReplayBuffer, "replay_buffer_kwargs": {}, "buffer_size": 1}  # asks no env
     with scoped_generators(np.random.SeedSequence(0)):  # SB3 seeds them when it loads a model
         model: Any = recipe.algorithm.load(io.BytesIO(state.model), env=env, device=recipe.device, **arguments)
         settle(model, arguments)
@@ -180,35 +186,6 @@ def unpacked(state: MemberState, recipe: Recipe, env: VecEnv | None, with_buffer
                 model.load_replay_buffer(io.BytesIO(state.buffer))
         settle_buffer(model, arguments)
     return model
-
-
-def read_statistics(normalizer: VecNormalize) -> dict[str, Any]:
-    """:return: a copy of what it has learned"""
-    return {name: copy.deepcopy(getattr(normalizer, name)) for name in STATISTICS if hasattr(normalizer, name)}
-
-
-def write_statistics(env: VecEnv | None, statistics: Mapping[str, Any] | None) -> None:
-    """
-    :param env: perhaps with a ``VecNormalize``
-    :param statistics: from :func:`read_statistics`
-    """
-    normalizer = None if env is None else unwrap_vec_normalize(env)
-    if normalizer is not None and statistics is not None:
-        for name, value in statistics.items():
-            setattr(normalizer, name, copy.deepcopy(value))
-
-
-@contextmanager
-def statistics_kept(env: VecEnv) -> Iterator[None]:
-    """The ``VecNormalize`` of an environment has after the block what it had before, and learns as it did before."""
-    normalizer = unwrap_vec_normalize(env)
-    before = None if normalizer is None else (read_statistics(normalizer), normalizer.training)
-    try:
-        yield
-    finally:
-        if normalizer is not None and before is not None:
-            write_statistics(env, before[0])
-            normalizer.training = before[1]
 
 
 @contextmanager
@@ -284,7 +261,7 @@ def _train(model: Any, task: Task, env: VecEnv, steps: Steps) -> None:
     end_episode(getattr(model, "replay_buffer", None))
     normalizer = unwrap_vec_normalize(env)
     if normalizer is not None:
-        normalizer.training = True
+        normalizer.training = task.learns_statistics
     env.seed(seed)
     model._last_obs = None  # so that learn() begins with new episodes
     begin = model.num_timesteps

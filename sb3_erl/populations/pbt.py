@@ -16,7 +16,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.core.arguments import inherits_arguments
-from sb3_erl.core.atomic_files import replacing
 from sb3_erl.core.checks import check_common, resolve_policy_and_env
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
@@ -25,11 +24,18 @@ from sb3_erl.populations.defaults import check_algorithm, default_space, member_
 from sb3_erl.populations.exploit import make_part
 from sb3_erl.populations.lineage import table
 from sb3_erl.populations.loop import run_generations
-from sb3_erl.populations.member import MemberState, Recipe, new_model, packed, statistics_kept, unpacked
-from sb3_erl.populations.replay import append_buffers, read_buffers
-from sb3_erl.populations.saved_states import from_plain, to_plain
+from sb3_erl.populations.member import MemberState, Recipe, new_model, packed, unpacked
+from sb3_erl.populations.normalizers import statistics_kept
+from sb3_erl.populations.saved_states import (
+    WITH_TUPLES,
+    from_plain,
+    plain_state,
+    unmark_tuples,
+    with_buffers,
+    write_with_buffers,
+)
 from sb3_erl.populations.selection import Rules
-from sb3_erl.populations.space import check_initial, parse_space
+from sb3_erl.populations.space import check_initial, first_values, own_values, parse_space
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.runs.safe_files import ModelFileError
 
@@ -154,17 +160,20 @@ class PBT(EvolvingModel, BaseAlgorithm):
         self.n_generations = 0
         """Finished generations over the life of the model; ``reset_num_timesteps`` does not reset it."""
         self.champion = 0
-        """Number of the member with the highest score of the last generation."""
+        """Number of the member with the highest score of the last generation in which there was a score."""
         self.history: list[dict[str, Any]] = []
         self.born_of = [-1] * self.pop_size if isinstance(self.pop_size, int) else []
         self._saved_members: list[dict[str, Any]] = []
         self._states: list[MemberState] = []
+        self._n_unreported = 0
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         return self.member_class.policy_aliases[policy_name]
 
     def _setup_model(self) -> None:
         self.algorithm_key, self.member_class = member_class(self.algorithm_choice)
+        for name in WITH_TUPLES if self._saved_members else ():
+            setattr(self, name, unmark_tuples(getattr(self, name)))
         check_common(self)
         check_arguments(self)
         self.run.choose_seed()
@@ -174,12 +183,14 @@ class PBT(EvolvingModel, BaseAlgorithm):
         choice = self.search_space
         choice = default_space(self.algorithm_key, self.member_class) if choice is None else choice
         self.space = parse_space(choice, self.algorithm_key)
-        check_initial(self.space, self.initial_hyperparameters, self.pop_size)
+        if not self._saved_members:
+            check_initial(self.space, self.initial_hyperparameters, self.pop_size)
         exploit = make_part("exploit", self.exploit, self.exploit_kwargs)
         explore = make_part("explore", self.explore, self.explore_kwargs)
         self.rules = Rules(exploit, explore, self.space, self.copy_replay_buffer, self.copy_normalizer)
         if self._saved_members:
-            self._states = [from_plain(saved) for saved in self._saved_members]
+            self._states = [from_plain(saved, self.space) for saved in self._saved_members]
+            self.history = [own_values(row, self.space) for row in self.history]
             self._saved_members = []
             model = unpacked(self._states[min(self.champion, len(self._states) - 1)], self.recipe, self.env, False)
         else:
@@ -190,9 +201,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
     def _first_values(self, number: int) -> dict[str, Any]:
         """Hyper-parameters with which a member begins."""
         rng = np.random.default_rng(self.run.address.named_sequence("first hyper-parameters", number))
-        values = {name: knob.sample(rng) for name, knob in self.space.items()}
-        initial = self.initial_hyperparameters or ()
-        return {**values, **(dict(initial[number]) if number < len(initial) else {})}
+        return first_values(self.space, self.initial_hyperparameters, number, rng)
 
     @property
     def _members(self) -> list[MemberState]:
@@ -301,12 +310,7 @@ class PBT(EvolvingModel, BaseAlgorithm):
             return
         file = io.BytesIO()
         super().save(file, exclude, others)
-        append_buffers(file, [state.buffer for state in self._members])
-        if isinstance(path, str | pathlib.Path):
-            with replacing(path, ".zip") as temporary:
-                pathlib.Path(temporary).write_bytes(file.getbuffer())
-        else:
-            path.write(file.getbuffer())
+        write_with_buffers(path, file, [state.buffer for state in self._members])
 
     @classmethod
     def load(
@@ -332,18 +336,14 @@ class PBT(EvolvingModel, BaseAlgorithm):
         choice = kwargs.pop("algorithm", None)  # an attribute of this name is the class of the population
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         check_algorithm(choice, model.member_class)
-        buffers = read_buffers(path, model.pop_size)
-        model._states = [
-            MemberState(state.model, state.hyperparameters, buffer, state.statistics)
-            for state, buffer in zip(model._states, buffers, strict=True)
-        ]
+        model._states = with_buffers(model._states, path)
         return model
 
     def _plain_state(self) -> dict[str, Any]:
-        return {**super()._plain_state(), "_saved_members": [to_plain(state) for state in self._members]}
+        return {**super()._plain_state(), **plain_state(self)}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "member_class", "recipe", "space", "rules", "_states"]
+        return [*super()._excluded_save_params(), "member_class", "recipe", "space", "rules", "_states", "_n_unreported"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy"], []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_erl.core.parameters import ParameterLayout, read_parameters, write_parameters
@@ -62,12 +63,15 @@ def acting_network(model: Any) -> nn.Module:
     return model.policy
 
 
-def select(results: Sequence[Result], rules: Rules, recipe: Recipe, rng: np.random.Generator) -> Selected:
+def select(
+    results: Sequence[Result], rules: Rules, recipe: Recipe, rng: np.random.Generator, env: VecEnv | None = None
+) -> Selected:
     """
     :param results: of all members
     :param rules: of the population
     :param recipe: of all members
     :param rng: generator of the generation
+    :param env: of the population, which hindsight replay buffers ask for rewards
     :return: the population with which the next generation begins
     :raises WorkerError: if no member came through, with the error of the first
     """
@@ -85,7 +89,7 @@ def select(results: Sequence[Result], rules: Rules, recipe: Recipe, rng: np.rand
     parents = list(range(len(results)))
     new = dict(enumerate(states))
     if len(scored) >= 2:
-        for place, parent, state in _exploited(scored, scores, states, rules, recipe, rng):
+        for place, parent, state in _exploited(scored, scores, states, rules, recipe, rng, env):
             parents[place], new[place] = parent, state
     for place, result in enumerate(results):
         if result.outcome == "diverged":
@@ -120,6 +124,7 @@ def _exploited(
     rules: Rules,
     recipe: Recipe,
     rng: np.random.Generator,
+    env: VecEnv | None,
 ) -> list[tuple[int, int, MemberState]]:
     """:return: for each member that goes on with other weights its place, its parent's place, and its new state"""
     own = scores[list(scored)]
@@ -127,7 +132,7 @@ def _exploited(
     if breed is None:
         parents, children = check_parents(rules.exploit(own, rng), len(scored), rules.exploit), None
     else:
-        models = [unpacked(states[i], recipe, None, with_buffer=False) for i in scored]
+        models = [unpacked(states[i], recipe, env, with_buffer=False) for i in scored]
         vectors = th.stack([read_parameters(acting_network(model)).cpu().float() for model in models])
         layout = ParameterLayout.of(acting_network(models[0]))
         parents, children = breed(own, vectors, layout, rng)
@@ -140,15 +145,15 @@ def _exploited(
             values = rules.explore(states[parent].hyperparameters, rules.space, rng)
             state = replaced(state, states[parent], values, rules.copy_buffer, rules.copy_statistics)
         if children is not None and not th.equal(children[index], vectors[parents[index]]):
-            state = _with_weights(state, recipe, children[index])
+            state = _with_weights(state, recipe, env, children[index])
         if state is not states[place]:
             changes.append((place, parent, state))
     return changes
 
 
-def _with_weights(state: MemberState, recipe: Recipe, vector: th.Tensor) -> MemberState:
+def _with_weights(state: MemberState, recipe: Recipe, env: VecEnv | None, vector: th.Tensor) -> MemberState:
     """:return: the member with other weights of its acting network"""
-    model = unpacked(state, recipe, None, with_buffer=False)
+    model = unpacked(state, recipe, env, with_buffer=False)
     network = acting_network(model)
     write_parameters(vector.to(next(network.parameters()).device), network)
     if isinstance(getattr(model, "weights", None), th.Tensor):  # of ARS

@@ -139,12 +139,17 @@ class IntUniform:
         return self.low, self.high
 
 
+def _tuples(value: Any) -> Any:
+    """:return: the value with tuples in place of lists"""
+    return tuple(_tuples(part) for part in value) if type(value) in (list, tuple) else value
+
+
 @dataclass(frozen=True, init=False)
 class Choice:
     """
     One of a few values; a perturbation goes to the one before or after it, so numbers should stand in their order.
 
-    :param options: at least two numbers, strings, tuples, or ``None``
+    :param options: at least two numbers, strings, tuples, or ``None``; lists become tuples, which JSON and YAML cannot write
     :raises ValueError: if there are fewer than two
     """
 
@@ -153,7 +158,7 @@ class Choice:
     def __init__(self, options: Sequence[Any]):
         if isinstance(options, str) or not isinstance(options, Sequence) or len(options) < 2:
             raise ValueError(f"Choice must have a list of at least two values; got {options!r}")
-        object.__setattr__(self, "options", tuple(options))
+        object.__setattr__(self, "options", _tuples(list(options)))
 
     def sample(self, rng: np.random.Generator) -> Any:
         """See :class:`Knob`."""
@@ -163,11 +168,11 @@ class Choice:
         """See :class:`Knob`; ``factors`` say only whether it may go up and down."""
         factor = factors[int(rng.integers(len(factors)))]
         step = 1 if factor > 1 else -1
-        return self.options[int(np.clip(self.options.index(value) + step, 0, len(self.options) - 1))]
+        return self.options[int(np.clip(self.options.index(_tuples(value)) + step, 0, len(self.options) - 1))]
 
     def holds(self, value: Any) -> bool:
         """See :class:`Knob`."""
-        return value in self.options
+        return _tuples(value) in self.options
 
     def values(self) -> tuple[Any, ...]:
         """See :class:`Knob`."""
@@ -255,3 +260,24 @@ def check_initial(space: Mapping[str, Knob], initial: Any, pop_size: int) -> Non
                 raise ValueError(f"initial_hyperparameters must be among those of search_space, {sorted(space)}; got {name!r}")
             if not space[name].holds(value):
                 raise ValueError(f"initial_hyperparameters must lie in search_space, {name}={space[name]}; got {value!r}")
+
+
+def first_values(space: Mapping[str, Knob], initial: Any, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    """
+    :param space: of the search
+    :param initial: see :func:`check_initial`
+    :param number: of a member
+    :param rng: generator of the member
+    :return: hyper-parameters with which it begins
+    """
+    drawn = {name: knob.sample(rng) for name, knob in space.items()}
+    return drawn if initial is None or number >= len(initial) else own_values({**drawn, **initial[number]}, space)
+
+
+def own_values(values: Mapping[str, Any], space: Mapping[str, Knob]) -> dict[str, Any]:
+    """
+    :param values: by name, perhaps from a file, where tuples may have become lists
+    :param space: of the search
+    :return: the same, with the tuple in place of a list where the space has a :class:`Choice` of tuples
+    """
+    return {name: _tuples(value) if isinstance(space.get(name), Choice) else value for name, value in values.items()}

@@ -20,7 +20,8 @@ def check_evaluator(choice: Any) -> None:
     :raises ValueError: if it is an unknown name
     :raises TypeError: if it is neither a name nor an evaluator
     """
-    wanted = f"evaluator must be one of {list(NAMES)}, or an object of ProcessEvaluator, RayEvaluator or another RemoteEvaluator; got {choice!r}"
+    classes = "an object of ProcessEvaluator, RayEvaluator or another RemoteEvaluator"
+    wanted = f"evaluator must be one of {list(NAMES)}, or {classes}; got {choice!r}"
     if isinstance(choice, str):
         if choice not in NAMES:
             raise ValueError(wanted)

@@ -9,9 +9,12 @@ from types import ModuleType
 from typing import Any
 
 from sb3_erl.zoo.hyperparams import hyperparams_file
+from sb3_erl.zoo.members import members_arguments
 from sb3_erl.zoo.samplers import convert, sampler
 
 WRAPPED = "wrapped_by_sb3_erl"
+NESTED = "algorithm_kwargs"
+"""Argument that holds arguments of another class."""
 
 
 def module_ready(name: str, module: ModuleType) -> None:
@@ -112,10 +115,41 @@ def _save_and_resume_exactly(module: Any) -> None:
             return original_load(self, hyperparams, env)
         print(f"Resuming the run that was saved in {folder}")
         log = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
-        return algorithm.resume_from(folder, env, self.device, **log)  # type: ignore[attr-defined]
+        model = algorithm.resume_from(folder, env, self.device, **log)  # type: ignore[attr-defined]
+        if getattr(self.args, "n_timesteps", -1) <= 0:  # no -n was typed; what stands in the YAML file is for new runs
+            self.n_timesteps = model._total_timesteps - model._num_timesteps_at_start
+            print(f"Continuing to the n_timesteps of that run, {self.n_timesteps}")
+        return model
 
     setattr(_load_pretrained_agent, WRAPPED, True)
     manager.create_callbacks, manager._load_pretrained_agent = create_callbacks, _load_pretrained_agent
+
+
+def _convert_arguments_of_members(module: Any) -> None:
+    """``algorithm_kwargs`` of :class:`~sb3_erl.populations.pbt.PBT` may be spelled as the arguments of any algorithm."""
+    manager = module.ExperimentManager
+    preprocess = getattr(manager, "_preprocess_hyperparams", None)
+    add_noise = getattr(manager, "_preprocess_action_noise", None)
+    if preprocess is None or add_noise is None or getattr(preprocess, WRAPPED, False):
+        return
+
+    @functools.wraps(preprocess)
+    def _preprocess_hyperparams(self: Any, hyperparams: dict[str, Any]) -> Any:
+        processed, *others = preprocess(self, hyperparams)
+        if NESTED in processed and self.algo in _algorithms():
+            processed[NESTED] = members_arguments(processed[NESTED], self, vars(module))
+        return processed, *others
+
+    @functools.wraps(add_noise)
+    def _preprocess_action_noise(self: Any, hyperparams: dict[str, Any], *others: Any) -> dict[str, Any]:
+        processed = add_noise(self, hyperparams, *others)
+        nested = processed.get(NESTED)
+        if isinstance(nested, dict) and self.algo in _algorithms():
+            processed[NESTED] = add_noise(self, nested, *others)
+        return processed
+
+    setattr(_preprocess_hyperparams, WRAPPED, True)
+    manager._preprocess_hyperparams, manager._preprocess_action_noise = _preprocess_hyperparams, _preprocess_action_noise
 
 
 def _complete_manager(module: Any) -> None:
@@ -124,6 +158,7 @@ def _complete_manager(module: Any) -> None:
     register_namespaces()  # the Zoo refuses an id that is not in the registry
     _use_own_defaults(module)
     _save_and_resume_exactly(module)
+    _convert_arguments_of_members(module)
 
 
 STEPS = {

@@ -121,6 +121,26 @@ def test_the_first_learn_fixes_where_phase_1_ends() -> None:
     assert later.switch_at == 30 and later.winner is not None, "counted over the life of the model"
 
 
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_phase_1_lasts_until_each_individual_was_assessed(n_envs: int) -> None:
+    """Also where the warm-up takes all of its steps, which is said."""
+    with pytest.warns(
+        UserWarning, match=r"phase 1 ends at step 60, within the warm-up of learning_starts=70: each individual"
+    ):
+        model = pop(n_envs, learning_starts=70, explore_steps=60).learn(72 + 10 * LENGTH)
+    assert model.winner is not None and min(of(model, "own_steps")) >= LENGTH and min(of(model, "own_updates")) >= LENGTH
+    assert [*map(len, of(model, "last_returns"))].count(n_envs) >= 2, "the others had one assessment each"
+    with pytest.warns(UserWarning, match="phase 1 ends at step 20"):
+        early = pop(n_envs, explore_steps=None, explore_fraction=0.25, learning_starts=40).learn(80)
+    assert early.winner is None or min(of(early, "own_steps")) >= LENGTH
+
+
+def test_a_phase_1_that_outlasts_the_warm_up_needs_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    pop(explore_steps=11, learning_starts=10).learn(20)
+    pop(pop_size=1, explore_steps=5, learning_starts=10).learn(20)
+    assert not [warning for warning in recwarn if "phase 1" in str(warning.message)]
+
+
 def test_budget_of_the_population() -> None:
     model = pop(update_budget="population", explore_steps=1000).learn(16 + 6 * LENGTH + 1)
     assert of(model, "own_steps") == [17, 16, 16]
@@ -326,6 +346,21 @@ def test_the_winner_catches_up(selection: str) -> None:
         of(half, "own_updates")[half.winner]
         == of(half, "own_steps")[half.winner] + (48 - of(half, "own_steps")[half.winner]) // 2
     )
+
+
+@pytest.mark.parametrize("catch_up", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("selection", ["training", "evaluation"])
+def test_steps_that_the_winner_has_caught_up_with_bring_no_further_updates(selection: str, catch_up: float) -> None:
+    """With a budget of the population, in which each step of any individual is worth one update; another one acted last."""
+    settings = {**TRIAL, "selection": selection}
+    model = pop(update_budget="population", catch_up=catch_up, explore_steps=110, **settings).learn(63)
+    set_returns(model, [[9000.0], [0.0], [0.0]])
+    choose = model._trials.run
+    model._trials.run = lambda callback: choose(callback) and [9000.0, 0.0, 0.0]
+    model.learn(150, reset_num_timesteps=False)
+    assert (model.winner, model._member.number) == (0, 0) and of(model, "own_updates")[2] < of(model, "own_updates")[0]
+    assert model._member.own_updates == model._member.state["trained_at"]
+    assert model._member.own_updates == model.n_policy_steps - model.assessment.untrained_steps
 
 
 # ------------------------------------------------------------------ priorities and copies

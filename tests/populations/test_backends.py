@@ -107,3 +107,14 @@ def test_statistics_of_the_environments_are_the_champions() -> None:
     model = make("ppo", env).learn(TOTAL)
     best = model.lineage().groupby("generation").score.max().iloc[-1]
     assert np.isfinite(best) and env.training and env.obs_rms.count > 48
+
+
+@pytest.mark.parametrize("evaluator", ["vec", ProcessEvaluator(2, toy_maker(vary=3))], ids=["here", "workers"])
+def test_fixed_statistics_stay_fixed(evaluator: Any) -> None:
+    env = VecNormalize(environment("ppo"), training=False)
+    env.obs_rms.mean = np.array([0.5, -0.5, 0.0])
+    before = [env.obs_rms.mean.copy(), env.obs_rms.count, env.ret_rms.var]
+    model = make("ppo", env, evaluator=evaluator, **SHORT).learn(TOTAL)
+    assert model.n_generations > 1 and not env.training
+    for found in [(env.obs_rms, env.ret_rms), *((s["obs_rms"], s["ret_rms"]) for s in (m.statistics for m in model._members))]:
+        assert np.array_equal(found[0].mean, before[0]) and [found[0].count, found[1].var] == before[1:]

@@ -80,7 +80,12 @@ RATE = {"learning_rate": LogUniform(1e-5, 1e-2)}
         (
             {"algorithm_kwargs": {"learning_rate": "lin_3e-4"}, "search_space": {"gamma": Choice([0.9, 0.99])}},
             ValueError,
-            r"algorithm_kwargs must be arguments that PPO takes: .*lin_3e-4",
+            r"algorithm_kwargs must have a number or a function .* for 'learning_rate'; got 'lin_3e-4'.* settings of the Zoo",
+        ),
+        (
+            {"algorithm_kwargs": {"clip_range": "lin_0.2"}, "search_space": {"clip_range": Choice([0.1, 0.2])}},
+            ValueError,
+            r"algorithm_kwargs must have a number or a function of the remaining progress for 'clip_range'; got 'lin_0\.2'",
         ),
         (
             {"search_space": {"n_epochs": Uniform(1, 3)}},

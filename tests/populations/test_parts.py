@@ -14,7 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
@@ -227,14 +227,6 @@ def test_callbacks_and_curves(tmp_path: Path) -> None:
     assert {f"member_{i}/{part}" for i in range(3) for part in ("score", "learning_rate", "gamma")} <= names
     assert len(curves.Scalars("member_1/learning_rate")) == model.n_generations
     assert {"population/champion_return", "population/fitness_max", "rollout/ep_rew_mean"} <= names
-
-
-def test_a_callback_that_says_stop_discards_the_generation() -> None:
-    whole = make("ppo").learn(150)
-    stopped = make("ppo").learn(900, StopTrainingOnMaxEpisodes(30))
-    assert stopped.n_generations == 1 and stopped.num_timesteps > whole.num_timesteps
-    states = [[snapshot(model.individual(i)) for i in range(3)] for model in (whole, stopped)]
-    assert [differences(*pair) for pair in zip(*states, strict=True)] == [[], [], []]
 
 
 def test_scores_of_training_episodes() -> None:

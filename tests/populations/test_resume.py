@@ -61,11 +61,16 @@ def test_environments_are_made_again_from_their_id(tmp_path: Path) -> None:
 
 
 def test_files_of_sb3s_callback(tmp_path: Path) -> None:
-    """They are written within generations, so the members in them are those with which the generation began."""
-    make("ppo").learn(400, CheckpointCallback(300, str(tmp_path)))
+    """They are written after a generation, so they hold its members and all of its steps; the run goes on with the next."""
+    whole = make("ppo").learn(400, CheckpointCallback(250, str(tmp_path)))
+    (file,) = tmp_path.glob("*.zip")
+    assert file.stem.endswith("_250_steps")
     model = PBT.resume_from(tmp_path, environment("ppo"), "cpu")
-    assert model.num_timesteps == 300 and model.n_generations == 1
-    assert model.learn(400).num_timesteps >= 400 and model.n_generations > 1
+    assert (model.num_timesteps, model.n_generations) == (whole.num_timesteps, whole.n_generations) and whole.n_generations > 1
+    before = contents(model)
+    assert differences(before, contents(model.learn(400))) == []
+    again = PBT.resume_from(tmp_path, environment("ppo"), "cpu").learn(900)
+    assert again.num_timesteps >= 900 and again.n_generations > whole.n_generations
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
