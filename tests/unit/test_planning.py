@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import operator
 import pickle
-import signal
 from functools import partial
 from typing import Any
 
@@ -423,6 +422,11 @@ def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
+def interrupted() -> None:
+    """As with Ctrl-C, also where this process ignores the signal, because it was started in the background."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("quick_workers")
 def test_after_an_interruption_or_a_death_workers_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     env = gym.make("Pendulum-v1")
@@ -433,7 +437,7 @@ def test_after_an_interruption_or_a_death_workers_are_made_anew(monkeypatch: pyt
     try:
         model.rollout(state, first)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(model._workers._pipes[0], "recv", lambda: signal.raise_signal(signal.SIGINT))  # type: ignore[union-attr]
+            patch.setattr(model._workers._pipes[0], "recv", interrupted)  # type: ignore[union-attr]
             model.rollout(state, first)
         assert np.array_equal(model.rollout(state, second), expected), "not the answers of the call before"
         process = model._workers._processes[0]  # type: ignore[union-attr]
