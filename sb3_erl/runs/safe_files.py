@@ -101,7 +101,7 @@ def one_error(name: str) -> Iterator[None]:
     except ModelFileError:
         raise
     except UnknownPart as error:
-        raise ModelFileError(f"{name} was saved with a part of another program: {error}") from error
+        raise ModelFileError(f"{name} was saved with a part that this program does not know: {error}") from error
     except Exception as error:  # every kind of nonsense has another type
         text = " ".join(str(error).split())[:300]
         raise ModelFileError(

@@ -102,6 +102,32 @@ def test_an_eval_callback_in_the_training_environments(name: str) -> None:
         env.close()
 
 
+class Seeded(Counting):
+    """Notes with which seeds it was reset."""
+
+    seeds: list[int | None] = []  # noqa: RUF012 of all environments of a test
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.seeds.append(seed)
+        return super().reset(seed=seed, options=options)
+
+
+def test_an_evaluation_takes_no_seed_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a VecEnv with steps of its own, whose environments are reset with the seeds of jobs."""
+    monkeypatch.setattr(Seeded, "seeds", [])
+    own: list[int | None] = []
+
+    def evaluate(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        before = len(Seeded.seeds)
+        evaluate_policy(variables["self"], env, 5, warn=False)
+        own.extend(Seeded.seeds[before:])
+        return True
+
+    env = Shouting([Seeded, Seeded])
+    make("openai_es", env).learn(60, evaluate)
+    assert own and set(own) == {None} and set(Seeded.seeds) != {None}
+
+
 # ---------------------------------------------------------------- copies
 
 
