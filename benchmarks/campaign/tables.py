@@ -11,6 +11,9 @@ from benchmarks.campaign.plan import Plan
 
 QUESTIONS = (
     ("erl_re2_td7", "td7", "a population beside TD7"),
+    ("erl_re2_td7", "td7_warm_up_10k", "a population beside TD7 with as many random steps"),
+    ("td7_warm_up_10k", "td7", "TD7 with 10,000 random steps instead of 25,000"),
+    ("erl_re2_td7_warm_up_5k", "td7_warm_up_5k", "a population beside TD7 with 5,000 random steps"),
     ("erl_re2", "erl_re2_no_evolution", "the population in ERL-Re2 on TD3"),
     ("erl_re2", "td3", "ERL-Re2 on TD3 against SB3's TD3"),
     ("td7", "td3", "TD7 against SB3's TD3"),

@@ -12,6 +12,31 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 LAST = ("policy_kwargs", "stats_window_size", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
 """Arguments that stand at the end of every signature, as in SB3."""
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""Kinds of ``*args`` and ``**kwargs``."""
+
+
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """
+    What the constructors of a class and of all its bases name, also those whose arguments a derived class hides.
+
+    :param cls: any class
+    :return: parameters by name, without ``self``, ``*args`` and ``**kwargs``, those of derived classes first; of two with one
+        name that of the derived class
+
+    >>> class Base:
+    ...     def __init__(self, size: int = 1, name: str = "base"): ...
+    >>> class Child(Base):
+    ...     def __init__(self, size: int = 2, **kwargs): ...
+    >>> {name: each.default for name, each in constructor_parameters(Child).items()}
+    {'size': 2, 'name': 'base'}
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner) and owner is not object:
+            named = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+            found |= {each.name: each for each in named if each.kind not in VARIABLE and each.name not in found}
+    return found
 
 
 def inherits_arguments(*hidden: str, **defaults: Any) -> Callable[[Constructor], Constructor]:
@@ -83,8 +108,7 @@ def _arguments_above(owner: type) -> dict[str, inspect.Parameter]:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        found |= {key: p for key, p in parameters.items() if p.kind not in variable and key not in found}
+        found |= {key: p for key, p in parameters.items() if p.kind not in VARIABLE and key not in found}
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break
     return found

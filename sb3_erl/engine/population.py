@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from sb3_erl.core.action_spaces import in_space
+from sb3_erl.core.arguments import constructor_parameters
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
@@ -253,7 +253,9 @@ def _given_to_evolver(model: Any, kind: type[Evolver], names: Mapping[str, str])
     given = {own: getattr(model, own) for own in names if hasattr(model, own)}
     if isinstance(found, type) and issubclass(found, kind):
         return {names[own]: value for own, value in given.items()}
-    defaults = _defaults(type(model))
+    defaults = {
+        own: each.default for own, each in constructor_parameters(type(model)).items() if each.default is not each.empty
+    }
     changed = {own: value for own, value in given.items() if value is not defaults.get(own, value) and value != defaults[own]}
     if changed:
         what = "is an object that has arguments of its own" if isinstance(found, kind) else f"is no {kind.__name__}"
@@ -263,12 +265,3 @@ def _given_to_evolver(model: Any, kind: type[Evolver], names: Mapping[str, str])
             "evolver_kwargs, or where you make it"
         )
     return {}
-
-
-def _defaults(cls: type) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for owner in cls.__mro__:
-        if "__init__" in vars(owner):
-            parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
-            found = {each.name: each.default for each in parameters if each.default is not each.empty} | found
-    return found

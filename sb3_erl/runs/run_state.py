@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pathlib
 import pickle
 import random
@@ -18,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat, KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_erl.core.arguments import constructor_parameters
 from sb3_erl.remote.env_recipe import environment_maker
 
 # ---------------------------------------------------------------- global generators
@@ -152,8 +152,7 @@ def _plain_attributes(callback: BaseCallback) -> dict[str, Any]:
     if type(callback).__module__.split(".")[0] not in LIBRARIES:
         own = getattr(callback, OWN_STATE, None)
         return {"n_calls": callback.n_calls, **({OWN_STATE: own()} if callable(own) else {})}
-    given = {name for cls in type(callback).__mro__ for name in inspect.signature(cls.__init__).parameters}  # type: ignore[misc]
-    given |= {"locals", "globals"}
+    given = {*constructor_parameters(type(callback)), "locals", "globals"}
     return {name: value for name, value in vars(callback).items() if name not in given and _is_plain(value)}
 
 

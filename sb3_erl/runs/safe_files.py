@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
 import zipfile
@@ -17,6 +16,7 @@ import safetensors.torch
 import torch as th
 from stable_baselines3.common.save_util import recursive_getattr
 
+from sb3_erl.core.arguments import constructor_parameters
 from sb3_erl.core.registry import UnknownPart
 from sb3_erl.core.safe_names import NAME, OLD_MODULES, LimitedMemory, has_type, misplaced
 from sb3_erl.core.safe_values import DERIVED, Reader
@@ -289,11 +289,7 @@ def family(cls: type) -> str:
 
 def arguments_of(cls: type) -> dict[str, Any]:
     """:return: annotations of the arguments of a class's constructors by name, those of the derived class first"""
-    found: dict[str, Any] = {}
-    for owner in cls.__mro__:
-        if "__init__" in vars(owner) and owner is not object:
-            found = {name: each.annotation for name, each in inspect.signature(owner.__init__).parameters.items()} | found  # type: ignore[misc]
-    return found
+    return {name: each.annotation for name, each in constructor_parameters(cls).items()}
 
 
 def unfit_attributes(contents: SafeContents, cls: type) -> list[str]:
