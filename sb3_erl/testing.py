@@ -124,11 +124,16 @@ def _kind_of(part: Any) -> str:
             return kind
     if hasattr(found, "after"):
         return "step"
-    if hasattr(found, "needs") or inspect.isfunction(found):
+    if hasattr(found, "needs"):
         return "fitness"
-    call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
-    n_arguments = 0 if call is None else len(inspect.signature(call).parameters) - 1  # without self
-    by_number = {2: "mutation", 3: "crossover", 4: "exchange"}
+    if inspect.isfunction(found):
+        names = list(inspect.signature(found).parameters)
+        is_mutation = names[1:] == ["rng"]  # two arguments also has a fitness that reads no more than rewards
+        n_arguments, by_number = len(names), {2: "mutation" if is_mutation else "fitness", 3: "crossover", 4: "exchange"}
+    else:
+        call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+        n_arguments = 0 if call is None else len(inspect.signature(call).parameters) - 1  # without self
+        by_number = {2: "mutation", 3: "crossover", 4: "exchange"}
     if n_arguments not in by_number:
         raise ValueError(unknown)
     return by_number[n_arguments]

@@ -72,5 +72,7 @@ class CEM(EvolutionaryAlgorithm):
     def _deploy(self, generation: Generation) -> None:
         center, best = self.evolver.center(), self.evolver.best()
         vector = center if self.deploy == "mean" and center is not None else best
-        assert vector is not None
+        if vector is None:  # an evolver that keeps nobody; what was evaluated is known all the same
+            assert self.population.champion is not None
+            vector = self.population.champion.vector
         self.population.representation.write(vector, self.policy.deployed)

@@ -125,7 +125,7 @@ class DeepGA(EvolutionaryAlgorithm):
             )
         self.made_for = made_for
         sizes, init = (self.pop_size, self._truncation), (self.init, self.init_output_std)
-        evolver = SeedGA(representation.layout, *sizes, self._sigma_now, self._n_finalists, *init, table)
+        evolver = SeedGA(representation.layout, *sizes, FloatSchedule(self.sigma)(1.0), self._n_finalists, *init, table)
         return Population(evolver.to(self.device), representation)
 
     @property
@@ -146,10 +146,6 @@ class DeepGA(EvolutionaryAlgorithm):
         """The evolver, which keeps genomes and not vectors."""
         return self.evolver  # type: ignore[return-value]
 
-    @property
-    def _sigma_now(self) -> float:
-        return float(FloatSchedule(self.sigma)(self._current_progress_remaining))
-
     # ---------------------------------------------------------------- the generation
 
     def _train_loop(self, *arguments: Any) -> None:
@@ -160,7 +156,7 @@ class DeepGA(EvolutionaryAlgorithm):
         return collect_reference(self, generation)
 
     def _ask(self, generation: Generation) -> None:
-        self._genomes.sigma = self._sigma_now
+        self._genomes.sigma = float(FloatSchedule(self.sigma)(self._current_progress_remaining))
         generation.candidates = self.evolver.ask(generation.rng)
 
     def _evaluate(self, generation: Generation) -> bool:

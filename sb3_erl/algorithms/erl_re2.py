@@ -306,8 +306,9 @@ class ERLRe2(HybridAlgorithm):
         if not self._deploys_checkpoint:
             return
         worst = float(np.min([episode.total_reward for episode in episodes.episodes]))  # NaN if one of them failed
-        if worst >= self.assessment.score:
+        if worst >= self.assessment.score or (self.assessment.is_first and np.isfinite(worst)):
             self.checkpoint_state["score"] = worst
+            self.checkpoint_state["n_accepted"] += 1
             agent = self.population.representation.agent(head)
             self._new_checkpoint = agent.state_dict()
         self.logger.record("checkpoint/score", self.assessment.score)

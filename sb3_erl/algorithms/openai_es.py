@@ -163,7 +163,7 @@ class OpenAIES(EvolutionaryAlgorithm):
         names = ("l2_coeff", "optimizer", "optimizer_kwargs", "fitness_shaping", "ties", "perturb_fraction")
         own = {name: getattr(self, name) for name in names}
         table = NoiseTable.for_network(self.policy.deployed, self.noise_table_size, self.noise_seed)
-        return {**own, "sigma": self._now(self.sigma), "table": table, **given}
+        return {**own, "sigma": FloatSchedule(self.sigma)(1.0), "table": table, **given}
 
     @property
     def n_rollouts(self) -> int:

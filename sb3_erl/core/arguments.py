@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
@@ -78,7 +78,9 @@ class _Inheriting:
         constructor, defaults = self.constructor, self.defaults
         own = inspect.signature(constructor)
         parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-        inherited = {key: p for key, p in _arguments_above(owner).items() if key not in (*parameters, *self.hidden)}
+        inherited = {
+            key: p for key, p in accepted_parameters(owner.__mro__[1:]).items() if key not in (*parameters, *self.hidden)
+        }
         unknown = sorted(set(defaults) - set(inherited))
         if unknown:
             raise TypeError(f"{owner.__name__} gives defaults for {unknown}, which its base class does not have")
@@ -101,10 +103,13 @@ class _Inheriting:
         setattr(owner, name, __init__)
 
 
-def _arguments_above(owner: type) -> dict[str, inspect.Parameter]:
-    """What the base classes take; a constructor that hands on ``*args, **kwargs`` takes what the next one does."""
+def accepted_parameters(classes: Sequence[type]) -> dict[str, inspect.Parameter]:
+    """
+    :param classes: a class and its bases in their order, such as ``cls.__mro__``
+    :return: what the first takes; a constructor that hands on ``*args, **kwargs`` takes what the next one does, too
+    """
     found: dict[str, inspect.Parameter] = {}
-    for base in owner.__mro__[1:]:
+    for base in classes:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,16 @@ def register(kind: str, name: str, part: Any) -> None:
     if known is not part and known != part:
         raise ValueError(f"name must be one that no other {kind} has; {name!r} is {known!r}. Choose another name")
     PARTS[kind][name] = part
+
+
+def own_copy(part: Any) -> Any:
+    """
+    What one model does to a part that has a state must not be seen by another one that was given the same object.
+
+    :param part: class, function or object
+    :return: a copy of an object with ``state_dict``, otherwise the part itself
+    """
+    return copy.deepcopy(part) if not isinstance(part, type) and hasattr(part, "state_dict") else part
 
 
 def resolve(kind: str, choice: Any, argument: str | None = None) -> Any:

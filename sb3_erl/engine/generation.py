@@ -102,14 +102,14 @@ class GenerationStep(Protocol):
 
 def make_steps(choices: Iterable[Any], order: Sequence[str]) -> list[GenerationStep]:
     """
-    :param choices: steps, classes of steps, or their names
+    :param choices: steps, classes of steps, or their names; also a single one of these
     :param order: verbs of the generation that they are for
     :return: the steps
     :raises TypeError: if one of them is no step
     :raises ValueError: if one of them follows a verb that the generation does not have
     """
     steps = []
-    for choice in choices:
+    for choice in [choices] if isinstance(choices, str | type) or callable(choices) else choices:
         step = resolve("step", choice, "generation_steps")
         step = step() if isinstance(step, type) else step
         if not callable(step) or not hasattr(step, "after"):
@@ -215,7 +215,7 @@ def fitness_of(model: Any, generation: Generation, episodes: EpisodeBatch, indiv
     """
     candidates = generation.proposed if individuals is None else individuals
     rng, gamma = model.run.rng(Stream.FITNESS), getattr(model, "gamma", 1.0)
-    return model.fitness(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
+    return model.fitness.checked(episodes, FitnessContext(len(candidates), candidates, gamma, generation.number, rng))
 
 
 def explore(model: Any, generation: Generation) -> bool:

@@ -150,8 +150,9 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         self.policy_kwargs = {**self._policy_arguments(), **policy_kwargs}
         chosen = self._default_buffer_class() if given is None else given
         self.replay_buffer_class = buffer_class_for(self.observation_space, chosen, self.n_steps if given is None else 1)
+        self.replay_buffer_kwargs = dict(buffer_kwargs or {})  # SB3 adds to it
         if issubclass(self.replay_buffer_class or ReplayBuffer, LAPReplayBuffer):
-            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **buffer_kwargs}
+            self.replay_buffer_kwargs = {"n_priorities": self._n_priorities, **self.replay_buffer_kwargs}
         try:
             super()._setup_model()
         finally:
@@ -197,8 +198,15 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
 
     @property
     def _warm_up(self) -> tuple[int, float, str] | None:
-        """Steps that were taken and are needed before the learner learns, and which of them are counted."""
-        if self._warms_up_by is None or self.replay_buffer is None:
+        """
+        Steps that were taken and are needed before the learner learns, and which of them are counted; a full buffer holds all
+        that it can wait for.
+        """
+        if (
+            self._warms_up_by is None
+            or self.replay_buffer is None
+            or (self._warms_up_by == "steps" and self.replay_buffer.full)
+        ):
             return None
         n_steps = self.n_learner_steps if self._warms_up_by == "learner steps" else self.replay_buffer.size()  # type: ignore[attr-defined]
         return n_steps, self.learning_starts, self._warms_up_by

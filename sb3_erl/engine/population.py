@@ -190,18 +190,30 @@ def make_evolver(
     :param pop_size: number of individuals
     :param kwargs: further arguments of the class
     :param mean: ``(n_params,)``, where distributions begin; ``None`` for a new individual
-    :return: the evolver
+    :return: the evolver, a copy if it was an object
     :raises TypeError: if it is no evolver
+    :raises ValueError: if it has another number of individuals or parameters, or is an object and there are arguments
     """
     found = resolve("evolver", choice)
-    if isinstance(found, Evolver):
-        return copy.deepcopy(found)
-    if not (isinstance(found, type) and issubclass(found, Evolver)):
+    if not isinstance(found, Evolver) and not (isinstance(found, type) and issubclass(found, Evolver)):
         raise TypeError(f"evolver must be the name of one, a subclass of sb3_erl.Evolver or an object of one; got {choice!r}")
     cls: Any = found
-    if cls.starts_from == "mean":
-        return cls(representation.fresh(1)[0] if mean is None else mean, pop_size, **kwargs)
-    return cls(representation.fresh(pop_size), representation.layout, **kwargs)
+    if isinstance(found, Evolver):
+        if kwargs:
+            raise ValueError(f"evolver_kwargs must be empty where evolver is an object; got {kwargs}. Give a class instead")
+        evolver = copy.deepcopy(found)
+    elif cls.starts_from == "mean":
+        evolver = cls(representation.fresh(1)[0] if mean is None else mean, pop_size, **kwargs)
+    else:
+        evolver = cls(representation.fresh(pop_size), representation.layout, **kwargs)
+    wanted, sizes = (pop_size, representation.layout.n_params), (evolver.pop_size, evolver.n_params)
+    if wanted != sizes:
+        raise ValueError(
+            f"evolver must have {wanted[0]} individuals of {wanted[1]} parameters, as the algorithm and its networks; "
+            f"{type(evolver).__name__} has {sizes[0]} of {sizes[1]}. Give the algorithm as many individuals, and a class in "
+            "place of an object"
+        )
+    return evolver
 
 
 # -------------------------------------------------------------------- arguments that systems with a genetic algorithm share

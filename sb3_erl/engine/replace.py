@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import read_parameters
-from sb3_erl.core.registry import resolve
+from sb3_erl.core.registry import own_copy, resolve
 from sb3_erl.engine.population import Population
 from sb3_erl.evolution.base import best_index
 from sb3_erl.learners.base import SquashedMean
@@ -182,8 +182,12 @@ def make_exchange(choice: Any, learner: Any, own: dict[str, Any], kwargs: dict[s
     :param kwargs: further arguments of the class
     :return: the exchange
     :raises TypeError: if it cannot be called
+    :raises ValueError: if it is an object and there are arguments
     """
     found = resolve("exchange", choice)
+    if kwargs and not isinstance(found, type):
+        raise ValueError(f"exchange_kwargs must be empty where exchange is an object; got {kwargs}. Give a class instead")
+    found = own_copy(found)
     if isinstance(found, type):
         known = inspect.signature(found).parameters
         given = {"teacher": learner.greedy_actor(), **own}

@@ -246,7 +246,7 @@ class Rollouts:
 
 def _is_finite(info: dict[str, Any]) -> bool:
     """Whether the episode that Monitor reports, if any, has a return that can enter a mean."""
-    return bool(np.isfinite(info.get("episode", {}).get("r", 0.0)))
+    return bool(np.isfinite((info.get("episode") or {}).get("r", 0.0)))
 
 
 def _is_idle(callback: BaseCallback) -> bool:
@@ -264,10 +264,9 @@ def time_limit(env: VecEnv) -> int | None:
     :return: steps after which its episodes end at the latest, ``None`` if it is not known
     """
     try:
-        (spec,) = env.get_attr("spec", 0)
-    except (AttributeError, NotImplementedError):  # a VecEnv of its own kind
+        return getattr(env.get_attr("spec", [0])[0], "max_episode_steps", None)
+    except Exception:  # a VecEnv of its own kind may answer in any way
         return None
-    return getattr(spec, "max_episode_steps", None)
 
 
 def check_rollouts(model: Any) -> None:

@@ -139,6 +139,11 @@ class StepwiseAlgorithm(OffPolicyModel):
             self.run.tables.look()
         return goes_on
 
+    @property
+    def _warm_up(self) -> tuple[int, float, str] | None:
+        """See :attr:`OffPolicyModel._warm_up`; what is stored counts, also what a file's buffer held."""
+        return None if getattr(self, "offline", False) else (self.n_stored, self.learning_starts, "steps")
+
     def _updates_now(self) -> int | None:
         """
         End the assessment if it has an outcome; an accepted policy becomes the checkpoint before it is trained.

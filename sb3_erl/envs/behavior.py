@@ -197,7 +197,15 @@ class FinalObservation(Behavior):
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """:return: ``(n,)``, whatever the shape of an observation"""
-        parts = [self._last[key] for key in sorted(self._last)] if isinstance(self._last, dict) else [self._last]
+        return self.of(self._last)
+
+    @staticmethod
+    def of(observation: Any) -> np.ndarray:
+        """
+        :param observation: one observation
+        :return: ``(n,)`` float64
+        """
+        parts = [observation[key] for key in sorted(observation)] if isinstance(observation, dict) else [observation]
         return np.concatenate([np.array(part, dtype=np.float64).ravel() for part in parts])
 
 

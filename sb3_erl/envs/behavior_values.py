@@ -29,6 +29,17 @@ def read_behavior(info: Mapping[str, Any], key: str = KEY) -> np.ndarray:
     return checked_behavior(np.array(info[key]))
 
 
+def behavior_or_none(value: Any) -> np.ndarray | None:
+    """
+    :param value: what an environment's ``info`` holds under :data:`KEY`, perhaps for another purpose
+    :return: the same as a behavior, ``None`` if it can be none
+    """
+    try:
+        return checked_behavior(np.array(value))
+    except ValueError:
+        return None
+
+
 def checked_behavior(behavior: np.ndarray) -> np.ndarray:
     """
     :param behavior: an array of numbers

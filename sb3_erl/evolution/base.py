@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_erl.core.array_text import in_short
+from sb3_erl.core.parameters import ParameterLayout
 from sb3_erl.evolution.fitness.shaping import nan_is_worst
 from sb3_erl.evolution.operators.origins import Origins
 
@@ -32,6 +33,7 @@ class Evolver(nn.Module):
 
     :param candidates: ``(pop_size, n_params)``, the initial population; ``None`` for evolvers that store something smaller
         and define :attr:`candidates` themselves
+    :param layout: tensors of one individual, for subclasses that need them
     """
 
     starts_from: ClassVar[Literal["population", "mean"]] = "population"
@@ -43,7 +45,7 @@ class Evolver(nn.Module):
     outsiders: frozenset[int] = frozenset()
     """Slots into which :meth:`inject` has put individuals since the last generation was told."""
 
-    def __init__(self, candidates: Tensor | None = None):
+    def __init__(self, candidates: Tensor | None = None, layout: ParameterLayout | None = None):
         super().__init__()
         if candidates is not None:
             self.register_buffer("candidates", candidates.detach().clone())

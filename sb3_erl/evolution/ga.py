@@ -188,7 +188,13 @@ class GA(Evolver):
         first, second = np.array(pairs).T
         in_place = getattr(self.crossover, "cross_rows", None)
         if in_place is None:
-            new[first], new[second] = self.crossover(new[first], new[second], rng)
+            parents = new[first], new[second]
+            children = self.crossover(*parents, rng)
+            if not isinstance(children, tuple | list) or len(children) != 2:
+                raise TypeError(f"crossover={_name(self.crossover)} must return two stacks of children; got {type(children)}")
+            new[first], new[second] = (
+                _checked("crossover", self.crossover, *pair) for pair in zip(children, parents, strict=True)
+            )
         else:
             in_place(new, first, second, rng)
 
@@ -197,7 +203,8 @@ class GA(Evolver):
             return
         in_place = getattr(self.mutation, "mutate_rows", None)
         if in_place is None:
-            new[mutants] = self.mutation(new[mutants], rng)
+            parents = new[mutants]
+            new[mutants] = _checked("mutation", self.mutation, self.mutation(parents, rng), parents)
         else:
             in_place(new, mutants, rng)
 
@@ -210,3 +217,18 @@ class GA(Evolver):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._operator_states.load(state_dict.pop(prefix + "operator_states", {}))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _name(operator: Any) -> str:
+    return getattr(operator, "__name__", type(operator).__name__)
+
+
+def _checked(kind: str, operator: Any, children: Any, parents: np.ndarray) -> np.ndarray:
+    """:raises TypeError: if what an operator has returned is no stack of as many individuals as it was given"""
+    if isinstance(children, np.ndarray | Tensor) and tuple(children.shape) == parents.shape:
+        return np.asarray(children)
+    got = f"shape {tuple(children.shape)}" if hasattr(children, "shape") else repr(children)[:80]
+    raise TypeError(
+        f"{kind}={_name(operator)} must return an array of the shape of its parents, {parents.shape}, one row per individual; "
+        f"got {got}"
+    )

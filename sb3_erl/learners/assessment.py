@@ -9,6 +9,8 @@ Outcome = Literal["accept", "reject"]
 
 EMPTY = 1e8
 """Running minimum of an assessment without finished episodes."""
+NONE_YET = -1e8
+"""Score before a policy is stored, as in the authors' code, where a policy below it is never stored."""
 RENAMED = {"owed": "untrained_steps"}
 """Keys of the state in files of earlier versions."""
 
@@ -53,7 +55,7 @@ class Assessment:
         for old, new in RENAMED.items():
             if old in state:
                 state[new] = state.pop(old)
-        fresh = {"score": -1e8, "worst": EMPTY, "n_finished": 0, "untrained_steps": 0, "is_late": False}
+        fresh = {"score": NONE_YET, "worst": EMPTY, "n_finished": 0, "untrained_steps": 0, "is_late": False}
         for key, value in {**fresh, "n_accepted": 0, "n_rejected": 0}.items():
             state.setdefault(key, value)
         self._counts = [False] * n_envs
@@ -73,6 +75,11 @@ class Assessment:
     def score(self) -> float:
         """Worst return of the stored policy."""
         return self.state["score"]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no policy is stored yet, so that any is better."""
+        return self.state["n_accepted"] == 0 and self.score <= NONE_YET / 2  # ERL-Re2 did not always count
 
     @property
     def untrained_steps(self) -> int:
@@ -111,7 +118,7 @@ class Assessment:
     @property
     def outcome(self) -> Outcome | None:
         """Whether the policy replaces the stored one; ``None`` while more episodes are needed."""
-        if self.state["worst"] < self.score:
+        if not self.is_first and self.state["worst"] < self.score:
             return "reject"
         return "accept" if self.state["n_finished"] >= self._n_needed else None
 

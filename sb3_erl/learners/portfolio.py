@@ -112,7 +112,11 @@ class Portfolio(Learner):
         if isinstance(buffer, LAPReplayBuffer):
             return buffer.sample(batch_size, env, self.members[self.active].priority_set)
         if isinstance(buffer, NStepReplayBuffer):
-            buffer.gamma = self.gammas[self.active]
+            own, buffer.gamma = buffer.gamma, self.gammas[self.active]
+            try:
+                return buffer.sample(batch_size, env=env)
+            finally:  # files of buffers hold it
+                buffer.gamma = own
         return buffer.sample(batch_size, env=env)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor as SACActor
@@ -142,7 +143,8 @@ class ESActor(ERLActor):
         normalized_columns(output, 0.01)
         is_flat = isinstance(features_extractor, FlattenExtractor) and isinstance(observation_space, spaces.Box)
         self.standardize = standardize and is_flat
-        first = [ObservationStatistics((features_dim,))] if self.standardize else []
+        unit = 255.0 if normalize_images and is_image_space(observation_space) else 1.0  # as SB3 scales images
+        first = [ObservationStatistics((features_dim,), unit=unit)] if self.standardize else []
         self.mu = nn.Sequential(*first, *hidden, output, *choice)
 
     @property

@@ -59,6 +59,7 @@ class ObservationStatistics(nn.Module):
     :param clip: bound on the standardized observations, in standard deviations
     :param min_std: smallest standard deviation, in units of the observation
     :param prior_count: weight of the prior (mean 0, standard deviation 1), in observations
+    :param unit: what observations are divided by on their way to :meth:`forward`; those of :meth:`merge` are not yet
     :raises ValueError: if a number is not positive
     """
 
@@ -68,11 +69,13 @@ class ObservationStatistics(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, shape: tuple[int, ...], clip: float = 5.0, min_std: float = 0.1, prior_count: float = 1e-2):
+    def __init__(
+        self, shape: tuple[int, ...], clip: float = 5.0, min_std: float = 0.1, prior_count: float = 1e-2, unit: float = 1.0
+    ):
         super().__init__()
-        for name, value in (("clip", clip), ("min_std", min_std), ("prior_count", prior_count)):
+        for name, value in (("clip", clip), ("min_std", min_std), ("prior_count", prior_count), ("unit", unit)):
             check_range(name, value, 0, open_low=True)
-        self.clip, self.min_std = clip, min_std
+        self.clip, self.min_std, self.unit = clip, min_std, unit
         self.register_buffer("count", torch.tensor(prior_count, dtype=torch.float64))
         self.register_buffer("total", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("squares", torch.full(shape, prior_count, dtype=torch.float64))
@@ -94,8 +97,8 @@ class ObservationStatistics(nn.Module):
                     f"got {sums.total.shape}. Make a new model for an environment with other observations"
                 )
             self.count += sums.count
-            self.total += torch.as_tensor(sums.total, device=self.total.device)
-            self.squares += torch.as_tensor(sums.squares, device=self.total.device)
+            self.total += torch.as_tensor(sums.total / self.unit, device=self.total.device)
+            self.squares += torch.as_tensor(sums.squares / self.unit**2, device=self.total.device)
         self._refresh()
 
     def forward(self, observations: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from sb3_erl.remote.transport import Pool, Traffic
 from sb3_erl.remote.verification import Verification
 from sb3_erl.rollouts.actions import ToEnvironment
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch, EpisodeRecord, Job, PopulationActor, Recorder
-from sb3_erl.rollouts.slot_reset import normalizer_on_top, take_options
+from sb3_erl.rollouts.slot_reset import base_of, normalizer_on_top, take_options
 from sb3_erl.rollouts.slots import check_needs
 
 
@@ -225,7 +225,7 @@ class RemoteEvaluator(ABC):
     def _message(self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder) -> PhaseMessage:
         needs = frozenset(recorder.needs)
         step_infos = self.step_infos or recorder.reads_infos or "infos" in needs
-        options = [take_options(self._env.unwrapped, index) for index in range(min(self._env.num_envs, len(jobs)))]
+        options = [take_options(base_of(self._env), index) for index in range(min(self._env.num_envs, len(jobs)))]
         arguments = (recorder.summarizer, needs, self._to_environment, step_infos, options if any(options) else ())
         return PhaseMessage(jobs, actor, address, *arguments)
 

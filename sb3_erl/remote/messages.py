@@ -177,7 +177,7 @@ def _pack_record(record: EpisodeRecord | None) -> tuple[Any, ...] | None:
     if record is None:
         return None
     rewards = None if record.rewards is None else record.rewards.astype(np.float32)  # rounded to float32 before
-    return rewards, record.actions, record.observations, record.infos
+    return rewards, record.actions, record.observations, record.infos, record.last
 
 
 def _unpack_record(packed: tuple[Any, ...] | None) -> EpisodeRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_erl.core.observations import combine, copied, put, several, shape_of, take
 from sb3_erl.core.seeding import Stream
@@ -92,7 +94,11 @@ class Episodes:
 
         :param buffer: has their last transitions
         """
-        if buffer.size() > 0 and buffer.handle_timeout_termination:
+        if isinstance(buffer, HerReplayBuffer):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The last trajectory in the replay buffer will be truncated")
+                buffer.truncate_last_trajectory()
+        elif buffer.size() > 0 and buffer.handle_timeout_termination:
             last = buffer.pos - 1
             running = buffer.dones[last] == 0
             buffer.dones[last, running] = buffer.timeouts[last, running] = 1

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sb3_erl.buffers.rollout_steps import Steps
-from sb3_erl.core.observations import Observation
+from sb3_erl.core.observations import Observation, copied, take
 from sb3_erl.core.seeding import Address
 
 
@@ -78,12 +78,14 @@ class EpisodeRecord:
     :param observations: ``(T + 1, *obs_shape)`` before VecNormalize, the last one after the last step; a dict of such arrays
         for a Dict space. Empty if the episode failed before its first step
     :param infos: ``T`` infos
+    :param last: the last of the observations, if "behavior" is needed; ``None`` if the episode failed before its first step
     """
 
     rewards: np.ndarray | None = None
     actions: np.ndarray | None = None
     observations: Observation | None = None
     infos: Sequence[dict[str, Any]] | None = None
+    last: Observation | None = None
 
     @classmethod
     def of(cls, steps: Steps, rewards: np.ndarray, needs: frozenset[str]) -> EpisodeRecord | None:
@@ -95,6 +97,8 @@ class EpisodeRecord:
         """
         found = {"rewards": rewards, "actions": steps.actions, "observations": steps.observations, "infos": steps.infos}
         chosen: dict[str, Any] = {name: part for name, part in found.items() if name in needs}
+        if "behavior" in needs and len(rewards) > 0:
+            chosen["last"] = copied(take(steps.observations, -1))
         return cls(**chosen) if chosen else None
 
 
@@ -210,9 +214,7 @@ class EpisodeBatch:
         return EpisodeBatch(chosen, sum(episode.length for episode in chosen))
 
     def renumbered(self, first: int) -> EpisodeBatch:
-        """
-        :param first: number of the candidate from which candidates are counted; episodes of those before it are left out
-        """
+        """The episodes of the candidates from ``first`` on, which are numbered from 0 then."""
         episodes = tuple(_renumbered(episode, first) for episode in self.episodes if episode.job.candidate >= first)
         return EpisodeBatch(episodes, sum(episode.length for episode in episodes))
 
@@ -279,8 +281,8 @@ class Recorder(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """
-        The parts of :data:`EPISODE_PARTS` that episodes carry in addition to their sums. "behavior" stands for the last
-        observation, of which a behavior can be made; what an environment reports is always carried.
+        What episodes carry beside their sums, some of :data:`EPISODE_PARTS`. "behavior" stands for the last observation, of
+        which one can be made; what an environment reports is always carried.
         """
 
     @property
@@ -301,10 +303,7 @@ class Recorder(Protocol):
         """Whether further steps may be taken."""
 
     def has_budget_after(self, n_steps: int) -> bool:
-        """
-        :param n_steps: number of environment steps that are not counted yet
-        :return: whether further steps may be taken after them
-        """
+        """Whether further steps may be taken after ``n_steps`` environment steps that are not counted yet."""
 
     @property
     def n_unobserved_steps_allowed(self) -> int:

@@ -13,9 +13,10 @@ from sb3_erl.buffers.rollout_steps import TRUNCATED
 from sb3_erl.core.interrupts import uninterrupted
 from sb3_erl.core.observations import Observation, copied, row_access, shape_of, zeros
 from sb3_erl.core.seeding import Address, Stream
-from sb3_erl.envs.behavior import KEY, read_behavior
+from sb3_erl.envs.behavior_values import KEY, behavior_or_none, read_behavior
 from sb3_erl.rollouts.acting import single_row_actor
 from sb3_erl.rollouts.jobs import EpisodeBatch, PopulationActor, Recorder, Summarizer
+from sb3_erl.rollouts.slot_reset import space_of_policies
 from sb3_erl.rollouts.slots import SlotJob
 from sb3_erl.rollouts.soundness import check_shape, what_is_wrong
 
@@ -54,10 +55,10 @@ class Rollout(ABC):
         self.slots: list[SlotJob | None] = [None] * n_envs
         self.busy: list[tuple[int, SlotJob]] = []
         """Slots with a job, and the job; see :meth:`_assign` for what follows from it."""
-        self.obs = zeros(space, n_envs)
+        self.obs = zeros(space_of_policies(self.env), n_envs)
         """``(n_envs, *obs_shape)`` as policies see them."""
         self.take, self.put = row_access(self.obs)
-        self.original = self.obs if self.envs.normalizer is None else copied(self.obs)
+        self.original = self.obs if self.envs.normalizer is None else zeros(space, n_envs)
         """The same as replay buffers store them."""
         self.actions = np.zeros((n_envs, int(np.prod(evaluator.action_shape))), dtype=np.float32)
         self.buffer_actions = self.actions.reshape(n_envs, *evaluator.action_shape)
@@ -210,11 +211,12 @@ class Rollout(ABC):
         if wrong:
             slot.end(last, terminated=False, cut=not done, failure=f"{wrong} in step {len(slot.rewards)}")
         else:
-            slot.end(last, terminated, not done, self._behavior(index, info))
+            slot.end(last, terminated, not done, self._behavior(index, info, "behavior" in slot.needs))
 
-    def _behavior(self, index: int, info: dict[str, Any]) -> np.ndarray | None:
+    def _behavior(self, index: int, info: dict[str, Any], is_needed: bool) -> np.ndarray | None:
+        """:raises ValueError: if a behavior is needed, and what the environment reports is none"""
         if KEY in info:
-            return read_behavior(info)
+            return read_behavior(info) if is_needed else behavior_or_none(info[KEY])
         if self.evaluator.knows_behavior:  # cut here: the environment does not know that this was the last step
             return self.env.env_method("current_behavior", indices=[index])[0]
         return None

@@ -14,6 +14,7 @@ from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
 from sb3_erl.core.observations import combine, copied, several, shape_of
 from sb3_erl.rollouts.slot_reset import (
     SlotResetter,
+    base_of,
     is_unknown,
     normalizer_on_top,
     reset_arguments,
@@ -46,11 +47,11 @@ def knows_method(env: VecEnv, name: str) -> bool:
     :param name: of a method
     :return: whether all environments have it
     """
+    if isinstance(base_of(env), DummyVecEnv | SubprocVecEnv):
+        return env.has_attr(name)
     try:
-        if isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
-            return env.has_attr(name)
         return all(callable(each) for each in env.get_attr(name))  # a simulator may answer None to whatever it is asked
-    except (NotImplementedError, AttributeError):
+    except Exception:  # or raise anything
         return False
 
 
@@ -74,14 +75,15 @@ class SlotEnvs:
     """
 
     def __init__(self, env: VecEnv):
-        self.env, self.base = env, env.unwrapped
-        self.has_singles = has_singles(self.base)
+        self.env, self.base = env, base_of(env)
+        is_one_to_one = env.num_envs == self.base.num_envs  # no wrapper adds agents, or puts environments together
+        self.has_singles = is_one_to_one and has_singles(self.base)
         self.normalizer = normalizer_on_top(env)
         """Whose ``get_original_obs`` gives what replay buffers store; ``None`` if policies see that."""
         self.guard = NormalizerGuard(unwrap_vec_normalize(env))
         self._resetter = SlotResetter(env, self._reset_single if self.has_singles else None)
-        self.has_hooks = isinstance(self.base, DummyVecEnv) and not self.has_singles
-        self.by_method = self._resetter.is_possible and not self.has_singles and not self.has_hooks
+        self.has_hooks = is_one_to_one and isinstance(self.base, DummyVecEnv) and not self.has_singles
+        self.by_method = is_one_to_one and self._resetter.is_possible and not self.has_singles and not self.has_hooks
         """Whether each episode begins by ``env_method``; found out when the first one begins."""
         self._has_begun = False
         self._shape = shape_of(env.observation_space)
@@ -154,7 +156,7 @@ class SlotEnvs:
             if begun is not None:
                 return begun
         if not self.has_singles:
-            self.base._seeds = list(seeds)
+            self.base._seeds = [seeds[index] if index < len(seeds) else None for index in range(self.base.num_envs)]
         self._seeds = seeds
         self.guard.keep()
         try:
@@ -236,7 +238,7 @@ class SlotEnvs:
         if isinstance(base, DummyVecEnv):
             answers = {index: base.envs[index].reset(**given) for index, given in arguments.items()}
         else:
-            remotes: Any = base.remotes  # type: ignore[attr-defined]
+            remotes: Any = base.remotes
             for index, given in arguments.items():
                 remotes[index].send(("env_method", ("reset", (), given)))
             answers = {index: remotes[index].recv() for index in arguments}
@@ -271,8 +273,8 @@ class SlotEnvs:
             answers = [base.envs[index].step(self._actions[index]) for index in awake]
             answers = [(*answer[:4], copy_info(answer[4])) for answer in answers]
         else:
-            answers = [base.remotes[index].recv() for index in awake]  # type: ignore[attr-defined]
-            base.waiting = False  # type: ignore[attr-defined]
+            answers = [base.remotes[index].recv() for index in awake]
+            base.waiting = False
         stand_in = answers[0][0] if len(awake) == n_envs else copied(answers[0][0])
         observations, rewards = [stand_in] * n_envs, [answers[0][1]] * n_envs
         dones, infos = np.zeros(n_envs, dtype=bool), [dict[str, Any]() for _ in range(n_envs)]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
@@ -39,6 +40,24 @@ def wrappers_of(env: VecEnv) -> list[VecEnvWrapper]:
     return found
 
 
+def base_of(env: VecEnv) -> Any:
+    """
+    :param env: environments
+    :return: the VecEnv below all wrappers; ``env.unwrapped`` is the simulator itself in some VecEnvs
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
+def resets_slots(wrapper: VecEnvWrapper) -> bool:
+    """
+    :param wrapper: one around environments
+    :return: whether it has a ``reset_slot`` of its own; SB3's wrappers hand on what those below them have
+    """
+    return "reset_slot" in vars(wrapper) or hasattr(type(wrapper), "reset_slot")
+
+
 def is_unknown(wrapper: VecEnvWrapper) -> bool:
     """
     Whether a wrapper may do something to observations that nobody can say.
@@ -46,7 +65,7 @@ def is_unknown(wrapper: VecEnvWrapper) -> bool:
     :param wrapper: one around environments
     :return: whether it sees them in methods that are neither SB3's nor accompanied by ``reset_slot``
     """
-    if hasattr(wrapper, "reset_slot"):
+    if resets_slots(wrapper):
         return False
     base = next((cls for cls in KNOWN if isinstance(wrapper, cls)), VecEnvWrapper)
     return any(name in vars(wrapper) or getattr(type(wrapper), name) is not getattr(base, name) for name in OBSERVING)
@@ -62,7 +81,7 @@ def changes_observations(wrapper: VecEnvWrapper) -> bool:
     if isinstance(wrapper, VecTransposeImage):
         return not wrapper.skip
     is_known = isinstance(wrapper, VecFrameStack | VecExtractDictObs)
-    return is_known or hasattr(wrapper, "reset_slot") or wrapper.observation_space != wrapper.venv.observation_space
+    return is_known or resets_slots(wrapper) or wrapper.observation_space != wrapper.venv.observation_space
 
 
 def normalizer_on_top(env: VecEnv) -> VecNormalize | None:
@@ -78,6 +97,28 @@ def normalizer_on_top(env: VecEnv) -> VecNormalize | None:
         if changes_observations(wrapper):
             return None
     return None
+
+
+def space_of_policies(env: VecEnv) -> spaces.Space:
+    """
+    :param env: environments
+    :return: the space of observations as policies see them, of floats where a wrapper makes such of whole numbers, as
+        VecNormalize does without saying so in its space
+    """
+    if not any(
+        wrapper.norm_obs if isinstance(wrapper, VecNormalize) else not isinstance(wrapper, KNOWN)
+        for wrapper in wrappers_of(env)
+    ):
+        return env.observation_space
+
+    def of_floats(space: spaces.Space) -> spaces.Space:
+        if isinstance(space, spaces.Dict):
+            return spaces.Dict({key: of_floats(part) for key, part in space.spaces.items()})
+        if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind != "f":
+            return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+        return space
+
+    return of_floats(env.observation_space)
 
 
 def text_of_order(names: list[str]) -> str:
@@ -113,6 +154,8 @@ def take_options(base: VecEnv, index: int) -> dict[str, Any]:
     :param index: number of the environment
     :return: the options, empty if there are none
     """
+    if index >= len(getattr(base, "_options", ())):  # not made by SB3's constructor, or a wrapper has more environments
+        return {}
     options, base._options[index], base._seeds[index] = base._options[index], {}, None
     return options
 
@@ -167,22 +210,24 @@ class SlotResetter:
         return observation, observation if original is None else original
 
     def _reset_by_method(self, index: int, seed: int) -> Any:
-        arguments = reset_arguments(self.env.unwrapped, index, seed)
+        base = base_of(self.env)
+        arguments = reset_arguments(base, index, seed)
         try:
             ((observation, _),) = self.env.env_method("reset", **arguments, indices=[index])
         except (EOFError, OSError):  # of a process that died
             raise
         except Exception as error:  # a simulator that cannot may raise anything, or return nothing
-            self.env.unwrapped._options[index] = arguments.get("options", {})
+            if "options" in arguments:
+                base._options[index] = arguments["options"]
             raise ValueError(
                 "env must be able to reset one of its environments: env_method('reset', seed=..., indices=[i]) must return "
-                f"[(observation, info)]; {type(self.env.unwrapped).__name__} raised {error!r}. Implement it in the VecEnv"
+                f"[(observation, info)]; {type(base).__name__} raised {error!r}. Implement it in the VecEnv"
             ) from error
         return observation
 
     @staticmethod
     def _through(wrapper: VecEnvWrapper, index: int, observation: Any) -> Any:
-        if hasattr(wrapper, "reset_slot"):
+        if resets_slots(wrapper):
             return wrapper.reset_slot(index, observation)
         if isinstance(wrapper, VecNormalize):
             wrapper.returns[index] = 0.0

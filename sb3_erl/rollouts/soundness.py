@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_erl.core.observations import Observation, Shape, arrays_of
 from sb3_erl.rollouts.jobs import Episode
+from sb3_erl.rollouts.slot_reset import base_of
 
 READERS = (
     *(f"stable_baselines3.common.{name}" for name in ("vec_env.dummy", "vec_env.subproc", "monitor")),
@@ -233,7 +234,7 @@ def environments_watched(env: VecEnv | None) -> Iterator[None]:
     :raises ValueError: if the environments were closed, or the statistics of a VecNormalize around them are not finite
     :raises WorkerError: if a process of a SubprocVecEnv died; the others are ended then
     """
-    processes = None if env is None else env.unwrapped
+    processes = None if env is None else base_of(env)
     if env is not None:
         check_statistics(env)
     if not isinstance(processes, SubprocVecEnv):

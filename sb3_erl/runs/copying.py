@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_erl.rollouts.slot_envs import Replaced
-from sb3_erl.rollouts.slot_reset import wrappers_of
+from sb3_erl.rollouts.slot_reset import base_of, wrappers_of
 
 MADE_ANEW = ("venv", "class_attributes")
 """Attributes of wrappers that are not copied: what is wrapped, which comes by itself, and what follows from the class."""
@@ -32,7 +32,7 @@ class EnvironmentState:
         for wrapper in wrappers_of(env):
             attributes = {name: value for name, value in vars(wrapper).items() if name not in MADE_ANEW}
             self.wrappers.append((type(wrapper), attributes))
-        env = env.unwrapped
+        env = base_of(env)
         if isinstance(env, SubprocVecEnv):
             raise TypeError(
                 "env must not live in other processes (SubprocVecEnv) when a model is pickled or deep-copied: they cannot be "

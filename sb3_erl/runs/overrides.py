@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_erl.core.arguments import accepted_parameters
 from sb3_erl.policies.observation_statistics import wants_statistics
 from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, attributes_of_today
 from sb3_erl.runs.safe_files import ModelFileError
@@ -37,7 +37,7 @@ def check_names(cls: Any, given: Collection[str], saved: Collection[str]) -> Non
     :raises TypeError: if one of the arguments is neither an argument of the constructor nor an attribute
     """
     # SB3's own tests hand the arguments of off-policy classes to every class
-    known = {*saved, *(name for owner in (cls, OffPolicyAlgorithm) for name in inspect.signature(owner.__init__).parameters)}
+    known = {*saved, *accepted_parameters(cls.__mro__), *accepted_parameters(OffPolicyAlgorithm.__mro__)} - {"self"}
     known.discard("algorithm")  # which says of what class the model in the file is
     unknown = sorted(set(given) - known)
     if unknown:

@@ -18,7 +18,7 @@ from sb3_erl.core.observations import zeros
 from sb3_erl.core.seeding import Address, Stream
 from sb3_erl.runs.checkpoints import LOGS, RUN, CheckpointFiles
 from sb3_erl.runs.description import EarlyTables
-from sb3_erl.runs.run_state import restore_logs, restore_statistics, write_callbacks, write_generators
+from sb3_erl.runs.run_state import restore_logs, restore_statistics, same_folder, write_callbacks, write_generators
 
 
 class Checkpointer(Protocol):
@@ -138,12 +138,13 @@ class Run:
                 stacklevel=3,
             )
         began = model.start_time
-        end, prepared = self._set_up(end - model.num_timesteps, callback, False, tb_log_name, progress_bar)
+        run = {} if files.manifest is None else pickle.loads((files.folder / RUN).read_bytes())
+        with same_folder(model, run.get("log", {}).get("folder"), tb_log_name):
+            end, prepared = self._set_up(end - model.num_timesteps, callback, False, tb_log_name, progress_bar)
         self.resumption, model._num_timesteps_at_start = None, begun_at
         restore_statistics(model.get_vec_normalize_env(), files.statistics())
         if files.manifest is not None:
             model.start_time -= max(0, files.manifest["saved_at"] - began)
-            run = pickle.loads((files.folder / RUN).read_bytes())
             restore_logs(model.logger, files.folder / LOGS, run["log"])
             write_callbacks(prepared, run["callbacks"])
             write_generators(run["generators"])
@@ -159,7 +160,10 @@ class Run:
         if progress_bar:
             callback = with_progress_bar(callback)
         with _no_reset(model.env if reset_num_timesteps or model._last_obs is None else None):
-            return model._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name)
+            end, prepared = model._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name)
+        # What follows schedules before the first step must not go by the end of the call before
+        model._update_current_progress_remaining(model.num_timesteps, end)
+        return end, prepared
 
     @contextmanager
     def learning(self) -> Iterator[None]:

@@ -8,13 +8,14 @@ import random
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat, KVWriter, Logger
+from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, JSONOutputFormat, KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_erl.core.arguments import constructor_parameters
@@ -59,7 +60,29 @@ def copy_logs(logger: Logger, folder: pathlib.Path) -> dict[str, Any]:
         columns[name] = list(getattr(writer, "keys", []))
     waiting = {name: value for name, value in logger.name_to_value.items() if _is_plain(value)}
     counts, excluded = dict(logger.name_to_count), dict(logger.name_to_excluded)
-    return {"columns": columns, "values": waiting, "counts": counts, "excluded": excluded}
+    return {"folder": logger.dir, "columns": columns, "values": waiting, "counts": counts, "excluded": excluded}
+
+
+@contextmanager
+def same_folder(model: Any, folder: str | None, name: str) -> Iterator[None]:
+    """
+    Context for ``_setup_learn`` of a continued run, whose TensorBoard folder need not be the newest one.
+
+    :param model: of this package
+    :param folder: in which the run logged before, if that is known
+    :param name: of runs, as ``learn`` takes it
+    """
+    is_there = folder is not None and model.tensorboard_log is not None and pathlib.Path(folder).is_dir()
+    if is_there and not model._custom_logger:
+        place = pathlib.Path(str(folder))
+        if place.parent.resolve() == pathlib.Path(model.tensorboard_log).resolve() and place.name.startswith(f"{name}_"):
+            model.set_logger(configure(str(place), ["stdout", "tensorboard"] if model.verbose >= 1 else ["tensorboard"]))
+            try:
+                yield
+            finally:
+                model._custom_logger = False
+            return
+    yield
 
 
 def restore_logs(logger: Logger, folder: pathlib.Path, state: dict[str, Any]) -> None:

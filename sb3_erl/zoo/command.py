@@ -2,7 +2,11 @@
 
 import importlib
 import runpy
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 SCRIPTS = ("train", "enjoy", "plot_train", "plot_from_file", "all_plots")
 MODULES = ("record_video", "record_training", "load_from_hub", "push_to_hub")
@@ -57,4 +61,22 @@ def main() -> None:
         importlib.import_module("rl_zoo3.cli").main()
     else:
         del sys.argv[1]
-        runpy.run_module(f"rl_zoo3.{script}", run_name="__main__", alter_sys=True)
+        with _videos_by_us() if script == "record_training" else nullcontext():
+            runpy.run_module(f"rl_zoo3.{script}", run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def _videos_by_us() -> Iterator[None]:
+    """``record_training`` records each video in a process of its own, which must know the algorithms, too."""
+    original: Any = subprocess.call
+
+    def call(command: Any, *args: Any, **kwargs: Any) -> int:
+        if isinstance(command, list) and command[:3] == ["python", "-m", "rl_zoo3.record_video"]:
+            command = [sys.executable, "-m", "sb3_erl.zoo", "record_video", *command[3:]]
+        return original(command, *args, **kwargs)
+
+    subprocess.call = call  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.call = original

@@ -10,7 +10,7 @@ from typing import Any
 
 from sb3_erl.zoo.hyperparams import hyperparams_file
 from sb3_erl.zoo.members import members_arguments
-from sb3_erl.zoo.samplers import convert, sampler
+from sb3_erl.zoo.samplers import FIXED, convert, sampler
 
 WRAPPED = "wrapped_by_sb3_erl"
 NESTED = "algorithm_kwargs"
@@ -125,6 +125,39 @@ def _save_and_resume_exactly(module: Any) -> None:
     manager.create_callbacks, manager._load_pretrained_agent = create_callbacks, _load_pretrained_agent
 
 
+def _search_beside_what_is_fixed(module: Any) -> None:
+    """Samplers see the settings that all trials have; exact checkpoints of them would lie in one folder, so none are made."""
+    manager = module.ExperimentManager
+    original = getattr(manager, "objective", None)
+    if original is None or getattr(original, WRAPPED, False):
+        return
+
+    @functools.wraps(original)
+    def objective(self: Any, trial: Any) -> Any:
+        from sb3_erl.runs.callbacks import GenerationCheckpoint
+
+        chosen = self.specified_callbacks or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        self.specified_callbacks = [each for each in chosen if not _makes(each, GenerationCheckpoint)]
+        token = FIXED.set(self._hyperparams)
+        try:
+            return original(self, trial)
+        finally:
+            FIXED.reset(token)
+
+    setattr(objective, WRAPPED, True)
+    manager.objective = objective
+
+
+def _makes(callback: Any, kind: type) -> bool:
+    """Whether an entry of ``callback`` in a file of hyper-parameters stands for a callback of this kind."""
+    from rl_zoo3.utils import get_class_by_name
+
+    name = next(iter(callback)) if isinstance(callback, dict) and callback else callback
+    found = get_class_by_name(name) if isinstance(name, str) else type(name)
+    return issubclass(found, kind)
+
+
 def _convert_arguments_of_members(module: Any) -> None:
     """``algorithm_kwargs`` of :class:`~sb3_erl.populations.pbt.PBT` may be spelled as the arguments of any algorithm."""
     manager = module.ExperimentManager
@@ -159,6 +192,7 @@ def _complete_manager(module: Any) -> None:
     _use_own_defaults(module)
     _save_and_resume_exactly(module)
     _convert_arguments_of_members(module)
+    _search_beside_what_is_fixed(module)
 
 
 STEPS = {

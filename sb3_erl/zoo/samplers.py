@@ -10,52 +10,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from sb3_erl.zoo.knobs import Choice, Float, Int, Knob
 
 if TYPE_CHECKING:
     import optuna
 
 Sampler = Callable[["optuna.Trial", int, int, dict[str, Any]], dict[str, Any]]
 
-
-@dataclass(frozen=True)
-class Float:
-    """A real number in ``[low, high]``, drawn on a logarithmic scale if ``log``."""
-
-    name: str
-    low: float
-    high: float
-    log: bool = False
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True)
-class Int:
-    """An integer in ``[low, high]``."""
-
-    name: str
-    low: int
-    high: int
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        return trial.suggest_int(self.name, self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few numbers or words."""
-
-    name: str
-    choices: tuple[float | int | str | bool, ...]
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        return trial.suggest_categorical(self.name, self.choices)
-
-
-Knob = Float | Int | Choice
 
 NET_ARCH = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
 
@@ -296,6 +261,35 @@ def with_rollouts(knobs: Sequence[Knob], algorithm: type, n_envs: int) -> tuple[
     return tuple(Choice(each.name, tuple(choices[each.name])) if each.name in choices else each for each in knobs)
 
 
+FIXED: ContextVar[Mapping[str, Any]] = ContextVar("FIXED", default=MappingProxyType({}))
+"""Arguments that the trials of a study have in common."""
+
+
+def with_parts(knobs: Sequence[Knob], fixed: Mapping[str, Any]) -> tuple[Knob, ...]:
+    """
+    Leave out what a class refuses beside the parts that a study does not search.
+
+    :param knobs: of the algorithm
+    :param fixed: arguments that all trials have
+    :return: those knobs that the evolver takes, and the choices of as many discount factors as there are learners
+    """
+    from sb3_erl.core.registry import resolve  # not at the start, see rollouts
+    from sb3_erl.engine.population import CEM_ARGUMENTS, GA_ARGUMENTS, OPERATORS
+
+    refused: set[str] = set()
+    if "evolver" in fixed:
+        found = resolve("evolver", fixed["evolver"])
+        for kind, names in (("ga", {*GA_ARGUMENTS, *OPERATORS}), ("cem", set(CEM_ARGUMENTS))):
+            if not (isinstance(found, type) and issubclass(found, resolve("evolver", kind))):
+                refused |= names
+    left, learners = {knob.name: knob for knob in knobs if _argument(knob.name) not in refused}, fixed.get("learner")
+    if "portfolio" in left and isinstance(learners, list | tuple):
+        del left["portfolio"]
+        fitting = tuple(name for name, gammas in PORTFOLIOS.items() if len(gammas) == len(learners))
+        left |= {"portfolio": Choice("portfolio", fitting)} if fitting else {}
+    return tuple(left.values())
+
+
 def sampler(algo: str, algorithm: type) -> Sampler:
     """
     :param algo: id of the algorithm
@@ -305,7 +299,7 @@ def sampler(algo: str, algorithm: type) -> Sampler:
     searched = space(algo, algorithm)
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-        knobs = with_rollouts(searched, algorithm, n_envs)
+        knobs = with_rollouts(with_parts(searched, FIXED.get()), algorithm, n_envs)
         raw = {knob.name: knob.suggest(trial) for knob in knobs}
         arguments = convert(raw)
         for knob in knobs:  # the report of the study shows the true values beside the raw ones

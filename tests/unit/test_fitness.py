@@ -25,6 +25,7 @@ class Played:
     actions: np.ndarray = field(default_factory=lambda: np.array([[0.5, 0.0], [1.0, -1.0], [0.0, 0.0]]))
     behavior: np.ndarray | None = None
     last_observation: np.ndarray | None = None
+    record: Any = None
     failed: bool = False
 
     @property
@@ -143,7 +144,7 @@ def test_wrong_choices(choice: Any, kwargs: Any, error: type[Exception], message
 def test_a_function_that_returns_one_number_per_episode_is_refused() -> None:
     fitness = make_fitness(lambda episodes, context: [episode.total_reward for episode in episodes.episodes])
     with pytest.raises(ValueError, match=r"must return shape \(1,\), one number per candidate; got \(2,\)"):
-        fitness(batch(Played(Job(0)), Played(Job(0, 1))), context(1))
+        fitness.checked(batch(Played(Job(0)), Played(Job(0, 1))), context(1))
 
 
 def test_energy_of_discrete_bytes_does_not_overflow() -> None:

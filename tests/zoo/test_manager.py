@@ -49,7 +49,8 @@ def setup(manager_class: Any, folder: Path, settings: dict[str, Any], algo: str 
         "seed": 1,
     }
     manager = manager_class(args, algo, words.pop("env", "Pendulum-v1"), str(folder / "logs"), **common, **vars(args))
-    return manager, manager.setup_experiment()[0]
+    made = manager.setup_experiment()
+    return manager, None if made is None else made[0]
 
 
 # -------------------------------------------------------------------- arguments of PBT's members
@@ -140,3 +141,66 @@ def test_a_run_goes_on_to_the_steps_of_the_first_command(manager_class: Any, alg
     with pytest.warns(UserWarning, match="total_timesteps was 1200 in the call of learn.* and is 1600 now"):
         manager.learn(longer)
     assert longer.num_timesteps >= 1600 and np.isfinite(longer.num_timesteps)
+
+
+# -------------------------------------------------------------------- studies
+
+NETWORK = {"policy_kwargs": "dict(net_arch=[4])"}
+STUDY = {"optimize_hyperparameters": True, "n_trials": 2, "n_startup_trials": 2, "n_evaluations": 1, "no_optim_plots": True}
+FEW = {"n_timesteps": 400, "buffer_size": 1000, "learning_starts": 300, **NETWORK}
+
+
+def studied(manager_class: Any, folder: Path, algo: str, settings: dict[str, Any]) -> list[Any]:
+    """The trials of a study of two."""
+    optuna = pytest.importorskip("optuna")
+    found: list[Any] = []
+    create = optuna.create_study
+
+    def remembered(**arguments: Any) -> Any:
+        found.append(create(**arguments))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna, "create_study", remembered)
+        setup(manager_class, folder, settings, algo, **STUDY)[0].hyperparameters_optimization()
+    return found[0].trials
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [
+        ("erl", {**FEW, "evolver": "cem", "pop_size": 3}),
+        ("cem", {"n_timesteps": 400, "evolver": "ga", **NETWORK}),
+        ("cem_rl", {**FEW, "evolver": "ga"}),
+    ],
+)
+def test_trials_have_the_arguments_that_the_evolver_takes(
+    manager_class: Any, algo: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    trials = studied(manager_class, tmp_path, algo, settings)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    names = {name for trial in trials for name in trial.params}
+    assert names and names.isdisjoint(
+        {"sigma_init", "elitism"} if settings["evolver"] == "ga" else {"mutation_prob", "crossover"}
+    )
+
+
+def test_trials_make_no_checkpoints_of_one_run(manager_class: Any, tmp_path: Path) -> None:
+    where = tmp_path / "checkpoints"
+    callbacks = [{"sb3_erl.GenerationCheckpoint": {"save_freq": 100, "save_path": str(where)}}, "sb3_erl.PopulationCallback"]
+    for given in (callbacks, callbacks[0]):
+        trials = studied(manager_class, tmp_path, "cem", {"n_timesteps": 400, "callback": given, **NETWORK})
+        assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    assert not where.exists() or not list(where.iterdir())
+
+
+def test_a_study_of_another_algorithm_is_the_zoos(manager_class: Any, tmp_path: Path) -> None:
+    settings = {
+        "n_timesteps": 300,
+        "learning_starts": 200,
+        "callback": "stable_baselines3.common.callbacks.ProgressBarCallback",
+    }
+    manager = setup(manager_class, tmp_path, settings, "td3", **STUDY)[0]
+    callbacks = manager.specified_callbacks
+    manager.hyperparameters_optimization()
+    assert callbacks and manager.specified_callbacks in (callbacks, [callbacks])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -201,3 +202,21 @@ def test_a_run_of_the_zoo_is_drawn(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "erl" / "Pendulum-v1_1"
     assert {"population.csv", "population.png", "learning_curve.png"} <= {path.name for path in folder.iterdir()}
     shutil.rmtree(tmp_path / "logs")
+
+
+def test_videos_of_training_are_recorded_by_the_command_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``record_training`` starts a process for each video, which has no start-up file to go by."""
+    called: list[Any] = []
+    monkeypatch.setattr(subprocess, "call", called.append)
+    monkeypatch.setattr(sys, "argv", ["sb3-erl", "record_training", "--algo", "cem", "--env", "Pendulum-v1", "-f", "logs"])
+
+    def run_module(name: str, **arguments: Any) -> None:
+        assert name == "rl_zoo3.record_training" and sys.argv[1:3] == ["--algo", "cem"]
+        subprocess.call(["python", "-m", "rl_zoo3.record_video", "--algo", "cem"])
+        subprocess.call(["ffmpeg", "-i", "x"])
+
+    monkeypatch.setattr(runpy, "run_module", run_module)
+    kept = subprocess.call
+    command.main()
+    assert called == [[sys.executable, "-m", "sb3_erl.zoo", "record_video", "--algo", "cem"], ["ffmpeg", "-i", "x"]]
+    assert subprocess.call is kept

@@ -12,7 +12,18 @@ import pytest
 
 from sb3_erl import ALGOS
 from sb3_erl.zoo import module_ready
-from sb3_erl.zoo.samplers import SPACES, Choice, _argument, convert, rollouts, sampler, space, with_rollouts
+from sb3_erl.zoo.samplers import (
+    PORTFOLIOS,
+    SPACES,
+    Choice,
+    _argument,
+    convert,
+    rollouts,
+    sampler,
+    space,
+    with_parts,
+    with_rollouts,
+)
 
 ADDITIONAL = {"using_her_replay_buffer": False, "her_kwargs": {}}
 
@@ -125,3 +136,27 @@ def test_convert() -> None:
 def test_module_ready_refuses_other_modules() -> None:
     with pytest.raises(ValueError, match="name must be one of"):
         module_ready("rl_zoo3.train", types.ModuleType("rl_zoo3.train"))
+
+
+def test_knobs_of_an_evolver_go_with_it() -> None:
+    names = {knob.name for knob in SPACES["erl"]}
+    left = {knob.name for knob in with_parts(SPACES["erl"], {"evolver": "cem"})}
+    assert left < names and names - left == {
+        name
+        for name in names
+        if _argument(name) in {"elite_fraction", "mutation_prob", "crossover_prob", "tournament_size", "mutation", "crossover"}
+    }
+    assert with_parts(SPACES["erl"], {}) == with_parts(SPACES["erl"], {"evolver": "ga"}) == tuple(SPACES["erl"])
+    own = {knob.name for knob in with_parts(SPACES["cem"], {"evolver": "ga"})}
+    assert own.isdisjoint({"sigma_init", "elitism"}) and own
+
+
+def test_a_portfolio_is_as_long_as_the_list_of_learners() -> None:
+    def portfolios(learner: Any) -> Any:
+        found = [knob.choices for knob in with_parts(SPACES["cerl"], {"learner": learner}) if knob.name == "portfolio"]
+        return found[0] if found else None
+
+    for name, gammas in PORTFOLIOS.items():
+        assert name in portfolios(["td3"] * len(gammas))
+    assert portfolios("td3") == tuple(PORTFOLIOS) and portfolios(["td3"] * 17) is None
+    assert {len(PORTFOLIOS[name]) for name in portfolios(["td3"] * 4)} == {4}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sb3_erl.core.array_text import class_and_numbers
-from sb3_erl.core.registry import resolve
+from sb3_erl.core.registry import own_copy, resolve
 from sb3_erl.evolution.rebuilt import CANDIDATES
 from sb3_erl.rollouts.jobs import EPISODE_PARTS, EpisodeBatch
 
@@ -55,6 +55,22 @@ class Fitness:
         :return: ``(n_candidates,)``, higher is better; NaN, the worst, for a candidate without episodes or with a failed one
         """
         raise NotImplementedError
+
+    def checked(self, episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
+        """
+        What :meth:`__call__` says, once it is known to be fitness.
+
+        :raises ValueError: if it is something else than one number per candidate
+        """
+        values = np.asarray(self(episodes, context), dtype=np.float64)
+        if values.shape != (context.n_candidates,):
+            function = getattr(self, "function", None)
+            name = type(self).__name__ if function is None else getattr(function, "__name__", type(function).__name__)
+            raise ValueError(
+                f"fitness={name} must return shape ({context.n_candidates},), one number per candidate; got {values.shape}. "
+                "episodes.mean_per_candidate(values, context.n_candidates) makes it of one number per episode"
+            )
+        return values
 
     def __repr__(self) -> str:
         return class_and_numbers(self)
@@ -113,19 +129,8 @@ class FunctionFitness(Fitness):
         self.needs = _checked_needs(getattr(function, "needs", ("rewards",)))
 
     def __call__(self, episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
-        """
-        See :meth:`Fitness.__call__`.
-
-        :raises ValueError: if the function returns something else than one number per candidate
-        """
-        values = np.asarray(self.function(episodes, context), dtype=np.float64)
-        if values.shape != (context.n_candidates,):
-            name = getattr(self.function, "__name__", type(self.function).__name__)
-            raise ValueError(
-                f"fitness={name} must return shape ({context.n_candidates},), one number per candidate; got {values.shape}. "
-                "episodes.mean_per_candidate(values, context.n_candidates) makes it of one number per episode"
-            )
-        return values
+        """See :meth:`Fitness.__call__`."""
+        return self.function(episodes, context)
 
 
 class WeightedSum(Fitness):
@@ -142,7 +147,7 @@ class WeightedSum(Fitness):
 
     def __call__(self, episodes: EpisodeBatch, context: FitnessContext) -> np.ndarray:
         """See :meth:`Fitness.__call__`; NaN where a part is."""
-        values = [self.weights[name] * part(episodes, context) for name, part in self.parts.items()]
+        values = [self.weights[name] * part.checked(episodes, context) for name, part in self.parts.items()]
         return np.sum(values, axis=0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def make_fitness(choice: Any, kwargs: dict[str, Any] | None = None) -> Fitness:
         )
     if isinstance(part, Fitness):
         _checked_needs(part.needs)
-        return part
+        return part if type(part).state_dict is Fitness.state_dict else own_copy(part)
     if not callable(part):
         raise TypeError(
             "fitness must be a key, 'package.module:Name', a Fitness (class or object), a function of (episodes, context), or "

@@ -11,13 +11,14 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_erl.core.checks import check_range
-from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, is_vector, mean_behavior
+from sb3_erl.envs.behavior import BEHAVIORS, Behavior, BehaviorFunction, FinalObservation, is_vector, mean_behavior
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.evolution.fitness.novelty import NoveltyArchive
 from sb3_erl.evolution.fitness.returns import episode_return
 from sb3_erl.evolution.novelty import AdaptiveWeight, FixedWeight, member_probabilities
 from sb3_erl.rollouts.jobs import Episode, EpisodeBatch
 from sb3_erl.rollouts.slot_envs import knows_method
+from sb3_erl.rollouts.slot_reset import base_of
 
 BehaviorChoice = str | type[Behavior] | BehaviorFunction
 """What may describe an episode: a key of :data:`~sb3_erl.envs.behavior.BEHAVIORS`, a class, or a function."""
@@ -105,12 +106,22 @@ class Novelty:
         if episode.behavior is not None and self.behavior != FINAL_OBSERVATION:
             return episode.behavior
         if self.behavior == FINAL_OBSERVATION or (self.behavior == "auto" and is_vector(self.observation_space)):
-            return np.asarray(episode.last_observation, dtype=np.float64).ravel()
+            return last_observation(episode)
         raise ValueError(
             f"behavior={self.behavior!r} needs environments that report it in info['bc'] of the last step of an episode; got "
             "none. Let the environment write it, or wrap it where it is made: "
             f"make_vec_env(..., wrapper_class=BehaviorWrapper). {FINAL_OBSERVATION!r} needs neither"
         )
+
+
+def last_observation(episode: Episode) -> np.ndarray:
+    """
+    :param episode: that did not fail, of a run that needs behaviors
+    :return: ``(n,)`` float64, its last observation as replay buffers store it; arrays of a Dict space in
+        the order of keys
+    """
+    found = episode.last_observation if episode.record is None else episode.record.last
+    return FinalObservation.of(found)
 
 
 @dataclass(frozen=True)
@@ -168,21 +179,27 @@ class Shown:
             logger.record(f"novelty/member_{member}_prob", float(probability))
 
 
+class GivenBehavior(BehaviorWrapper):
+    """That which :func:`give_behavior` puts around an environment, and may take away again."""
+
+
 def give_behavior(env: VecEnv, behavior: Any, behavior_kwargs: dict[str, Any] | None) -> None:
     """
     Put each environment of a ``DummyVecEnv`` into a :class:`~sb3_erl.envs.behavior_wrapper.BehaviorWrapper`.
 
-    :param env: changed in place; environments in other processes must have the wrapper already
+    :param env: changed in place, the wrapper of an earlier call is replaced; environments in other processes must have theirs
     :param behavior: see :func:`~sb3_erl.envs.behavior.make_behavior`
     :param behavior_kwargs: further arguments of a class
     :raises ValueError: if the environments are out of reach and a behavior is asked for that they do not report
     """
-    inner = env.unwrapped
+    inner = base_of(env)
     if isinstance(inner, DummyVecEnv):
+        asked = {"behavior": behavior, "behavior_kwargs": behavior_kwargs}
         for index, single in enumerate(inner.envs):
-            asked = {"behavior": behavior, "behavior_kwargs": behavior_kwargs}
-            if not (isinstance(single, BehaviorWrapper) and single._saved_kwargs == asked):
-                inner.envs[index] = BehaviorWrapper(single, **asked)
+            if isinstance(single, BehaviorWrapper) and single._saved_kwargs == asked:
+                continue
+            own = single.env if isinstance(single, GivenBehavior) else single
+            inner.envs[index] = GivenBehavior(own, **asked)
     elif behavior not in ("auto", "info") and not knows_method(env, "current_behavior"):
         raise ValueError(
             f"behavior={behavior!r} must be measured inside the environments, which are in other processes here "

@@ -155,7 +155,7 @@ def behavior_of(episode: Episode) -> np.ndarray:
     """
     if episode.behavior is not None:
         return episode.behavior
-    last = episode.last_observation
+    last = episode.last_observation if episode.record is None else episode.record.last  # before VecNormalize
     if isinstance(last, np.ndarray) and last.ndim == 1 and last.size:
         return last.astype(np.float64)
     raise ValueError(

@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from sb3_erl.core.parameters import ParameterLayout
-from sb3_erl.core.registry import resolve
+from sb3_erl.core.registry import own_copy, resolve
 
 
 def make_operator(kind: str, choice: Any, layout: ParameterLayout, kwargs: dict[str, Any] | None = None) -> Any:
     """
     :param kind: ``"crossover"`` or ``"mutation"``, which is also the name of the argument for messages
     :param choice: a registered key, ``"package.module:Name"``, a class that is constructed as ``cls(layout, **kwargs)``, or an
-        operator, which is used as it is (a function counts as one)
+        operator: a function, or an object, which is copied if it has a state
     :param layout: tensors of one individual
     :param kwargs: further arguments of the class
     :return: the operator
@@ -33,7 +33,7 @@ def make_operator(kind: str, choice: Any, layout: ParameterLayout, kwargs: dict[
         raise ValueError(
             f"{kind}_kwargs must be empty where {kind} is an operator that is constructed already; got {kwargs}. Give a class"
         )
-    return part
+    return own_copy(part)
 
 
 class OperatorStates:
