@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import read_parameters
@@ -209,8 +210,7 @@ class CERL(HybridAlgorithm):
 
     def _policy_arguments(self) -> dict[str, Any]:
         alias, networks = self.policy_class.alias, self.policy_class.networks_class  # type: ignore[attr-defined]
-        own = {alias: networks}
-        return {"members": [(spec.policy_class(alias, own), spec.policy_arguments) for spec in self._specs]}
+        return {"members": [(spec.policy_class(alias, {alias: networks}), spec.policy_arguments) for spec in self._specs]}
 
     def _make_learner(self) -> Portfolio:
         return build_portfolio(self.policy, self._specs, self.gammas, self.learning_rate, self.policy_kwargs)
@@ -299,12 +299,12 @@ class CERL(HybridAlgorithm):
     @property
     def learner_agent(self) -> BasePolicy:
         """The actor of the learner with the highest value; has ``predict``, for ``evaluate_policy``."""
-        return self._best(range(self._n_learners))
+        return in_space(self._best(range(self._n_learners)))
 
     @property
     def learner_agents(self) -> list[BasePolicy]:
         """The actors of all learners."""
-        return self.learner.actors
+        return [in_space(actor) for actor in self.learner.actors]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "manager", "_shares"]

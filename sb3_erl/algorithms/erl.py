@@ -185,7 +185,7 @@ class ERL(HybridAlgorithm):
             return EpsilonGreedyExploration(int(self.action_space.n), start + done * (end - start))
         n_actions, spec = get_action_dim(self.action_space), self._spec
         if self.learner.policy_explores:
-            return PolicyExploration(self.learner_agent, noise)
+            return PolicyExploration(self.actor, noise)  # type: ignore[arg-type]
         if noise is None and isinstance(spec.rule, DDPGRule):
             noise = OrnsteinUhlenbeckActionNoise(np.zeros(n_actions), np.full(n_actions, 0.06), theta=0.15, dt=1.0)
         elif noise is None:

@@ -196,7 +196,7 @@ class ESAC(HybridAlgorithm):
     def _explorer(self, noise: ActionNoise | None) -> Explorer:
         if self.counted_timesteps(self.n_generations + 1) < self.learning_starts:
             return UniformExploration()
-        return PolicyExploration(self.learner_agent, noise)
+        return PolicyExploration(self.actor, noise)  # type: ignore[arg-type]
 
     def _learn(self, generation: Generation) -> bool:
         """The phase of SAC: episodes one after the other, each followed by its updates."""
@@ -237,14 +237,14 @@ class ESAC(HybridAlgorithm):
     @property
     def mother_agent(self) -> BasePolicy:
         """The mother; has ``predict``, for ``evaluate_policy``."""
-        return self.population.representation.agent(self.evolver.mean)
+        return in_space(self.population.representation.agent(self.evolver.mean))
 
     @property
     def winner_agent(self) -> BasePolicy:
         """The best perturbed network of the last generation, before the first the mother; has ``predict``."""
-        return self.population.representation.agent(self.evolver.winners[0])
+        return in_space(self.population.representation.agent(self.evolver.winners[0]))
 
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`; SAC is published with sampled actions."""
-        learner, mother, winner = (in_space(agent) for agent in (self.learner_agent, self.mother_agent, self.winner_agent))
+        learner, mother, winner = self.learner_agent, self.mother_agent, self.winner_agent
         return {"learner": learner, "sampled_learner": Sampled(learner), "mother": mother, "winner": winner}

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.deep_ga import DeepGA
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_range
@@ -139,7 +140,7 @@ class GANS(DeepGA):
         elite = self._genomes.elite
         if elite is None:
             raise ValueError("learn() must have finished a generation before there is a most novel individual; got none")
-        return self.population.representation.agent(self._genomes.rebuild(elite))
+        return in_space(self.population.representation.agent(self._genomes.rebuild(elite)))
 
     def _log(self, generation: Generation) -> None:
         assert generation.fitness is not None

@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.algorithms.openai_es import OpenAIES
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import copy_module, read_parameters, write_parameters
@@ -191,7 +192,7 @@ class NSES(OpenAIES):
         """
         agent: Any = copy.deepcopy(self._members.networks[range(self.meta_population_size)[index]])
         agent.set_training_mode(False)
-        return agent
+        return in_space(agent)
 
     def _plain_state(self) -> dict[str, Any]:
         return {**super()._plain_state(), **self.novelty.plain_state(), "weight_state": dict(vars(self.weight))}

@@ -214,7 +214,7 @@ class TD7(StepwiseAlgorithm):
     def candidates_for_report(self) -> dict[str, Any]:
         """See :meth:`~sb3_erl.engine.model.EvolvingModel.candidates_for_report`."""
         checkpoint = {} if self._deployed_is_learner else {"checkpoint": in_space(self.policy.deployed)}
-        return {"learner": in_space(self.learner_agent), **checkpoint}
+        return {"learner": self.learner_agent, **checkpoint}
 
     # ---------------------------------------------------------------- saving
 

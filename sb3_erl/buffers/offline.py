@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import maybe_transpose
 
 from sb3_erl.core.action_spaces import ActsInSpace
 from sb3_erl.core.extras import missing_extra
@@ -38,18 +39,25 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
             f"{'none' if buffer is None else f'one for n_envs={buffer.n_envs}'}. Create the model with one environment"
         )
     episodes = _episodes(dataset)
-    total = getattr(dataset, "total_steps", None)
-    if total is not None and int(total) > buffer.buffer_size:
-        raise ValueError(f"buffer_size must be at least the {int(total)} steps of the dataset; got {buffer.buffer_size}")
-    n_added = 0
+    total, n_before, n_added = getattr(dataset, "total_steps", None), buffer.size(), 0
+    beside = f" beside the {n_before} that it holds" if n_before else ""
+    if total is not None and int(total) + n_before > buffer.buffer_size:
+        raise ValueError(
+            f"buffer_size must be at least the {int(total)} steps of the dataset{beside}; got {buffer.buffer_size}"
+        )
     for episode in episodes:
-        observations, actions = np.asarray(episode.observations), np.asarray(episode.actions)
+        observations, actions = (
+            maybe_transpose(np.asarray(episode.observations), model.observation_space),
+            np.asarray(episode.actions),
+        )
         _check_shapes(model, observations, actions)
         stored = _as_stored(model, actions)
         for t in range(len(actions)):
             over, cut = bool(episode.terminations[t]), bool(episode.truncations[t])
-            if n_added == buffer.buffer_size:
-                raise ValueError(f"buffer_size must be at least the number of steps in the dataset; got {buffer.buffer_size}")
+            if n_before + n_added == buffer.buffer_size:
+                raise ValueError(
+                    f"buffer_size must be at least the number of steps in the dataset{beside}; got {buffer.buffer_size}"
+                )
             buffer.add(
                 observations[t][None],
                 observations[t + 1][None],

@@ -172,4 +172,4 @@ def in_space(agent: Any) -> Any:
     :param agent: an acting network of SB3's kind
     :return: the agent itself if its actions are in the space anyhow, otherwise :class:`InSpace`
     """
-    return agent if is_plain(agent.action_space) else InSpace(agent)
+    return agent if isinstance(agent, InSpace) or is_plain(agent.action_space) else InSpace(agent)

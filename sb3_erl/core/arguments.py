@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -37,6 +39,22 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
             named = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
             found |= {each.name: each for each in named if each.kind not in VARIABLE and each.name not in found}
     return found
+
+
+def plain_number(value: Any) -> Any:
+    """:return: a number of NumPy, as grids and studies have them, as one of Python; anything else as it is"""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_numbers(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param arguments: by name
+    :return: the same, see :func:`plain_number`
+
+    >>> plain_numbers({"pop_size": np.int64(3), "name": "x"})
+    {'pop_size': 3, 'name': 'x'}
+    """
+    return {name: plain_number(value) for name, value in arguments.items()}
 
 
 def inherits_arguments(*hidden: str, **defaults: Any) -> Callable[[Constructor], Constructor]:
@@ -97,7 +115,7 @@ class _Inheriting:
                         close = difflib.get_close_matches(key, signature.parameters, n=1)
                         hint = f"; did you mean {close[0]!r}?" if close else ""
                         raise TypeError(f"{owner.__name__} got an unexpected keyword argument {key!r}{hint}")
-            constructor(self, *args, **{**defaults, **kwargs})
+            constructor(self, *map(plain_number, args), **{**defaults, **plain_numbers(kwargs)})
 
         __init__.__signature__ = signature  # type: ignore[attr-defined]
         setattr(owner, name, __init__)

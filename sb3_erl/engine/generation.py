@@ -284,7 +284,7 @@ def deploy(model: Any, generation: Generation) -> None:
     if model.deploy != "learner" and champion is not None:
         center = model.evolver.center() if model.deploy == "mean" else None
         model.population.representation.write(champion.vector if center is None else center, model.policy.deployed)
-    elif model.deploy == "learner" or model.population_policy_kwargs is None:
+    elif model.deploy == "learner" or (model.population_policy_kwargs is None and model.champion_fitness is None):
         model.policy.deploy(model._deployed_learner)
 
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, T
 from stable_baselines3.common.utils import ConstantSchedule
 from torch import Tensor, as_tensor
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.array_text import array_to_text, text_to_array
 from sb3_erl.core.checks import check_choice, check_range
@@ -151,9 +152,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is not None:
-            super()._setup_lr_schedule()
-        else:
-            self.lr_schedule = ConstantSchedule(self._spec.learning_rates[1])
+            return super()._setup_lr_schedule()
+        self.lr_schedule = self.published_schedule = ConstantSchedule(self._spec.learning_rates[1])
 
     # ---------------------------------------------------------------- set-up
 
@@ -311,7 +311,7 @@ class HybridAlgorithm(OffPolicyModel):
     @property
     def learner_agent(self) -> BasePolicy:
         """The learner's actor; has ``predict``, for ``evaluate_policy``."""
-        return self.actor  # type: ignore[return-value]
+        return in_space(self.actor)
 
     @property
     def _deployed_learner(self) -> Any:
@@ -338,7 +338,7 @@ class HybridAlgorithm(OffPolicyModel):
         return {**super()._plain_state(), "fitness_state": self.fitness.state_dict(), "champion_state": state}
 
     def _excluded_save_params(self) -> list[str]:
-        parts = ["population", "learner", "exchange", "fitness", "extra_steps", "rollouts"]
+        parts = ["population", "learner", "exchange", "fitness", "extra_steps", "rollouts", "published_schedule"]
         return [*super()._excluded_save_params(), *NETWORKS, *parts]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

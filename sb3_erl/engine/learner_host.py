@@ -117,13 +117,20 @@ def rates_of(model: Any, batch_size: int) -> Rates:
     return Rates(
         gamma=model.gamma,
         tau=model.tau,
-        learning_rate=None if model.learning_rate is None else model.lr_schedule(progress),
+        learning_rate=_given_rate(model),
         progress_remaining=progress,
         n_updates=model._learner_updates,
         batch_size=batch_size,
         by_optimizer=model._optimizer_rates,
         steps_per_update=_steps_per_update(model.train_freq, model.gradient_steps),
     )
+
+
+def _given_rate(model: Any) -> float | None:
+    """Of the schedule that a user has given, or a callback has put in its place; ``None`` for the published rates."""
+    if model.lr_schedule is getattr(model, "published_schedule", None):
+        return None
+    return model.lr_schedule(model._current_progress_remaining)
 
 
 def _steps_per_update(train_freq: Any, gradient_steps: int) -> float:
@@ -140,6 +147,6 @@ def optimizer_of(model: Any, tensors: list[Tensor]) -> torch.optim.Optimizer:
     :return: a new optimizer
     """
     kwargs = fused_adam(model.policy.optimizer_class, model.policy.optimizer_kwargs)
-    given = model.learning_rate is not None
-    rate = model.lr_schedule(model._current_progress_remaining) if given else model.learner.learning_rates[0]
+    given = _given_rate(model)
+    rate = model.learner.learning_rates[0] if given is None else given
     return model.policy.optimizer_class(tensors, lr=rate, **kwargs)

@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq, TrainFrequencyUnit
 
+from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.off_policy_model import OffPolicyModel
@@ -251,7 +252,7 @@ class StepwiseAlgorithm(OffPolicyModel):
     @property
     def learner_agent(self) -> BasePolicy:
         """The live actor; has ``predict``, for ``evaluate_policy``."""
-        return self.actor
+        return in_space(self.actor)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor", "assessment", "_episodes"]

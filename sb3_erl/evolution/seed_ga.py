@@ -29,12 +29,12 @@ def finalists(fitness: np.ndarray, n_finalists: int, has_elite: bool) -> list[in
     Such et al. (2017), algorithm 1: the individuals that are evaluated on further episodes to find the elite.
 
     :param fitness: ``(n,)``
-    :param n_finalists: how many
+    :param n_finalists: how many, of which one at least is not the elite
     :param has_elite: whether there is an elite of the previous generation
     :return: individuals, best first; ``ELITE`` takes the first place if there is one
     """
     order = best_first(fitness).tolist()
-    return [ELITE, *order[: n_finalists - 1]] if has_elite else order[:n_finalists]
+    return [ELITE, *order[: max(1, n_finalists - 1)]] if has_elite else order[:n_finalists]
 
 
 def parents_after(fitness: np.ndarray, elite: int, truncation: int) -> list[int]:

@@ -77,13 +77,13 @@ class PopulationCallback(BaseCallback):
 
     def __init__(self, folder: str | pathlib.Path | None = None, n_observations: int = 64, verbose: int = 0):
         super().__init__(verbose)
-        if isinstance(n_observations, bool) or not isinstance(n_observations, int) or n_observations < 0:
+        if isinstance(n_observations, bool) or not isinstance(n_observations, int | np.integer) or n_observations < 0:
             raise ValueError(f"n_observations must be a whole number, at least 0; got {n_observations!r}")
         self.folder = None if folder is None else pathlib.Path(folder)
         self.rows: list[dict[str, Any]] = []
         """A row per generation, with the keys :data:`COLUMNS`."""
         self._files: dict[str, GenerationFile] = {}
-        self._observations = FixedObservations(n_observations)
+        self._observations = FixedObservations(int(n_observations))
         self._last, self._lineage = Lineage.empty(), Lineage.empty()
         """Of the last finished generation, and of the one that runs."""
         self._next: Origins | None = None
@@ -108,7 +108,8 @@ class PopulationCallback(BaseCallback):
         model: Any = self.model
         folder = self.folder or _monitor_folder(self.training_env) or _folder_of_others(self.locals["callback"])
         if model.n_generations == 0:
-            self._last, self._next = Lineage.empty(), None
+            self._last, self._next, self._elite_since = Lineage.empty(), None, (None, 0)
+            self._observations = FixedObservations(self._observations.n)
         self._epoch = getattr(model.evolver, "epoch", None)
         self.rows = [row for row in self.rows if row["generation"] <= model.n_generations]
         self._files = {}

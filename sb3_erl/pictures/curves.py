@@ -13,7 +13,8 @@ import numpy as np
 
 from sb3_erl.pictures.callback import TABLE
 from sb3_erl.pictures.drawing import CYCLE, finish, mark_warm_up, new_figure
-from sb3_erl.pictures.population_figure import PopulationTable, running_mean
+from sb3_erl.pictures.generation_files import ascending
+from sb3_erl.pictures.population_figure import PopulationTable, has_generations, running_mean
 
 EVALUATIONS = "evaluations.npz"
 MONITORS = "*monitor.csv"
@@ -43,7 +44,7 @@ def evaluations(folder: pathlib.Path) -> Curve | None:
     if not path.is_file():
         return None
     with np.load(path) as found:
-        return Curve(found["timesteps"].astype(np.float64), found["results"].mean(axis=1), _warm_up(folder))
+        return Curve(ascending(found["timesteps"].astype(np.float64)), found["results"].mean(axis=1), _warm_up(folder))
 
 
 def monitored(folder: pathlib.Path) -> Curve | None:
@@ -72,7 +73,7 @@ def tested(path: pathlib.Path) -> Curve | None:
 
 def of_deployed(folder: pathlib.Path) -> Curve | None:
     """:return: returns in training of what was deployed, as a ``PopulationCallback`` has noted them; ``None`` without any"""
-    if not (folder / TABLE).is_file():
+    if not has_generations(folder):
         return None
     table = PopulationTable(folder)
     known = np.isfinite(table["deployed_return"])
@@ -89,7 +90,7 @@ SOURCES: dict[str, tuple[str, Callable[[pathlib.Path], Curve | None]]] = {
 
 
 def _warm_up(folder: pathlib.Path) -> float:
-    return PopulationTable(folder).warm_up_ends if (folder / TABLE).is_file() else 0.0
+    return PopulationTable(folder).warm_up_ends if has_generations(folder) else 0.0
 
 
 def runs_in(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:

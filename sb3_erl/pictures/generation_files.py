@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from sb3_erl.core.atomic_files import make_folder, replacing
 
 KEY = "generation"
@@ -78,6 +80,18 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and not line.startswith("#")]
     return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(whole) if row[KEY]]
+
+
+def ascending(steps: np.ndarray) -> np.ndarray:
+    """
+    :param steps: ``(n,)`` counts, which each call of ``learn`` with ``reset_num_timesteps`` begins anew
+    :return: ``(n,)`` the same counted on from call to call
+
+    >>> ascending(np.array([400.0, 800.0, 300.0, 700.0]))
+    array([ 400.,  800., 1100., 1500.])
+    """
+    drops = np.flatnonzero(np.diff(steps) < 0)
+    return steps + np.bincount(drops + 1, weights=steps[drops], minlength=len(steps)).cumsum()
 
 
 def _value(cell: str | None) -> Any:

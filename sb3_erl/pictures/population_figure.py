@@ -10,7 +10,7 @@ import numpy as np
 from sb3_erl.evolution.operators.origins import ORIGINS
 from sb3_erl.pictures.callback import TABLE
 from sb3_erl.pictures.drawing import BLUE, CYCLE, GRAY, GREEN, ORANGE, VERMILION, finish, mark_warm_up, marker_of, new_figure
-from sb3_erl.pictures.generation_files import read_about, read_rows
+from sb3_erl.pictures.generation_files import ascending, read_about, read_rows
 
 ORIGIN_COLORS = dict(zip(ORIGINS, (CYCLE[5], CYCLE[0], CYCLE[2], CYCLE[4], CYCLE[1], GRAY), strict=True))
 
@@ -41,9 +41,10 @@ class PopulationTable:
     def __getitem__(self, column: str) -> np.ndarray:
         """
         :param column: of the file, with numbers
-        :return: ``(n_generations,)``
+        :return: ``(n_generations,)``; timesteps ascend, also over several calls of ``learn``
         """
-        return np.array([row[column] for row in self._rows], dtype=np.float64)
+        values = np.array([row[column] for row in self._rows], dtype=np.float64)
+        return ascending(values) if column == "timesteps" else values
 
     @property
     def warm_up_ends(self) -> float:
@@ -58,6 +59,14 @@ class PopulationTable:
         """System, environment and seed."""
         about = self.about
         return f"{about.get('algorithm', 'run')} on {about.get('env', 'an environment')}, seed {about.get('seed', 'unknown')}"
+
+
+def has_generations(folder: pathlib.Path) -> bool:
+    """
+    :param folder: of a run
+    :return: whether a :class:`~sb3_erl.pictures.callback.PopulationCallback` has written a generation there
+    """
+    return (folder / TABLE).is_file() and bool(read_rows(folder / TABLE))
 
 
 def draw_population(path: pathlib.Path | str) -> Any:

@@ -129,7 +129,7 @@ class CEMAgent(AgentFiles):
     def _setup_model(self) -> None:
         self._check_arguments()
         self.policy = None  # type: ignore[assignment]
-        self.set_random_seed(self.seed)
+        self.set_random_seed(None if self.seed is None else int(self.seed))
         if self.run_seed is None:
             self.run_seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
         arguments = (self.model_class, self.model_kwargs, self.observation_space, self.action_space)

@@ -150,8 +150,8 @@ def _deployed_name(model: Any) -> str:
     if name is None:
         has_mean = population.evolver.center() is not None and model.algorithm != "EvolutionaryAlgorithm"
         return "mean" if has_mean else "champion"
-    waits = name != "learner" and "learner" in getattr(model, "deploy_choices", ()) and population.champion is None
-    return "learner" if waits else name
+    has_choice = name != "learner" and "learner" in getattr(model, "deploy_choices", ())
+    return "learner" if has_choice and population.champion is None and model.champion_fitness is None else name
 
 
 def last_line(model: Any, callback: BaseCallback) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_erl.core.arguments import accepted_parameters
+from sb3_erl.core.arguments import accepted_parameters, plain_numbers
 from sb3_erl.policies.observation_statistics import wants_statistics
 from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, attributes_of_today
 from sb3_erl.runs.safe_files import ModelFileError
@@ -65,7 +65,7 @@ class Overrides:
         :param env: environment to go on in
         :return: what the loaded model gets
         """
-        saved, given = attributes_of_today(saved), dict(given)
+        saved, given = attributes_of_today(saved), plain_numbers(given)
         if given.get("normalize_obs") and saved.get("normalize_obs") is False:  # as in the constructor
             given["normalize_obs"] = wants_statistics(given["normalize_obs"], env)
         names = {name: ARGUMENTS[name] if ARGUMENTS.get(name) in saved else name for name in given}

@@ -12,6 +12,7 @@ from rl_zoo3.utils import StoreDict
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_erl.core.checks import env_ids_explained
+from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.planning import CEMAgent
 
 FEW: dict[str, Any] = {"n_candidates": 100, "n_elites": 10, "n_iterations": 5}
@@ -50,9 +51,10 @@ def main(arguments: list[str] | None = None) -> list[float]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", help="zip file for the agent")
     options = parser.parse_args(arguments)
-    planner = {**FEW, "action_repeat": ACTION_REPEATS.get(options.env, 1), **options.planner_params}
+    planner = {**FEW, "action_repeat": ACTION_REPEATS.get(options.env.rpartition(":")[2], 1), **options.planner_params}
     kwargs: dict[str, Any] = {"model": options.model, "model_kwargs": options.model_params, "planner_kwargs": planner}
     try:
+        register_namespaces(options.env)
         with env_ids_explained():
             env = make_vec_env(lambda: _flat(gym.make(options.env)), seed=options.seed)
         agent = CEMAgent(env=env, seed=options.seed, verbose=1, **kwargs)

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sb3_erl.pictures.callback import ENDS, TABLE
+from sb3_erl.pictures.callback import ENDS
 from sb3_erl.pictures.curves import EVALUATIONS, MONITORS, draw_curves, runs_in
 from sb3_erl.pictures.drawing import save
 from sb3_erl.pictures.ends_figure import draw_ends
-from sb3_erl.pictures.population_figure import draw_population
+from sb3_erl.pictures.population_figure import draw_population, has_generations
 
 KINDS = ("population", "ends", "curves")
 HELP = """\
@@ -79,8 +79,8 @@ def kinds_of(runs: list[Path]) -> list[str]:
     if len(runs) > 1 or run.is_file():
         return ["curves"]
     has_curve = (run / EVALUATIONS).is_file() or any(run.glob(MONITORS))
-    there = {"population": (run / TABLE).is_file(), "ends": (run / ENDS).is_file(), "curves": has_curve}
-    return [kind for kind, is_there in there.items() if is_there]
+    there = {"population": has_generations(run), "ends": (run / ENDS).is_file(), "curves": has_curve}
+    return [kind for kind, is_there in there.items() if is_there] or ["population"]  # whose error says what is missing
 
 
 NAMES = {"population": "population.png", "ends": "endpoints.png", "curves": "learning_curve.png"}

@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_erl import ALGOS, CERL, ERL, PDERL, GenerationCheckpoint
+from sb3_erl.evolution.fitness.base import make_fitness
 from sb3_erl.evolution.operators.distillation import GreedyDistillation
 from sb3_erl.learners.dqn import DQNLearner
 from sb3_erl.remote.process import ProcessEvaluator
@@ -61,8 +62,8 @@ def test_individuals_are_q_networks_whose_fitness_is_the_return(name: str) -> No
         asked.append((context.candidates.clone(), fitness))
         return fitness
 
-    model.fitness = remember
     remember.needs = score.needs  # type: ignore[attr-defined]
+    model.fitness = make_fitness(remember)
     model.learn(ends(name)[-1])
     assert type(model.learner) is DQNLearner and model._n_updates == model.learner.n_updates > 0
     candidates, fitness = asked[-1]
