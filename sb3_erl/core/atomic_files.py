@@ -6,6 +6,7 @@ import errno
 import os
 import pathlib
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,11 +25,14 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     moment leaves the previous file or the new one.
 
     :param path: the file to write
-    :param suffix: ending that is added to a path without one
+    :param suffix: ending that is added to a path without one; a folder of that name is left, as by SB3, with ``_2`` after it
     :return: the temporary file, in the same folder
     """
     path = pathlib.Path(path)
     path = path if path.suffix else path.with_suffix(suffix)
+    if path.is_dir():
+        warnings.warn(f"{str(path)!r} is a folder; the file is written as {path.name + '_2'!r} beside it", stacklevel=3)
+        path = path.with_name(path.name + "_2")
     make_folder(path.parent)
     temporary = hidden_name(path)  # before there is a file, so that Ctrl-C cannot come between
     try:

@@ -164,6 +164,11 @@ class Workers:
         finally:
             if normalizer is not None:
                 normalizer.training = was_training
+        if evaluator.episode_timeout is not None or evaluator.verify > 0:
+            raise ValueError(
+                "evaluator must have no episode_timeout and no verify where workers train whole models; got "
+                f"episode_timeout={evaluator.episode_timeout}, verify={evaluator.verify:g}. Let a TimeLimit end episodes"
+            )
         pool = evaluator._make_pool(cloudpickle.dumps(setup, protocol=pickle.HIGHEST_PROTOCOL))
         self._close = weakref.finalize(self, pool.close)
         n_workers = min(evaluator.n_workers or evaluator._default_n_workers(), pop_size)

@@ -71,12 +71,12 @@ class Dispatcher:
         self.n_deaths = 0
         """Number of workers lost over the life of the dispatcher."""
         self._members: dict[Hashable, _Member] = {}
-        self._phase, self._n_jobs = -1, 0
+        self._phase = -1
         self._deaths_before_ready = 0
         self._cancel_jobs()
 
-    def _cancel_jobs(self) -> None:
-        self._next = 0
+    def _cancel_jobs(self, n_following: int = 0) -> None:
+        self._next, self._n_jobs = 0, n_following
         self._again: deque[int] = deque()
         self._answers: dict[int, tuple[Any, int] | str | None] = {}
         self._losses, self._n_given = Losses(), 0
@@ -99,11 +99,12 @@ class Dispatcher:
             self.pump(block=True)
         return self.greeting
 
-    def settle(self) -> None:
-        """Cancel the rest of the phase and wait until ``n_workers`` workers are ready and idle."""
-        self._cancel_jobs()
-        self._n_jobs = 0
-        while len(self._members) != self.n_workers or any(m.chunks or not m.is_ready for m in self._members.values()):
+    def settle(self, cancels: bool = True) -> None:
+        """Wait until ``n_workers`` workers are ready, and idle because the rest of the phase is canceled."""
+        if cancels:
+            self._cancel_jobs()
+        members = self._members
+        while len(members) != self.n_workers or any((cancels and m.chunks) or not m.is_ready for m in members.values()):
             self.pump(block=True)
 
     def begin(self, phase: bytes, n_jobs: int, tables: Sequence[Any]) -> None:
@@ -114,8 +115,8 @@ class Dispatcher:
         :param n_jobs: number of its jobs
         :param tables: tables of noise that its actor needs
         """
-        self._phase, self._n_jobs = self._phase + 1, n_jobs
-        self._cancel_jobs()
+        self._phase += 1
+        self._cancel_jobs(n_jobs)
         self.verification.begin(phase, n_jobs)
         self.pool.publish(self._phase, phase, tables)
 
@@ -177,7 +178,6 @@ class Dispatcher:
         for worker in self.workers:
             self._end(worker)
         self._cancel_jobs()
-        self._n_jobs = 0
 
     # ---------------------------------------------------------------- starting and ending workers
 

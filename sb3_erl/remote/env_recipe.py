@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
@@ -27,6 +28,7 @@ from stable_baselines3.common.vec_env.stacked_observations import StackedObserva
 
 from sb3_erl.envs.behavior_wrapper import BehaviorWrapper
 from sb3_erl.remote.likeness import difference
+from sb3_erl.rollouts.slot_reset import base_of
 
 MakeEnv = Callable[[], "gym.Env | VecEnv"]
 WAY_OUT = (
@@ -46,6 +48,14 @@ SB3_WRAPPERS: dict[str, dict[str, str]] = {
 """Arguments of SB3's wrappers, which do not record them, and the attributes from which they can be read."""
 SHELLS = ("stable_baselines3.common.atari_wrappers:AtariWrapper",)
 """Wrappers that only combine other wrappers, which are recorded themselves."""
+
+LEARNING = (
+    "gymnasium.wrappers.stateful_observation:NormalizeObservation",
+    "gymnasium.wrappers.stateful_reward:NormalizeReward",
+)
+"""Wrappers with running statistics, which each worker would learn for itself."""
+WITHOUT_EFFECT = ("gymnasium.wrappers.rendering:RecordVideo",)
+"""Wrappers that only watch, and of which several would write into one folder."""
 
 Layer = Callable[[VecEnv], VecEnv]
 
@@ -120,12 +130,22 @@ class EnvironmentMaker:
         return env
 
     def _make(self) -> gym.Env | VecEnv:
-        made = gym.make(copy.deepcopy(self.spec)) if self.make_env is None else self.make_env()  # type: ignore[arg-type]
+        made = _made(copy.deepcopy(self.spec)) if self.make_env is None else self.make_env()  # type: ignore[arg-type]
+        if not isinstance(made, gym.Env | VecEnv):
+            raise TypeError(f"make_env must return an environment; got {made!r}. Does it end with return?")
         if isinstance(made, gym.Env) and self.is_monitored and not is_wrapped(made, Monitor):
             made = Monitor(made)
         if isinstance(made, gym.Env) and self.behavior is not None:
             made = BehaviorWrapper(made, **self.behavior)
         return made
+
+
+def _made(spec: EnvSpec) -> gym.Env:
+    """``gym.make``, where the wrappers of a description are those around what an entry point makes."""
+    made: Any = gym.make(replace(spec, additional_wrappers=()))
+    for wrapper in spec.additional_wrappers:
+        made = load_env_creator(wrapper.entry_point)(env=made, **(wrapper.kwargs or {}))
+    return made
 
 
 def environment_maker(env: VecEnv, make_env: MakeEnv | None) -> EnvironmentMaker:
@@ -182,7 +202,14 @@ def _channels_order(stacked: StackedObservations) -> str | dict[str, Any]:
 
 def _complete_spec(env: VecEnv) -> EnvSpec:
     """The description of each environment, which has to be that of the first."""
-    first, *others = (_completed(spec, env, index) for index, spec in enumerate(env.get_attr("spec")))
+    try:
+        specs = [spec for spec in env.get_attr("spec")]
+    except Exception as error:  # a VecEnv of its own kind may answer in any way
+        raise ValueError(
+            "env must be a VecEnv of single environments for an evaluator with workers, which make one of them again; "
+            f"get_attr('spec') of {type(base_of(env)).__name__} raised {error!r}. {WAY_OUT}"
+        ) from error
+    first, *others = (_completed(spec, env, index) for index, spec in enumerate(specs))
     for index, other in enumerate(others, 1):
         if (found := difference(first, other)) is not None:
             raise ValueError(
@@ -198,11 +225,46 @@ def _completed(spec: EnvSpec | None, env: VecEnv, index: int) -> EnvSpec:
             "env must be made by gymnasium.make, or be registered, for an evaluator with workers, which make it again from "
             f"its spec; got an environment without a spec. {WAY_OUT}"
         )
-    wrappers: Sequence[WrapperSpec] = [w for w in spec.additional_wrappers if w.entry_point not in SHELLS]
+    n_own = _wrappers_of_the_entry_point(env, index)
+    wrappers = [w for w in spec.additional_wrappers[n_own:] if w.entry_point not in (*SHELLS, *WITHOUT_EFFECT)]
     return replace(spec, additional_wrappers=tuple(_complete(wrapper, env, index) for wrapper in wrappers))
 
 
+def _wrappers_of_the_entry_point(env: VecEnv, index: int) -> int:
+    """
+    How many of the wrappers in the description of an environment are made where it is made; not known of other processes.
+
+    :raises ValueError: if a ``TimeLimit`` is not the one of ``gym.make``, which alone the description knows
+    """
+    base = base_of(env)
+    if not isinstance(base, DummyVecEnv):
+        return 0
+    one: Any = base.envs[index]
+    chain = [one]
+    while isinstance(one, gym.Wrapper):
+        chain.append(one := one.env)
+    inner = next((place for place, one in enumerate(chain) if isinstance(one, OrderEnforcing)), None)
+    if inner is None:  # not made by gym.make in the usual way
+        return 0
+    limits = [place for place, one in enumerate(chain[:inner]) if isinstance(one, TimeLimit)]
+    if limits not in ([], [inner - 1]):
+        raise ValueError(
+            "env must have the time limit of gymnasium.make, directly around the environment, for an evaluator with workers, "
+            f"which make it again from its spec; got {chain[limits[0]]}. Give gymnasium.make(..., max_episode_steps=...) the "
+            f"limit. {WAY_OUT}"
+        )
+    below = chain[inner + 1].env if isinstance(chain[inner + 1], PassiveEnvChecker) else chain[inner + 1]
+    own = getattr(below, "spec", None)
+    return 0 if own is None else len(own.additional_wrappers)
+
+
 def _complete(wrapper: WrapperSpec, env: VecEnv, index: int) -> WrapperSpec:
+    if wrapper.entry_point in LEARNING:
+        raise ValueError(
+            "env must not have a wrapper that learns statistics for an evaluator with workers, which cannot share them; got "
+            f"{wrapper.entry_point}. Use a VecNormalize with training=False, normalize inside the policy where the algorithm "
+            "can (OpenAIES: normalize_obs=True), or use evaluator='vec'"
+        )
     if wrapper.kwargs is not None:
         return wrapper
     if wrapper.entry_point not in SB3_WRAPPERS:

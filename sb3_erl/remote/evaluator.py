@@ -78,6 +78,7 @@ class RemoteEvaluator(ABC):
         self._dispatcher: Dispatcher | None = None
         self._setup = b""
         self._close: weakref.finalize | None = None
+        self._is_evaluating = False
         self._n_workers: int | None = None
         if n_workers is not None:
             self.n_workers = n_workers
@@ -122,10 +123,13 @@ class RemoteEvaluator(ABC):
         self.add_workers(-n_workers)
 
     def settle(self) -> None:
-        """Wait until all ``n_workers`` workers are ready and idle; does nothing before the first ``learn``."""
+        """
+        Wait until all ``n_workers`` workers are ready and idle, in a callback of a step until they are ready; does nothing
+        before the first ``learn``.
+        """
         if self._dispatcher is not None:
             with self._ending_workers_on_error():
-                self._dispatcher.settle()
+                self._dispatcher.settle(cancels=not self._is_evaluating)
 
     @property
     def n_deaths(self) -> int:
@@ -148,7 +152,16 @@ class RemoteEvaluator(ABC):
         return Traffic() if self._dispatcher is None else copy.copy(self._dispatcher.pool.traffic)
 
     def close(self) -> None:
-        """End all workers; they start again when they are needed."""
+        """
+        End all workers; they start again when they are needed.
+
+        :raises RuntimeError: in a callback of a step, whose episodes they are playing
+        """
+        if self._is_evaluating:
+            raise RuntimeError(
+                "close() must not be called while workers play the episodes that a step belongs to; call it in "
+                "_on_rollout_end or after learn(), or let the callback return False"
+            )
         with uninterrupted():
             if self._close is not None:
                 self._close()
@@ -202,16 +215,26 @@ class RemoteEvaluator(ABC):
 
     # ---------------------------------------------------------------- jobs
 
+    @contextlib.contextmanager
+    def _evaluating(self) -> Any:
+        self._is_evaluating = True
+        try:
+            yield
+        finally:
+            self._is_evaluating = False
+
     def evaluate(
         self, jobs: Sequence[Job], actor: PopulationActor, address: Address, recorder: Recorder
     ) -> EpisodeBatch | None:
         """See :class:`~sb3_erl.rollouts.jobs.Evaluator`."""
+        if self._dispatcher is None:  # closed since the last call
+            self.bind(self._env, self._to_environment)
         dispatcher = self._dispatcher
-        assert dispatcher is not None, "bind() comes first"
+        assert dispatcher is not None
         check_needs(recorder.needs)
         phase = self._message(jobs, actor, address, recorder)
         episodes: list[Episode] = []
-        with self._ending_workers_on_error():
+        with self._ending_workers_on_error(), self._evaluating():
             dispatcher.episode_timeout, dispatcher.verification.share = self.episode_timeout, self.verify
             dispatcher.begin(phase.packed(), len(jobs), getattr(actor, "noise_tables", ()))
             for number, job in enumerate(jobs):

@@ -6,7 +6,9 @@ import copy
 import inspect
 from typing import Any
 
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from sb3_erl.rollouts.slot_envs import Replaced
 from sb3_erl.rollouts.slot_reset import base_of, wrappers_of
@@ -31,6 +33,7 @@ class EnvironmentState:
         """Class and attributes of each, the outermost first."""
         for wrapper in wrappers_of(env):
             attributes = {name: value for name, value in vars(wrapper).items() if name not in MADE_ANEW}
+            attributes |= {"results_writer": None} if isinstance(wrapper, VecMonitor) else {}
             self.wrappers.append((type(wrapper), attributes))
         env = base_of(env)
         if isinstance(env, SubprocVecEnv):
@@ -50,6 +53,23 @@ class EnvironmentState:
         return env
 
 
+def without_files(env: Any) -> Any:
+    """
+    :param env: an environment in its wrappers
+    :return: the same; where a ``Monitor`` writes a file, which only one program may, a shallow copy that writes none
+    """
+    if not isinstance(env, gym.Wrapper):
+        return env
+    inner, writes = without_files(env.env), isinstance(env, Monitor) and env.results_writer is not None
+    if inner is env.env and not writes:
+        return env
+    found: Any = copy.copy(env)
+    found.env = inner
+    if writes:
+        found.results_writer = None
+    return found
+
+
 def as_they_were(base: VecEnv) -> VecEnv:
     """
     :param base: environments without wrappers, perhaps while episodes run in them
@@ -67,7 +87,7 @@ def as_they_were(base: VecEnv) -> VecEnv:
 
     if not isinstance(base, DummyVecEnv):
         return detached(base)
-    envs = [detached(one) for one in base.envs]
+    envs = [without_files(detached(one)) for one in base.envs]
     if all(one is other for one, other in zip(envs, base.envs, strict=True)):
         return detached(base)
     found = copy.copy(base)

@@ -132,12 +132,15 @@ def load_model(
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
             objects = {**plain, **OF_THE_MACHINE, **replaced}
             return with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
+    unread = {*overrides.attributes} - {"policy_kwargs"}  # which SB3 compares with what was given
+    unread |= {"lr_schedule"} if "learning_rate" in unread else set()
+    custom_objects = {**dict.fromkeys(name for name in unread if name in data), **(custom_objects or {})}
     with misfits_explained(path, cls.__name__), old_modules_found(), explained:
         _say_unpickled(path, data, plain, replaced)
         if contents is None or not plain:
             file = with_names_of_today(path, data, kwargs.get("learner"))
             return sb3_load(file, env, custom_objects=custom_objects, **arguments)
-        objects = {name: value for name, value in {**plain, **(custom_objects or {})}.items() if name in data}
+        objects = {name: value for name, value in {**plain, **custom_objects}.items() if name in data}
         rest = {name: value for name, value in data.items() if name not in objects}
         source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
         return sb3_load(source, env, custom_objects=objects, **arguments)

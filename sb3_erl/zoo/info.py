@@ -29,7 +29,10 @@ def describe_file(path: str | Path) -> list[str]:
     :raises FileNotFoundError: if there is no such file
     :raises ModelFileError: if it is damaged or none of SB3's
     """
-    found = file_beside_folder(path)
+    try:
+        found = file_beside_folder(path)
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
     with opened(found, "zip") as file, one_error(f"path={str(path)!r}"), zipfile.ZipFile(file) as archive:
         known = members(archive)
         settings = read_settings(archive)
