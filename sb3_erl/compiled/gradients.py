@@ -26,13 +26,14 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
     :param parameters: of networks that are evaluated but not trained
     """
+    live = [parameter for parameter in parameters if parameter.requires_grad]
     with uninterrupted():  # a network that stays frozen would never learn again
-        for parameter in parameters:
+        for parameter in live:
             parameter.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in parameters:
+            for parameter in live:
                 parameter.requires_grad_(True)
 
 
@@ -51,27 +52,31 @@ def step_optimizer(
     :param max_grad_norm: clip the joint gradient at this norm
     :return: gradient norm before clipping, ``None`` without clipping
     """
-    parameters = list(parameters)
-    return apply_gradients(optimizer, parameters, torch.autograd.grad(loss, parameters), max_grad_norm) if parameters else None
+    live = [parameter for parameter in parameters if parameter.requires_grad]
+    return (
+        apply_gradients(optimizer, live, torch.autograd.grad(loss, live, allow_unused=True), max_grad_norm) if live else None
+    )
 
 
 def apply_gradients(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     max_grad_norm: float | None = None,
 ) -> Tensor | None:
     """
     One optimizer step on given gradients; otherwise as :func:`step_optimizer`.
 
-    :param grads: one for each parameter
+    :param grads: one for each parameter, ``None`` where the loss does not depend on it, which is left as it is
     :return: as :func:`step_optimizer`; ``None`` in a function that is traced
     """
+    pairs = [(parameter, grad) for parameter, grad in zip(parameters, grads, strict=True) if grad is not None]
+    parameters = [parameter for parameter, _ in pairs]
     traced = _traced.get()
     if traced is not None:
-        traced.step(optimizer, parameters, grads, max_grad_norm)
+        traced.step(optimizer, parameters, [grad for _, grad in pairs], max_grad_norm)
         return None
-    for parameter, grad in zip(parameters, grads, strict=True):
+    for parameter, grad in pairs:
         parameter.grad = grad.contiguous()  # fused optimizers read gradients in memory order
     norm = None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()

@@ -57,8 +57,13 @@ def keep_compiled_code() -> None:
     # torch writes its own choice into the variable, too
     is_torchs = chosen.parent == Path(tempfile.gettempdir()) and chosen.name.startswith("torchinductor_")
     if is_torchs or not chosen.name:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "sb3_erl" / "inductor")
+        try:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_erl" / "inductor"
+            caches.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # a home that cannot be written, or none: torch's own choice stays
+            return
+        if os.access(caches, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches)
 
 
 @dataclass

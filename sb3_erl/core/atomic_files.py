@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -29,7 +30,7 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     :return: the temporary file, in the same folder
     """
     path = pathlib.Path(path)
-    path = path if path.suffix else path.with_suffix(suffix)
+    path = pathlib.Path(os.path.realpath(path if path.suffix else path.with_suffix(suffix)))  # through links, as SB3 writes
     if path.is_dir():
         warnings.warn(f"{str(path)!r} is a folder; the file is written as {path.name + '_2'!r} beside it", stacklevel=3)
         path = path.with_name(path.name + "_2")
@@ -38,12 +39,18 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     try:
         temporary.touch(0o600, exist_ok=False)
         yield temporary
-        os.chmod(temporary, 0o666 & ~umask())
+        chmod(temporary, 0o666 & ~umask())
         to_disk(temporary)
         os.replace(temporary, path)
         to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def chmod(path: pathlib.Path, mode: int) -> None:
+    """Give a file or folder its permissions, where its file system has any that this user may give."""
+    with contextlib.suppress(PermissionError, NotImplementedError):
+        os.chmod(path, mode)
 
 
 def make_folder(path: pathlib.Path) -> None:

@@ -180,7 +180,7 @@ def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: A
     """
     if model.env is None:
         raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
-    check_range("total_timesteps", total_timesteps, 0, 2**63, open_low=True)
+    check_range("total_timesteps", total_timesteps, 1, 2**63)
     if log_interval is not None:
         check_range("log_interval", log_interval, 1, integer=True)
     for each in callback if isinstance(callback, list) else [callback]:
@@ -311,6 +311,6 @@ def warn_caller(message: str) -> None:
     :param message: of the ``UserWarning``
     """
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("sb3_erl."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sb3_erl."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)

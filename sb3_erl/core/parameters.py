@@ -56,6 +56,27 @@ class ParameterLayout:
         return {name: candidates[:, self.slices[name]].reshape(n, *shape) for name, shape in parts}
 
 
+def frozen_as_buffers(module: nn.Module) -> nn.Module:
+    """
+    Make constants of the parameters that a module's author has frozen, as those of a pretrained network.
+
+    As buffers they keep their names in files, are copied with the module, and belong to no genome and no optimizer.
+
+    :param module: changed in place
+    :return: the module
+
+    >>> layer = nn.Linear(1, 1).requires_grad_(False)
+    >>> list(frozen_as_buffers(layer).parameters()), sorted(layer.state_dict())
+    ([], ['bias', 'weight'])
+    """
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None and not parameter.requires_grad:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.data)
+    return module
+
+
 @torch.no_grad()
 def write_parameters(vector: Tensor, module: nn.Module) -> None:
     """

@@ -28,7 +28,7 @@ from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import make_fitness
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.choice import LearnerSpec, learner_spec
-from sb3_erl.policies.erl import deploying
+from sb3_erl.policies.erl import deploying, fitting_policy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.exploration import NoiseExploration, UniformExploration
 from sb3_erl.rollouts.jobs import Explorer, Job, PopulationActor
@@ -171,8 +171,8 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        if hasattr(self.policy_class, "deploy"):  # that of a file may have been made by an earlier version
-            self.policy_class = deploying(self.policy_class)
+        required = self._get_policy_from_name(next(iter(self._aliases())))
+        self.policy_class = fitting_policy(self.policy_class, required)  # that of a file may be of an earlier version
         n_envs, self.n_envs = self.n_envs, 1  # transitions are stored job by job, so the buffer has one column
         try:
             super()._setup_model()

@@ -279,7 +279,7 @@ class EvolvingModel(BaseAlgorithm):
         :return: the model
         :raises ValueError: if there is no whole checkpoint, it is of another class, or ``env`` is needed or does not fit
         """
-        return resume(cls, pathlib.Path(path), env, device, **kwargs)
+        return resume(cls, pathlib.Path(path).absolute(), env, device, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "run"]

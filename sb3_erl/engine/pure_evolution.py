@@ -24,7 +24,8 @@ from sb3_erl.engine.rollout_phase import Rollouts, StepStore, check_rollouts
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.evolution.base import Evolver
 from sb3_erl.evolution.fitness.base import Fitness, make_fitness
-from sb3_erl.policies.es import ACTOR_ONLY_POLICIES, ActorOnlyPolicy
+from sb3_erl.policies.erl import fitting_policy
+from sb3_erl.policies.es import ACTOR_ONLY_POLICIES, ActorOnlyPolicy, ESPolicy
 from sb3_erl.remote.choice import EvaluatorChoice
 from sb3_erl.rollouts.jobs import Job, PopulationActor
 from sb3_erl.runs.description import remember_logged
@@ -133,6 +134,9 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        required = next(iter(self.policy_aliases.values()))
+        required = next(base for base in required.__mro__ if base in (ESPolicy, ActorOnlyPolicy))
+        self.policy_class = fitting_policy(self.policy_class, required)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         arguments = (self.observation_space, self.action_space, self.lr_schedule)

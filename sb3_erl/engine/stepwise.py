@@ -17,6 +17,7 @@ from sb3_erl.core.arguments import inherits_arguments
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.off_policy_model import OffPolicyModel
 from sb3_erl.learners.assessment import Assessment
+from sb3_erl.policies.erl import fitting_policy
 from sb3_erl.rollouts.episodes import Episodes
 from sb3_erl.rollouts.jobs import Explorer
 
@@ -75,6 +76,7 @@ class StepwiseAlgorithm(OffPolicyModel):
             )
 
     def _setup_model(self) -> None:
+        self.policy_class = fitting_policy(self.policy_class, next(iter(self._aliases().values())))
         self._check_arguments()
         super()._setup_model()
         self._setup_parts()

@@ -48,6 +48,8 @@ class GradientSteps:
 
     def __init__(self, actor: nn.Module, optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]):
         self.actor, self.optimizer = actor, optimizer
+        self._in_turn = False
+        """Whether a layer is there that ``torch.vmap`` cannot take, so that candidates are passed one after the other."""
         self.layout = ParameterLayout.of(actor)
 
     def __call__(
@@ -81,15 +83,15 @@ class GradientSteps:
         common = running_statistics(self.actor)
         statistics = {name: torch.stack([value] * len(candidates)) for name, value in common.items()}
         optimizer = self.optimizer(list(parts.values()))
-        in_dims = (0, 0 if stacked else None, 0)
-        loss_of_all = torch.vmap(learner.individual_loss, in_dims=in_dims, randomness="different")
+        loss_of_all = self._loss_of_all(learner, len(candidates), bool(stacked))
         self.actor.train()
         for _ in range(n_actor_steps):
             observations = combine(lambda *parts: torch.stack(parts), *sample_many(len(candidates)))
             with one_hot_before(self.actor, learner.policy) as prepare:
                 losses = loss_of_all(parts | statistics, stacked, prepare(observations))
-            for tensor, grad in zip(parts.values(), torch.autograd.grad(losses.sum(), list(parts.values())), strict=True):
-                tensor.grad = grad.contiguous()
+            grads = torch.autograd.grad(losses.sum(), list(parts.values()), allow_unused=True)
+            for tensor, grad in zip(parts.values(), grads, strict=True):
+                tensor.grad = None if grad is None else grad.contiguous()
             optimizer.step()
             metrics.add(actor_loss=losses.mean())
         for name, values in statistics.items():
@@ -97,6 +99,28 @@ class GradientSteps:
         self.actor.eval()
         improved = torch.cat([part.detach().reshape(len(candidates), -1) for part in parts.values()], dim=1)
         return improved.to(candidates.dtype), metrics.means()
+
+    def _loss_of_all(self, learner: CriticLearner, n_candidates: int, has_snapshots: bool) -> Callable[..., Tensor]:
+        """The losses of all candidates by their stacked parameters, the stacked critics and a batch for each."""
+        together = torch.vmap(learner.individual_loss, in_dims=(0, 0 if has_snapshots else None, 0), randomness="different")
+
+        def in_turn(parameters: dict[str, Tensor], snapshots: dict[str, Tensor], observations: Any) -> Tensor:
+            losses = []
+            for number in range(n_candidates):
+                own = {name: tensor[number] for name, tensor in parameters.items()}
+                critic = {name: tensor[number] for name, tensor in snapshots.items()}
+                losses.append(learner.individual_loss(own, critic, combine(lambda array, i=number: array[i], observations)))
+            return torch.stack(losses)
+
+        def of_all(*arguments: Any) -> Tensor:
+            if not self._in_turn:
+                try:
+                    return together(*arguments)
+                except RuntimeError:  # no rule for a layer, such as a recurrent one or a spectral norm
+                    self._in_turn = True
+            return in_turn(*arguments)
+
+        return of_all
 
 
 def running_statistics(module: nn.Module) -> dict[str, Tensor]:

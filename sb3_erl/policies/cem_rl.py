@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.policies.erl import DeployedMixin, ERLActor, check_own_extractors, fused_adam
+from sb3_erl.policies.erl import DeployedMixin, ERLActor, KeepsFrozen, check_own_extractors, fused_adam
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyMultiInputPolicy, ActorOnlyPolicy
 from sb3_erl.policies.layers import PlainNorm, ReadsDicts, ReadsImages, StdNorm, Towers
 
@@ -74,7 +74,7 @@ class CEMRLActor(ERLActor):
     norm_class = PlainNorm
 
 
-class TowerNetworks(TD3Policy):
+class TowerNetworks(KeepsFrozen, TD3Policy):
     """
     SB3's TD3 policy with actors of the ERL family and critics that are towers of one stack.
 

@@ -297,6 +297,8 @@ class ERLRe2Policy(DeployedPolicy):
     def set_training_mode(self, mode: bool) -> None:
         for network in (self.actor, self.critic, self.pevfa):
             network.set_training_mode(mode)
+        if any(module.training for module in self.deployed.modules()):
+            self.deployed.set_training_mode(False)
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

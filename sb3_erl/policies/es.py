@@ -250,12 +250,24 @@ class ESACMultiInputPolicy(ReadsDicts, ESACPolicy):
     """:class:`ESACPolicy` behind SB3's ``CombinedExtractor``, each individual with its own extractor."""
 
 
+def drawn_layers(network: nn.Module) -> list[nn.Module]:
+    """
+    :param network: with a features extractor
+    :return: its parts whose weights are drawn; an extractor of a user's own has drawn, or loaded, its own
+    """
+    extractor: Any = getattr(network, "features_extractor", None)
+    is_known = extractor is None or type(extractor).__module__.split(".")[0] in ("sb3_erl", "stable_baselines3")
+    own = set() if is_known else set(extractor.modules())
+    return [layer for layer in network.modules() if layer not in own]
+
+
 def _with_xavier(network: Network) -> Network:
     """The network with new weights in its linear layers."""
-    for layer in network.modules():
+    for layer in drawn_layers(network):
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return network
 
 

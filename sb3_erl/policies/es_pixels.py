@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sb3_erl.core.checks import UnsupportedSpaceError, check_choice, check_range
 from sb3_erl.policies.erl import ERLActor
-from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESMultiInputPolicy, ESPolicy
+from sb3_erl.policies.es import ESActor, ESLinearPolicy, ESMultiInputPolicy, ESPolicy, drawn_layers
 
 Convolution = tuple[int, int, int]
 """Filters, size of the kernel, stride."""
@@ -148,7 +148,7 @@ class PixelActor(ESActor):
     def __init__(self, *args: Any, n_reference: int = 128, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.n_reference = n_reference
-        for layer in self.modules():
+        for layer in drawn_layers(self):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:

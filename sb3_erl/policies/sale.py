@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_erl.core.parameters import frozen_as_buffers
 from sb3_erl.policies.erl_re2 import PolicyEncoder
 from sb3_erl.policies.fused_mlp import Layer, activation_of, can_fuse, perceptron
 from sb3_erl.policies.layers import AvgL1Norm, StackedLinear, constant
@@ -95,7 +96,7 @@ class SALEActor(BasePolicy):
         )
         self.net_arch, self.encoder_arch, self.zs_dim = net_arch, encoder_arch, zs_dim
         self.activation_fn, self.encoder_activation_fn = activation_fn, encoder_activation_fn
-        self.features_extractor = self.make_features_extractor()
+        self.features_extractor = frozen_as_buffers(self.make_features_extractor())  # type: ignore[assignment]
         features_dim, action_dim = self.features_extractor.features_dim, get_action_dim(action_space)
         constant(self.features_extractor)
         self.first = MLP(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
@@ -273,6 +274,6 @@ class SALEPolicyExtendedCritic(nn.Module):
 @th.no_grad()
 def copy_constants(source: nn.Module, target: nn.Module) -> None:
     """Copy a live network into its constant twin (see :func:`~sb3_erl.policies.layers.constant`)."""
-    values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    for name, place in target.named_buffers():
+    values = dict([*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False)])
+    for name, place in target.named_buffers(remove_duplicate=False):
         place.copy_(values[name])

@@ -33,7 +33,8 @@ def run_generations(model: Any, total_timesteps: int, callback: BaseCallback, lo
     """
     if model.num_timesteps >= total_timesteps:  # killed after its last checkpoint
         return
-    assert len(model._members) == model.pop_size  # made before the first generation
+    members = model._members  # made before the first generation, also where python -O leaves assertions out
+    assert len(members) == model.pop_size
     with _workers(model) as workers:
         goes_on = True
         while goes_on and model.num_timesteps < total_timesteps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import pickle
 import weakref
 from abc import ABC, abstractmethod
@@ -58,6 +59,9 @@ class RemoteEvaluator(ABC):
     :raises ValueError: if a number is out of range
     """
 
+    _is_evaluating = False
+    """Whether episodes are being played; not saved with the settings."""
+
     def __init__(
         self,
         n_workers: int | None = None,
@@ -78,7 +82,6 @@ class RemoteEvaluator(ABC):
         self._dispatcher: Dispatcher | None = None
         self._setup = b""
         self._close: weakref.finalize | None = None
-        self._is_evaluating = False
         self._n_workers: int | None = None
         if n_workers is not None:
             self.n_workers = n_workers
@@ -188,6 +191,7 @@ class RemoteEvaluator(ABC):
         if self._dispatcher is not None and setup == self._setup:
             return
         self.close()
+        gc.collect()  # workers of models that are gone end with them, and models are cycles of references
         pool = self._make_pool(setup)
         self._close = weakref.finalize(self, pool.close)
         n_workers = self._n_workers or self._default_n_workers()

@@ -80,7 +80,7 @@ class GenerationCheckpoint(BaseCallback):
             check_range("keep", keep, 1, integer=True)
         if keep_every is not None:
             check_range("keep_every", keep_every, 1, integer=True)
-        self.save_freq, self.save_path, self.keep = save_freq, pathlib.Path(save_path), keep
+        self.save_freq, self.save_path, self.keep = save_freq, pathlib.Path(save_path).absolute(), keep
         self.keep_best, self.keep_every = keep_best or keep == THINNED, keep_every
         self._saved_at = self._number = 0
         self._newest: pathlib.Path | None = None

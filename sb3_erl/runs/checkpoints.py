@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_erl.core.atomic_files import hidden_name, to_disk, umask
+from sb3_erl.core.atomic_files import chmod, hidden_name, to_disk, umask
 from sb3_erl.runs.segments import FOLDER as SEGMENTS
 
 MANIFEST = "checkpoint.json"
@@ -198,7 +198,7 @@ def new_checkpoint(path: pathlib.Path, n_timesteps: int, about: dict[str, Any]) 
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for entry in (*temporary.rglob("*"), temporary):
             to_disk(entry)
-        os.chmod(temporary, 0o777 & ~umask())
+        chmod(temporary, 0o777 & ~umask())
         if final.exists():  # incomplete: a complete one would be continued
             _delete(final)
         os.replace(temporary, final)
