@@ -48,7 +48,7 @@ class GradientSteps:
 
     def __init__(self, actor: nn.Module, optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]):
         self.actor, self.optimizer = actor, optimizer
-        self._in_turn = False
+        self._is_sequential = False
         """Whether a layer is there that ``torch.vmap`` cannot take, so that candidates are passed one after the other."""
         self.layout = ParameterLayout.of(actor)
 
@@ -104,7 +104,7 @@ class GradientSteps:
         """The losses of all candidates by their stacked parameters, the stacked critics and a batch for each."""
         together = torch.vmap(learner.individual_loss, in_dims=(0, 0 if has_snapshots else None, 0), randomness="different")
 
-        def in_turn(parameters: dict[str, Tensor], snapshots: dict[str, Tensor], observations: Any) -> Tensor:
+        def sequentially(parameters: dict[str, Tensor], snapshots: dict[str, Tensor], observations: Any) -> Tensor:
             losses = []
             for number in range(n_candidates):
                 own = {name: tensor[number] for name, tensor in parameters.items()}
@@ -113,12 +113,12 @@ class GradientSteps:
             return torch.stack(losses)
 
         def of_all(*arguments: Any) -> Tensor:
-            if not self._in_turn:
+            if not self._is_sequential:
                 try:
                     return together(*arguments)
                 except RuntimeError:  # no rule for a layer, such as a recurrent one or a spectral norm
-                    self._in_turn = True
-            return in_turn(*arguments)
+                    self._is_sequential = True
+            return sequentially(*arguments)
 
         return of_all
 

@@ -132,16 +132,16 @@ def test_tied_weights(name: str) -> None:
 def test_layers_that_cannot_be_vectorized() -> None:
     model = make("cem_rl", seed=1, policy_kwargs=kwargs_of("cem_rl", Recurrent))
     model.learn(300)
-    assert model._n_updates > 0 and model.gradient_steps_of_actors._in_turn
+    assert model._n_updates > 0 and model.gradient_steps_of_actors._is_sequential
 
 
-def test_in_turn_and_together_are_the_same() -> None:
+def test_is_sequential_and_together_are_the_same() -> None:
     ends = []
-    for in_turn in (False, True):
+    for sequentially in (False, True):
         model = make("cem_rl", seed=1, compile=False)
-        model.gradient_steps_of_actors._in_turn = in_turn
+        model.gradient_steps_of_actors._is_sequential = sequentially
         model.learn(300)
-        assert model.gradient_steps_of_actors._in_turn == in_turn
+        assert model.gradient_steps_of_actors._is_sequential == sequentially
         ends.append(model.evolver.mean.clone())
     th.testing.assert_close(*ends, rtol=1e-3, atol=1e-5)
 
