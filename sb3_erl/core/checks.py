@@ -180,7 +180,8 @@ def check_learn(model: Any, total_timesteps: Any, callback: Any, log_interval: A
     """
     if model.env is None:
         raise ValueError("env must be set before learn(); got None: call set_env(), or load(..., env=...)")
-    check_range("total_timesteps", total_timesteps, 1, 2**63)
+    check_range("total_timesteps", total_timesteps, 0, 2**63, open_low=True)
+    check_range("total_timesteps", total_timesteps, 1)
     if log_interval is not None:
         check_range("log_interval", log_interval, 1, integer=True)
     for each in callback if isinstance(callback, list) else [callback]:

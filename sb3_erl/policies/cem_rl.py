@@ -13,9 +13,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_erl.policies.erl import DeployedMixin, ERLActor, KeepsFrozen, check_own_extractors, fused_adam
+from sb3_erl.policies.erl import DeployedMixin, ERLActor, check_own_extractors, fused_adam
 from sb3_erl.policies.es import ActorOnlyCnnPolicy, ActorOnlyMultiInputPolicy, ActorOnlyPolicy
-from sb3_erl.policies.layers import PlainNorm, ReadsDicts, ReadsImages, StdNorm, Towers
+from sb3_erl.policies.layers import KeepsFrozen, PlainNorm, ReadsDicts, ReadsImages, StdNorm, Towers
 
 
 class TowerCritic(BaseModel):

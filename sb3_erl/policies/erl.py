@@ -18,18 +18,10 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_erl.core.action_spaces import ActsInSpace
-from sb3_erl.core.parameters import copy_module, frozen_as_buffers
-from sb3_erl.policies.layers import ReadsDicts, ReadsImages, StackedLinear, StdNorm, scale_parameters
+from sb3_erl.core.parameters import copy_module
+from sb3_erl.policies.layers import KeepsFrozen, ReadsDicts, ReadsImages, StackedLinear, StdNorm, scale_parameters
 from sb3_erl.policies.rollout_layers import Layers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, choice_of, mlp
-
-
-class KeepsFrozen:
-    """Lets what the author of a features extractor has frozen be constant; stands before an SB3 policy class."""
-
-    def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """See SB3's ``BaseModel``, and :func:`~sb3_erl.core.parameters.frozen_as_buffers`."""
-        return frozen_as_buffers(super().make_features_extractor())  # type: ignore[misc,return-value]
 
 
 class ActsWithDeployed(KeepsFrozen, ActsInSpace):
@@ -105,20 +97,24 @@ def check_own_extractors(share_features_extractor: bool) -> None:
         raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
 
 
+class UnfitPolicyError(ValueError):
+    """A policy class lacks networks that an algorithm, or its learner, needs."""
+
+
 def fitting_policy(policy_class: Any, required: Any) -> Any:
     """
     :param policy_class: what a user has given as ``policy``, or a file
-    :param required: the class that the alias ``"MlpPolicy"`` or the like stands for
+    :param required: the class that an alias stands for
     :return: the class with a ``deployed`` network
-    :raises ValueError: if it is not derived from that class, so that networks are missing
+    :raises UnfitPolicyError: if it is not derived from that class
     """
     own = required.__bases__[1] if isinstance(required, _Deploying) else required
-    if not issubclass(policy_class, own) and not (own.__name__.startswith("Deploying") and hasattr(policy_class, "deploy")):
-        raise ValueError(
-            f"policy must be an alias or a class derived from {own.__module__}.{own.__name__}, which has the networks of this "
-            f"algorithm; got {policy_class.__module__}.{policy_class.__name__}. Give policy='MlpPolicy' with policy_kwargs"
-        )
-    return deploying(policy_class)
+    if issubclass(policy_class, own) or (own.__name__.startswith("Deploying") and hasattr(policy_class, "deploy")):
+        return deploying(policy_class)
+    raise UnfitPolicyError(
+        f"policy must be an alias or a class derived from {own.__module__}.{own.__name__}, which has the networks of this "
+        f"algorithm; got {policy_class.__module__}.{policy_class.__name__}. Give policy='MlpPolicy' with policy_kwargs"
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 
+from sb3_erl.core.parameters import frozen_as_buffers
 from sb3_erl.policies.fused_mlp import (
     NORM_EPSILON,
     UNIT_FLOOR,
@@ -28,6 +29,14 @@ from sb3_erl.policies.fused_mlp import (
 
 use_plain_norms: ContextVar[bool] = ContextVar("use_plain_norms", default=False)
 """Set by :func:`plain_norms`."""
+
+
+class KeepsFrozen:
+    """Lets what the author of a features extractor has frozen be constant; stands before an SB3 policy class."""
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """See SB3's ``BaseModel``, and :func:`~sb3_erl.core.parameters.frozen_as_buffers`."""
+        return frozen_as_buffers(super().make_features_extractor())  # type: ignore[misc,return-value]
 
 
 class ReadsImages:

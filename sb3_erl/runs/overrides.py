@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl.core.arguments import accepted_parameters, plain_numbers
+from sb3_erl.policies.erl import UnfitPolicyError
 from sb3_erl.policies.observation_statistics import wants_statistics
 from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, attributes_of_today
 from sb3_erl.runs.safe_files import ModelFileError
@@ -86,7 +87,7 @@ class Overrides:
         """
         try:
             yield
-        except (AttributeError, AssertionError, KeyError, IndexError, RuntimeError) as error:
+        except (AttributeError, AssertionError, KeyError, IndexError, RuntimeError, UnfitPolicyError) as error:
             changed = {name: pair for name, pair in self.changed.items() if name not in WITHOUT_SIZE}
             if not changed:
                 raise

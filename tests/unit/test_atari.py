@@ -77,11 +77,12 @@ def test_everyday_names_choose_the_papers_networks() -> None:
 
 def test_learning_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     generation = 3 * 15  # resets take long, so there are few episodes
-    straight = make().learn(2 * generation)
+    second = generation + 15  # the elite and one that challenges it
+    straight = make().learn(generation + second)
     make().learn(generation).save(tmp_path / "model")
     resumed = DeepGA.load(tmp_path / "model", env=make_atari(GAME))
     assert resumed.n_generations == 1
-    resumed.learn(generation, reset_num_timesteps=False)
+    resumed.learn(second, reset_num_timesteps=False)
     assert resumed.n_generations == 2 and differences(snapshot(straight), snapshot(resumed)) == []
     resumed.save(tmp_path / "model")
     frames = np.random.default_rng(0).integers(0, 256, (6, 84, 84, 4), dtype=np.uint8)
