@@ -135,7 +135,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         required = next(iter(self.policy_aliases.values()))
-        required = next(base for base in required.__mro__ if base in (ESPolicy, ActorOnlyPolicy))
+        required = next((base for base in required.__mro__ if base in (ESPolicy, ActorOnlyPolicy)), required)
         self.policy_class = fitting_policy(self.policy_class, required)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

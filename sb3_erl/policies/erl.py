@@ -97,6 +97,10 @@ def check_own_extractors(share_features_extractor: bool) -> None:
         raise ValueError("share_features_extractor must be False: each individual has its own extractor; got True")
 
 
+WITH_NETWORKS = tuple(f"stable_baselines3.{name}.policies" for name in ("td3", "sac", "dqn"))
+"""Where SB3's policies with the networks of a learner are."""
+
+
 class UnfitPolicyError(ValueError):
     """A policy class lacks networks that an algorithm, or its learner, needs."""
 
@@ -109,7 +113,8 @@ def fitting_policy(policy_class: Any, required: Any) -> Any:
     :raises UnfitPolicyError: if it is not derived from that class
     """
     own = required.__bases__[1] if isinstance(required, _Deploying) else required
-    if issubclass(policy_class, own) or (own.__name__.startswith("Deploying") and hasattr(policy_class, "deploy")):
+    shared = next((base for base in own.__mro__ if base.__module__ in WITH_NETWORKS), own)  # of SB3, if it is derived from it
+    if issubclass(policy_class, own) or (hasattr(policy_class, "deploy") and issubclass(policy_class, shared)):
         return deploying(policy_class)
     raise UnfitPolicyError(
         f"policy must be an alias or a class derived from {own.__module__}.{own.__name__}, which has the networks of this "

@@ -56,6 +56,8 @@ LEARNING = (
 """Wrappers with running statistics, which each worker would learn for itself."""
 WITHOUT_EFFECT = ("gymnasium.wrappers.rendering:RecordVideo",)
 """Wrappers that only watch, and of which several would write into one folder."""
+COUNTING = (Monitor, TimeLimit, OrderEnforcing, PassiveEnvChecker)
+"""Wrappers with which a time limit may change places."""
 
 Layer = Callable[[VecEnv], VecEnv]
 
@@ -225,37 +227,51 @@ def _completed(spec: EnvSpec | None, env: VecEnv, index: int) -> EnvSpec:
             "env must be made by gymnasium.make, or be registered, for an evaluator with workers, which make it again from "
             f"its spec; got an environment without a spec. {WAY_OUT}"
         )
-    n_own = _wrappers_of_the_entry_point(env, index)
-    wrappers = [w for w in spec.additional_wrappers[n_own:] if w.entry_point not in (*SHELLS, *WITHOUT_EFFECT)]
+    outer = spec.additional_wrappers[_n_wrappers_of_the_entry_point(spec) :]
+    _check_time_limits(env, index, len(outer))
+    wrappers = [w for w in outer if w.entry_point not in (*SHELLS, *WITHOUT_EFFECT)]
     return replace(spec, additional_wrappers=tuple(_complete(wrapper, env, index) for wrapper in wrappers))
 
 
-def _wrappers_of_the_entry_point(env: VecEnv, index: int) -> int:
-    """
-    How many of the wrappers in the description of an environment are made where it is made; not known of other processes.
+def _n_wrappers_of_the_entry_point(spec: EnvSpec) -> int:
+    """How many of the wrappers in a description are made where the environment is made."""
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    if isinstance(creator, type) or not spec.additional_wrappers:
+        return 0
+    hidden = {"render_mode": None} if "render_mode" in spec.kwargs else {}
+    made = gym.make(replace(spec, additional_wrappers=(), kwargs={**spec.kwargs, **hidden}))
+    try:
+        return 0 if made.spec is None else len(made.spec.additional_wrappers)
+    finally:
+        made.close()
 
-    :raises ValueError: if a ``TimeLimit`` is not the one of ``gym.make``, which alone the description knows
+
+def _check_time_limits(env: VecEnv, index: int, n_outer: int) -> None:
+    """
+    A description has one time limit, that of the outermost ``TimeLimit``, and says nothing of where that is.
+
+    :param n_outer: wrappers in the description that are not those of the entry point
+    :raises ValueError: if ``gym.make`` with that limit would make other episodes; not known of other processes
     """
     base = base_of(env)
     if not isinstance(base, DummyVecEnv):
-        return 0
+        return
     one: Any = base.envs[index]
-    chain = [one]
-    while isinstance(one, gym.Wrapper):
-        chain.append(one := one.env)
-    inner = next((place for place, one in enumerate(chain) if isinstance(one, OrderEnforcing)), None)
-    if inner is None:  # not made by gym.make in the usual way
-        return 0
-    limits = [place for place, one in enumerate(chain[:inner]) if isinstance(one, TimeLimit)]
-    if limits not in ([], [inner - 1]):
+    found: list[gym.Wrapper] = []
+    while isinstance(one, gym.Wrapper) and (n_outer > 0 or isinstance(one, TimeLimit | OrderEnforcing)):
+        n_outer -= not isinstance(one, TimeLimit | OrderEnforcing | PassiveEnvChecker)
+        found.append(one)
+        one = one.env
+    limits = [place for place, wrapper in enumerate(found) if isinstance(wrapper, TimeLimit)]
+    if not limits:
+        return
+    steps: list[Any] = [found[place]._max_episode_steps for place in limits]  # type: ignore[attr-defined]
+    if min(steps) < steps[0] or not all(isinstance(wrapper, COUNTING) for wrapper in found[limits[0] :]):
         raise ValueError(
             "env must have the time limit of gymnasium.make, directly around the environment, for an evaluator with workers, "
-            f"which make it again from its spec; got {chain[limits[0]]}. Give gymnasium.make(..., max_episode_steps=...) the "
+            f"which make it again from its spec; got {found[limits[0]]}. Give gymnasium.make(..., max_episode_steps=...) the "
             f"limit. {WAY_OUT}"
         )
-    below = chain[inner + 1].env if isinstance(chain[inner + 1], PassiveEnvChecker) else chain[inner + 1]
-    own = getattr(below, "spec", None)
-    return 0 if own is None else len(own.additional_wrappers)
 
 
 def _complete(wrapper: WrapperSpec, env: VecEnv, index: int) -> WrapperSpec:

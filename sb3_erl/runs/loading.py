@@ -132,9 +132,9 @@ def load_model(
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
             objects = {**plain, **OF_THE_MACHINE, **replaced}
             return with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
-    unread = {*overrides.attributes} - {"policy_kwargs"}  # which SB3 compares with what was given
+    unread = {*overrides.attributes} - {"policy_kwargs", "observation_space", "action_space"}  # which SB3 looks at itself
     unread |= {"lr_schedule"} if "learning_rate" in unread else set()
-    custom_objects = {**dict.fromkeys(name for name in unread if name in data), **(custom_objects or {})}
+    custom_objects = {**dict.fromkeys(name for name in unread if is_pickled(data.get(name))), **(custom_objects or {})}
     with misfits_explained(path, cls.__name__), old_modules_found(), explained:
         _say_unpickled(path, data, plain, replaced)
         if contents is None or not plain:

@@ -6,20 +6,21 @@ import copy
 import pickle
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import FlattenObservation, OrderEnforcing, TimeLimit
 from gymnasium.wrappers.stateful_observation import NormalizeObservation
 from gymnasium.wrappers.stateful_reward import NormalizeReward
 from stable_baselines3.common.atari_wrappers import ClipRewardEnv, MaxAndSkipEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from sb3_erl import ALGOS, CEM, ERL
 from sb3_erl.core.atomic_files import replacing
@@ -42,6 +43,7 @@ class Tripled(gym.ActionWrapper):
 
 
 gym.register("SB3ERLClipped-v0", lambda **kwargs: ClipRewardEnv(ToyEnv(**kwargs)), max_episode_steps=6)
+gym.register("SB3ERLUnordered-v0", lambda **kwargs: ClipRewardEnv(ToyEnv(**kwargs)), max_episode_steps=6, order_enforce=False)
 gym.register("SB3ERLTripled-v0", lambda **kwargs: Tripled(MaxAndSkipEnv(ToyEnv(**kwargs), 2)), max_episode_steps=6)
 
 
@@ -69,7 +71,7 @@ def test_wrappers_of_an_entry_point_are_made_there(env_id: str) -> None:
     [
         lambda: Monitor(TimeLimit(MaxAndSkipEnv(gym.make("Pendulum-v1"), 4), 40)),
         lambda: Monitor(TimeLimit(gym.make("Pendulum-v1"), 400)),
-        lambda: TimeLimit(Monitor(gym.make("Pendulum-v1", max_episode_steps=-1)), 40),
+        lambda: TimeLimit(MaxAndSkipEnv(TimeLimit(gym.make("Pendulum-v1"), 100), 4), 20),
     ],
 )
 def test_time_limits_that_a_description_does_not_know(make_env: Any) -> None:
@@ -79,10 +81,45 @@ def test_time_limits_that_a_description_does_not_know(make_env: Any) -> None:
     assert environment_recipe(env) is None
 
 
-def test_a_time_limit_around_an_environment_without_one_is_its_own() -> None:
-    env = DummyVecEnv([lambda: Monitor(TimeLimit(gym.make("Pendulum-v1", max_episode_steps=-1), 40))])
+@pytest.mark.parametrize(
+    "make_env",
+    [
+        lambda: Monitor(TimeLimit(gym.make("Pendulum-v1", max_episode_steps=-1), 40)),
+        lambda: TimeLimit(Monitor(gym.make("Pendulum-v1", max_episode_steps=-1)), 40),
+        lambda: TimeLimit(Monitor(gym.make("Pendulum-v1")), 40),
+        lambda: Monitor(OrderEnforcing(TimeLimit(gym.make("Pendulum-v1"), 40))),
+    ],
+)
+def test_time_limits_that_mean_the_same_where_they_are(make_env: Any) -> None:
+    env = DummyVecEnv([make_env])
     made = environment_maker(env, None)()
-    assert chain(made.envs[0]) == chain(env.envs[0])  # type: ignore[attr-defined]
+    assert lengths_of(made) == lengths_of(env) == 40
+
+
+def lengths_of(env: Any) -> int:
+    one, n = env.envs[0], 0
+    one.reset(seed=1)
+    while True:
+        n += 1
+        *_, terminated, truncated, _ = one.step(one.action_space.sample())
+        if terminated or truncated:
+            return n
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("env_id", ["SB3ERLTripled-v0", "SB3ERLUnordered-v0"])
+def test_wrappers_of_an_entry_point_are_not_made_twice(kind: Any, env_id: str) -> None:
+    env = kind([partial(_monitored, env_id)] * 2)
+    made = environment_maker(env, None)()
+    own = Monitor(gym.make(env_id))
+    assert chain(made.envs[0]) == chain(own)  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_a_wrapper_outside_is_not_taken_for_one_of_gymnasium() -> None:
+    env = DummyVecEnv([lambda: Monitor(OrderEnforcing(FlattenObservation(gym.make("Pendulum-v1"))))])
+    made = environment_maker(env, None)()
+    assert "FlattenObservation" in chain(made.envs[0])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
@@ -188,6 +225,15 @@ def test_what_load_is_given_is_not_read_from_the_file(tmp_path: Path, monkeypatc
     assert ERL.load(tmp_path / "model", evaluator="vec").evaluator == "vec"
 
 
+@pytest.mark.parametrize("env", ["Pendulum-v1", None])
+def test_what_sb3_reads_itself_stays_in_the_file(env: Any, tmp_path: Path) -> None:
+    model = ERL("MlpPolicy", "Pendulum-v1", pop_size=2, buffer_size=100)
+    model.save(tmp_path / "model")
+    for given in ({"verbose": 1}, {"verbose": 0, "seed": 3}, {"observation_space": model.observation_space}):
+        again = ERL.load(tmp_path / "model", env=env, **given)
+        assert all(getattr(again, name) == value for name, value in given.items())
+
+
 def test_rates_that_load_is_given(tmp_path: Path) -> None:
     make("erl", seed=1, learning_rate=lambda remaining: 1e-3 * remaining).save(tmp_path / "model")
     again = ERL.load(tmp_path / "model", learning_rate=2e-3, env=toy_vec_env())
@@ -240,5 +286,9 @@ def test_steps_of_the_two_back_ends_are_the_same() -> None:
     np.testing.assert_array_equal(*ends)
 
 
+def _monitored(env_id: str) -> gym.Env:
+    return Monitor(gym.make(env_id))
+
+
 def _tripled() -> gym.Env:
-    return Monitor(gym.make("SB3ERLTripled-v0"))
+    return _monitored("SB3ERLTripled-v0")

@@ -15,6 +15,8 @@ from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 from torch import nn
 
 from sb3_erl import ALGOS
+from sb3_erl.policies.cem_rl import CEMRLPolicy
+from sb3_erl.policies.erl import ERLPolicy
 from tests.contract.settings import make
 from tests.envs import ImageEnv, toy_vec_env
 
@@ -202,3 +204,11 @@ def test_a_policy_class_of_sb3_with_the_learner_that_it_is_for(policy: Any, lear
     model.save(tmp_path / "model")
     again = ALGOS["erl"].load(tmp_path / "model", env=toy_vec_env())
     assert model._n_updates > 0 and isinstance(again.policy, policy)
+
+
+@pytest.mark.parametrize(("name", "policy"), [("erl", CEMRLPolicy), ("cem_rl", ERLPolicy)])
+def test_policies_of_one_family_are_exchangeable(name: str, policy: Any, tmp_path: Path) -> None:
+    model = make(name, policy=policy, seed=1, **({"learner": "td3"} if name == "erl" else {}))
+    model.learn(300)
+    model.save(tmp_path / "model")
+    assert model._n_updates > 0 and isinstance(ALGOS[name].load(tmp_path / "model", env=toy_vec_env()).policy, policy)
