@@ -206,6 +206,8 @@ def _complete_spec(env: VecEnv) -> EnvSpec:
     """The description of each environment, which has to be that of the first."""
     try:
         specs = [spec for spec in env.get_attr("spec")]
+    except (EOFError, OSError):  # of a process that died
+        raise
     except Exception as error:  # a VecEnv of its own kind may answer in any way
         raise ValueError(
             "env must be a VecEnv of single environments for an evaluator with workers, which make one of them again; "

@@ -42,9 +42,17 @@ class Tripled(gym.ActionWrapper):
         return 3 * action
 
 
-gym.register("SB3ERLClipped-v0", lambda **kwargs: ClipRewardEnv(ToyEnv(**kwargs)), max_episode_steps=6)
-gym.register("SB3ERLUnordered-v0", lambda **kwargs: ClipRewardEnv(ToyEnv(**kwargs)), max_episode_steps=6, order_enforce=False)
-gym.register("SB3ERLTripled-v0", lambda **kwargs: Tripled(MaxAndSkipEnv(ToyEnv(**kwargs), 2)), max_episode_steps=6)
+def clipped(**kwargs: Any) -> gym.Env:
+    return ClipRewardEnv(ToyEnv(**kwargs))
+
+
+def tripled(**kwargs: Any) -> gym.Env:
+    return Tripled(MaxAndSkipEnv(ToyEnv(**kwargs), 2))
+
+
+gym.register("SB3ERLClipped-v0", f"{__name__}:clipped", max_episode_steps=6)
+gym.register("SB3ERLUnordered-v0", f"{__name__}:clipped", max_episode_steps=6, order_enforce=False)
+gym.register("SB3ERLTripled-v0", f"{__name__}:tripled", max_episode_steps=6)
 
 
 def chain(env: Any) -> list[str]:
