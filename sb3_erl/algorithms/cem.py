@@ -73,6 +73,5 @@ class CEM(EvolutionaryAlgorithm):
         center, best = self.evolver.center(), self.evolver.best()
         vector = center if self.deploy == "mean" and center is not None else best
         if vector is None:  # an evolver that keeps nobody; what was evaluated is known all the same
-            assert self.population.champion is not None
-            vector = self.population.champion.vector
+            return super()._deploy(generation)
         self.population.representation.write(vector, self.policy.deployed)

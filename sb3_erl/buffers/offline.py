@@ -46,10 +46,8 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
             f"buffer_size must be at least the {int(total)} steps of the dataset{beside}; got {buffer.buffer_size}"
         )
     for episode in episodes:
-        observations, actions = (
-            maybe_transpose(np.asarray(episode.observations), model.observation_space),
-            np.asarray(episode.actions),
-        )
+        observations = maybe_transpose(np.asarray(episode.observations), model.observation_space)
+        actions = np.asarray(episode.actions)
         _check_shapes(model, observations, actions)
         stored = _as_stored(model, actions)
         for t in range(len(actions)):

@@ -14,10 +14,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_erl.core.parameters import frozen_as_buffers
 from sb3_erl.policies.erl_re2 import PolicyEncoder
 from sb3_erl.policies.fused_mlp import Layer, activation_of, can_fuse, perceptron
-from sb3_erl.policies.layers import AvgL1Norm, StackedLinear, constant
+from sb3_erl.policies.layers import AvgL1Norm, KeepsFrozen, StackedLinear, constant
 from sb3_erl.policies.rollout_layers import RolloutLayers, acts_on_vectors_as, in_order
 from sb3_erl.policies.sequential import MLP, leading_layers, mlp
 
@@ -56,7 +55,7 @@ class SALEEncoder(nn.Module):
         self.action = MLP(*create_mlp(zs_dim + action_dim, zs_dim, net_arch, activation_fn))
 
 
-class SALEActor(BasePolicy):
+class SALEActor(KeepsFrozen, BasePolicy):
     """
     Actor of TD7: ``tanh(out(relu(h(relu([unit(in(s)), zs])))))`` with ``zs`` from an encoder of its own.
 
@@ -96,7 +95,7 @@ class SALEActor(BasePolicy):
         )
         self.net_arch, self.encoder_arch, self.zs_dim = net_arch, encoder_arch, zs_dim
         self.activation_fn, self.encoder_activation_fn = activation_fn, encoder_activation_fn
-        self.features_extractor = frozen_as_buffers(self.make_features_extractor())  # type: ignore[assignment]
+        self.features_extractor = self.make_features_extractor()
         features_dim, action_dim = self.features_extractor.features_dim, get_action_dim(action_space)
         constant(self.features_extractor)
         self.first = MLP(nn.Linear(features_dim, net_arch[0]), AvgL1Norm())
