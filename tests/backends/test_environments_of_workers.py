@@ -69,9 +69,7 @@ def test_wrappers_of_an_entry_point_are_made_there(env_id: str) -> None:
     made = environment_maker(env, None)()
     assert chain(made.envs[0]) == chain(env.envs[0])  # type: ignore[attr-defined]
     recipe = environment_recipe(env)
-    assert (
-        recipe is not None and chain(pickle.loads(recipe)().envs[0]) == chain(env.envs[0]) if env_id == "Pendulum-v1" else True
-    )
+    assert recipe is not None and chain(pickle.loads(recipe)().envs[0]) == chain(env.envs[0])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +258,7 @@ def test_copies_of_monitored_environments_write_no_file(vectorized: bool, tmp_pa
     n_lines = len(path.read_text().splitlines())
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         other.learn(60)
-        assert other.num_timesteps == 60 or other.num_timesteps >= 60
+        assert other.num_timesteps >= 60
     assert len(path.read_text().splitlines()) == n_lines
     model.learn(60)
     assert len(path.read_text().splitlines()) > n_lines

@@ -321,7 +321,6 @@ def test_a_second_model_describes_behaviors_in_its_own_way() -> None:
     first.learn(100)
     second = make("ga_ns", env, seed=1, behavior="auto")
     second.learn(100)
-    depth = 0
     for model in (first, second, first):
         model.learn(60)
         inner: Any = env.envs[0]  # type: ignore[attr-defined]
