@@ -9,8 +9,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_erl import ALGOS
 from sb3_erl.engine.rollout_phase import time_limit
@@ -59,18 +68,19 @@ class Simulator(gym.Env):
     """Steps all its environments at once and knows no single one of them."""
 
     def __init__(self, n: int):
-        self.num_envs, self.time = n, 0
+        self.n_copies, self.time = n, 0
+        self.spec = EnvSpec("Simulator-v0", max_episode_steps=LENGTH)
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.time = 0
-        return np.zeros((self.num_envs, 3), np.float32), {}
+        return np.zeros((self.n_copies, 3), np.float32), {}
 
     def step(self, action: np.ndarray) -> Any:
         self.time += 1
-        is_over = np.full(self.num_envs, self.time % LENGTH == 0)
-        seen = np.full((self.num_envs, 3), self.time % LENGTH, np.float32)
+        is_over = np.full(self.n_copies, self.time % LENGTH == 0)
+        seen = np.full((self.n_copies, 3), self.time % LENGTH, np.float32)
         return seen, 1 - np.abs(action).sum(axis=1), np.zeros_like(is_over), is_over, {}
 
 
@@ -79,7 +89,7 @@ class OfSimulator(VecEnv):
 
     def __init__(self, env: Simulator):
         self.env = env
-        super().__init__(env.num_envs, env.observation_space, env.action_space)
+        super().__init__(env.n_copies, env.observation_space, env.action_space)
 
     @property
     def unwrapped(self) -> Any:
@@ -167,7 +177,7 @@ def test_a_simulator_whose_vecenv_says_it_is_unwrapped(name: str, normalized: bo
     model = make(name, VecMonitor(env), seed=1)
     model.learn(120)
     assert model.num_timesteps >= 120 and {info["l"] for info in model.ep_info_buffer} == {LENGTH}
-    assert base_of(model.env) is inner and time_limit(model.env) is None
+    assert base_of(model.env) is inner and time_limit(model.env) == LENGTH
 
 
 @pytest.mark.parametrize("name", ["erl", "td7", "cem"])
@@ -267,11 +277,14 @@ def test_infos_that_mean_something_else(name: str, info: dict[str, Any]) -> None
     assert model.num_timesteps >= 60
 
 
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
 @pytest.mark.parametrize("name", ["ns_es", "ga_ns"])
-def test_a_behavior_that_is_needed_must_be_one(name: str) -> None:
-    model = make(name, DummyVecEnv([lambda: Says(bc="periodic")]), seed=1, behavior="info")
+def test_a_behavior_that_is_needed_must_be_one(name: str, kind: Any) -> None:
+    env = kind([lambda: Says(bc="periodic")])
+    model = make(name, env, seed=1, behavior="info")
     with pytest.raises(ValueError, match="a behavior must be an array of at least one number"):
         model.learn(100)
+    env.close()
 
 
 # -------------------------------------------------------------------- last observations as behaviors
