@@ -15,6 +15,7 @@ from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 from torch import nn
 
 from sb3_erl import ALGOS
+from sb3_erl.compiled.gradients import frozen
 from sb3_erl.policies.cem_rl import CEMRLPolicy
 from sb3_erl.policies.erl import ERLPolicy
 from tests.contract.settings import make
@@ -212,3 +213,11 @@ def test_policies_of_one_family_are_exchangeable(name: str, policy: Any, tmp_pat
     model.learn(300)
     model.save(tmp_path / "model")
     assert model._n_updates > 0 and isinstance(ALGOS[name].load(tmp_path / "model", env=toy_vec_env()).policy, policy)
+
+
+def test_what_was_frozen_before_an_update_is_frozen_after_it() -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad_(False)
+    with frozen(list(layer.parameters())):
+        assert not layer.weight.requires_grad and not layer.bias.requires_grad
+    assert not layer.weight.requires_grad and layer.bias.requires_grad
