@@ -53,9 +53,10 @@ class Plan:
     :param eval_freq: steps between evaluations
     :param eval_episodes: episodes of each candidate in each evaluation
     :param checkpoint_freq: steps between checkpoints
-    :param labels: of methods, for figures
+    :param labels: of methods, for figures, those of ``beside`` first
     :param runs: in the order in which they are to be made
     :param published: what others report: ``task``, ``steps``, ``value``, ``source``
+    :param beside: methods of other plans, by plan, whose curves on the same tasks the report shows as well
     """
 
     name: str
@@ -66,6 +67,7 @@ class Plan:
     labels: dict[str, str]
     runs: list[Run]
     published: list[dict[str, Any]]
+    beside: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def compared_at(self) -> dict[str, int]:
@@ -77,7 +79,8 @@ def read_plan(path: Path) -> Plan:
     """
     :param path: YAML file, see ``campaign.yml`` for its form
     :return: its content; a run that stands in several entries comes where it stands first
-    :raises ValueError: if an entry of the order names a method or a task that the file does not have
+    :raises ValueError: if an entry of the order names a method or a task that the file does not have, or ``beside`` a method
+        that the other plan does not have
     """
     content = yaml.safe_load(path.read_text())
     runs: dict[Run, None] = {}
@@ -89,9 +92,17 @@ def read_plan(path: Path) -> Plan:
         for seed in entry["seeds"]:
             for task in entry["tasks"]:
                 runs |= dict.fromkeys(_run(content, method, task, seed) for method in entry["methods"])
-    labels = {name: method["label"] for name, method in content["methods"].items()}
+    labels: dict[str, str] = {}
+    beside: dict[str, list[str]] = content.get("beside", {})
+    for other, names in beside.items():
+        known = yaml.safe_load(path.with_name(f"{other}.yml").read_text())["methods"]
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"beside in {path.name} must name methods of {other}.yml, {sorted(known)}; got {unknown}")
+        labels |= {name: known[name]["label"] for name in names}
+    labels |= {name: method["label"] for name, method in content["methods"].items()}
     own = {key: content[key] for key in ("commit", "eval_freq", "eval_episodes", "checkpoint_freq")}
-    return Plan(name=path.stem, labels=labels, runs=list(runs), published=content.get("published", []), **own)
+    published = content.get("published", [])
+    return Plan(name=path.stem, labels=labels, runs=list(runs), published=published, beside=beside, **own)
 
 
 def _run(content: dict[str, Any], method_name: str, task_name: str, seed: int) -> Run:

@@ -52,6 +52,15 @@ def _aggregates(scores: pd.DataFrame, plan: Plan, folder: Path) -> list[str]:
     ]
 
 
+def all_curves(results: Path, plan: Plan) -> pd.DataFrame:
+    """:return: the plan's curves, and those of other plans that are shown beside them, on its tasks"""
+    tables, tasks = [read_campaign(results)], {run.task for run in plan.runs}
+    for other, names in plan.beside.items():
+        curves = read_campaign(results.with_name(other))
+        tables.append(curves[curves.method.isin(names) & curves.task.isin(tasks)])
+    return pd.concat(tables, ignore_index=True)
+
+
 def write_report(results: Path, plan: Plan) -> Path:
     """
     Write ``report.md`` and its pictures beside the curves.
@@ -61,7 +70,7 @@ def write_report(results: Path, plan: Plan) -> Path:
     :param plan: labels, order of tasks, steps at which runs on each task are compared, published figures
     :return: the page
     """
-    curves = read_campaign(results)
+    curves = all_curves(results, plan)
     zero = json.loads(path.read_text()) if (path := results / "random.json").is_file() else {}
     steps = plan.compared_at
     deployed, reported = at(curves, steps, "mean"), at(curves, steps, "reported")
@@ -74,10 +83,11 @@ def write_report(results: Path, plan: Plan) -> Path:
             draw_curves(drawn, plan, shown, against, results / f"curves_{against}.png")
             pictures.append(f"![Curves](curves_{against}.png)")
     n_runs = curves.groupby(["task", "method", "seed"]).ngroups
+    others = f", with those of some methods of {' and '.join(plan.beside)}" if plan.beside else ""
     parts = [
         "# Report of the campaign",
-        f"Made by `python -m benchmarks.campaign report --plan {plan.name}` of {n_runs} curves, of which {len(deployed)} are "
-        f"finished; the plan has {len(plan.runs)}. "
+        f"Made by `python -m benchmarks.campaign report --plan {plan.name}` of {n_runs} curves{others}, of which "
+        f"{len(deployed)} are finished; the plan has {len(plan.runs)}. "
         f"Tables are at {' or '.join(f'{n:,}' for n in sorted(set(steps.values())))} steps: the mean of the last "
         "three evaluations of ten episodes each, mean ± standard deviation over seeds (number of seeds).",
         "## What `predict` acts with",

@@ -177,6 +177,25 @@ def test_the_long_run_is_shown_as_far_as_it_has_come(results: Path, plan_file: P
     assert "of 19 curves, of which 18 are finished" in page and "the long run" not in page
 
 
+def test_curves_of_another_plan_stand_beside_those_of_a_plan(results: Path, plan_file: Path) -> None:
+    methods = "methods:\n  gentle: {algo: erl_re2, label: no resets}\n"
+    text = "beside: {plan: [td7]}\n" + PLAN.split("methods:")[0].replace("steps: 100\n", "steps: 100_000\n") + methods
+    text += "tasks:\n  Slow: {env: Pendulum-v1}\norder:\n  - {seeds: [1, 2], tasks: [Slow], methods: [gentle]}\n"
+    ideas = plan_file.with_name("ideas.yml")
+    ideas.write_text(text)
+    (results.with_name("ideas") / "Slow").mkdir(parents=True)
+    for seed in (1, 2):
+        name = f"gentle_seed_{seed}.csv"
+        (results / "Slow" / f"erl_re2_td7_seed_{seed}.csv").rename(results.with_name("ideas") / "Slow" / name)
+    results = results.rename(results.with_name("plan"))
+    page = write_report(results.with_name("ideas"), read_plan(ideas)).read_text()
+    assert "of 5 curves, with those of some methods of plan, of which 5 are finished; the plan has 2" in page
+    assert "| TD7 | 310 ± 10 (3) |\n| no resets | 205 ± 7 (2) |" in page and "TD3" not in page and "Fast" not in page
+    ideas.write_text(text.replace("[td7]", "[td9]"))
+    with pytest.raises(ValueError, match=r"beside in ideas.yml must name methods of plan.yml, .* got \['td9'\]"):
+        read_plan(ideas)
+
+
 def test_times_of_different_machines_are_not_compared(results: Path) -> None:
     for method in ("td7", "erl_re2_td7"):
         for seed in (1, 2, 3):
