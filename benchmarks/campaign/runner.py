@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -118,6 +119,17 @@ def lower_priority() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
+def lower_priority_of_session(pid: int) -> None:
+    """
+    Let the session of a process run only when no other session wants to: Linux shares processors among sessions first
+    ("autogroups", see sched(7)), beside those of other terminals the niceness of a process does not count.
+
+    :param pid: of a process that began a session
+    """
+    with contextlib.suppress(OSError):  # no Linux, or the process has ended
+        Path(f"/proc/{pid}/autogroup").write_text("19")
+
+
 def missing(plan: Plan, workshop: Workshop) -> Iterator[Run]:
     """:return: runs that are not finished, in the order of the plan"""
     return (run for run in plan.runs if not workshop.is_finished(run))
@@ -161,7 +173,9 @@ def _make_runs(plan: Plan, workshop: Workshop, jobs: int, count: int | None) -> 
                 print(f"{time.strftime('%H:%M')} {run.method} on {run.task}, seed {run.seed}", flush=True)
                 with (workshop.out(run) / "log.txt").open("ab") as log:
                     arguments = [python, *command(run, plan, workshop.out(run))]
-                    running[run] = subprocess.Popen(arguments, cwd=code, stdout=log, stderr=log), machine
+                    process = subprocess.Popen(arguments, cwd=code, stdout=log, stderr=log, start_new_session=True)
+                    lower_priority_of_session(process.pid)
+                    running[run] = process, machine
             time.sleep(1.0)
             for run, (process, machine) in list(running.items()):
                 if process.poll() is None:

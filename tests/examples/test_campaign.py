@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -289,14 +290,29 @@ class InPlace(Workshop):
         return REPOSITORY, sys.executable
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").is_file(), reason="the system has no groups of sessions")
+def test_runs_leave_the_processor_to_programs_of_other_terminals() -> None:
+    before = Path("/proc/self/autogroup").read_text()
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        runner.lower_priority_of_session(process.pid)
+        assert Path(f"/proc/{process.pid}/autogroup").read_text().endswith("nice 19\n")
+        assert Path("/proc/self/autogroup").read_text() == before
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_missing_runs_are_made_and_continued(tmp_path: Path, plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "lower_priority", lambda: None)  # of the process of the tests
+    sessions: list[int] = []
+    monkeypatch.setattr(runner, "lower_priority_of_session", sessions.append)
     monkeypatch.setattr(runner, "_git", lambda *arguments: "abc")
     plan, workshop = read_plan(plan_file), InPlace(tmp_path / "work", tmp_path / "results")
     assert make_runs(plan, workshop, jobs=1, count=1) == 0
     first = plan.runs[0]
-    assert workshop.is_finished(first) and next(missing(plan, workshop)) == plan.runs[1]
+    assert workshop.is_finished(first) and next(missing(plan, workshop)) == plan.runs[1] and len(sessions) == 1
     rows = read_rows(workshop.results / first.file)
     assert [row["steps"] for row in rows] == ["50", "100"] and {row["commit"] for row in rows} == {"abc"}
     assert "torch=" in rows[0]["versions"] and rows[0]["cpu"]
