@@ -17,6 +17,7 @@ QUESTIONS = (
     ("light_pevfa", "erl_re2_td7", "PeVFA's loss times 0.1"),
     ("gentle", "erl_re2_td7", "no resets and super mutations"),
     ("small", "erl_re2_td7", "3 heads, H 50, theta 0.2"),
+    ("three_episodes", "erl_re2_td7", "worst of 3 episodes instead of one"),
     ("rare_injection", "erl_re2_td7", "injection every 10 generations"),
     ("warm_up_5k", "erl_re2_td7", "5,000 random steps instead of 10,000"),
     ("erl_re2", "erl_re2_no_evolution", "the population in ERL-Re2 on TD3"),
