@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sb3_erl.remote.process import ProcessEvaluator
     from sb3_erl.remote.ray import RayEvaluator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 ALGOS: dict[str, type[Any]] = {
     "cem": CEM,

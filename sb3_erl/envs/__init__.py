@@ -1,7 +1,7 @@
 """
 Environments: test beds for novelty search, deceptive tasks whose obvious reward leads into a dead end, and small games.
 
-Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (pictures, also as ``ImageHardMaze-v0``),
+Importing this module registers ``HardMaze-v0`` (sensors), ``HardMazeImage-v0`` (images, also as ``ImageHardMaze-v0``),
 ``DeceptiveCup-v0`` and MinAtar's games, such as ``MinAtar/Breakout-v1`` (:mod:`sb3_erl.envs.minatar`), with Gymnasium. Where
 the import is not certain, for example in worker processes, write ``"sb3_erl.envs:HardMaze-v0"``.
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 PICTURES = ("HardMazeImage-v0", "ImageHardMaze-v0")
-"""Ids of the maze in pictures, which are the same environment."""
+"""Ids of the maze in images, which are the same environment."""
 
 
 def register_envs() -> None:

@@ -85,7 +85,7 @@ class _Episodes:
 
 class HardMaze(gym.Env):
     """
-    The Hard Maze as an environment: ``HardMaze-v0`` (sensors) and ``HardMazeImage-v0``, also ``ImageHardMaze-v0`` (pictures).
+    The Hard Maze as an environment: ``HardMaze-v0`` (sensors) and ``HardMazeImage-v0``, also ``ImageHardMaze-v0`` (images).
 
     The reward is 0 until the last step, which pays minus the distance to the goal; reaching the goal does not end the
     episode. As only the end pays, the horizon belongs to the task: the last step is ``terminated``, so value functions do
