@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_erl.core.arguments import inherits_arguments
-from sb3_erl.core.checks import check_choice, check_range
+from sb3_erl.core.checks import check_choice, check_range, warn_caller
 from sb3_erl.core.parameters import read_parameters, write_parameters
 from sb3_erl.engine import generation as verbs
 from sb3_erl.engine.generation import Generation, Verb
@@ -124,10 +124,9 @@ class CEMRL(HybridAlgorithm):
             raise ValueError("elitism must be False with importance_mixing=True, which keeps individuals itself; got True")
         unknown = {"policy_delay", "delay_critic_target"} & set(self.learner_kwargs or {})
         if unknown:
-            raise ValueError(
-                f"learner_kwargs must be constants of the critic's rule; got {sorted(unknown)}: here all critic steps of a "
-                "generation come before its actor steps, nothing is delayed"
-            )
+            raise ValueError(f"learner_kwargs must be constants of the critic, whose steps come first; got {sorted(unknown)}")
+        if self.action_noise is not None and self.n_noisy_episodes == 0:
+            warn_caller(f"action_noise={self.action_noise!r} has no effect without exploring episodes, see n_noisy_episodes")
 
     @property
     def n_rollouts(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -13,9 +12,6 @@ from sb3_erl.core.observations import Observation, combine, row_access, take
 TRUNCATED = "TimeLimit.truncated"
 NO_INFO: dict[str, Any] = {}
 """Stands for the info of a step that nobody reads; never written to."""
-
-_IMMUTABLE = frozenset({bool, int, float, str, type(None), np.bool_, np.float64, np.float32, np.int64, np.int32})
-"""Types whose values cannot change, so that they need no copy."""
 
 
 class Transition(NamedTuple):
@@ -144,13 +140,3 @@ def _room_for(n: int, like: np.ndarray) -> np.ndarray:
 
 def _grown(array: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([array, np.empty((n, *array.shape[1:]), dtype=array.dtype)])
-
-
-def copy_info(info: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param info: what an environment returned with a step and may write into later
-    :return: a copy that does not change with it
-    """
-    if _IMMUTABLE.issuperset(map(type, info.values())):
-        return dict(info)
-    return copy.deepcopy(info)

@@ -76,6 +76,9 @@ def apply_gradients(
     if traced is not None:
         traced.step(optimizer, parameters, [grad for _, grad in pairs], max_grad_norm)
         return None
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None  # of what was frozen since, or is not used any more
     for parameter, grad in pairs:
         parameter.grad = grad.contiguous()  # fused optimizers read gradients in memory order
     norm = None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +149,23 @@ class UpdatePrograms:
             self._give_up("constants change too often")
             return None
         self.refresh()
-        state = _storage(self._state())
+        tensors = self._state()
+        state = _storage(tensors)
         before = [tensor.clone() for tensor in state]
         try:
             with torch.random.fork_rng(devices=[]):
                 program = self._compiled(function, inputs, leaves, state)
+            after = self._state()
         except Exception as error:  # whatever it is, the update itself is not at fault
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             self._give_up(f"{reason}. It needs a C++ compiler such as g++; compile=False is without this warning")
             return None
         finally:
-            for tensor, value in zip(state, before, strict=True):
+            for tensor, value in zip(_storage(self._state()), before, strict=False):
                 tensor.copy_(value)
+        if any(old is not new for old, new in zip_longest(tensors, after)):
+            self._give_up("a module puts new tensors in the place of its buffers, into which it has to write, as with copy_")
+            return None
         self._programs[key] = program
         return program
 
@@ -202,9 +208,10 @@ class UpdatePrograms:
 
 
 def _constants(optimizers: Sequence[torch.optim.Optimizer]) -> list[Hashable]:
-    """What a program holds of its optimizers; the learning rate is no part of it."""
+    """What a program holds of its optimizers, also which parameters learn; the learning rate is no part of it."""
     names = ("betas", "eps", "weight_decay")
-    return [tuple(group.get(name) for name in names) for optimizer in optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [(*map(group.get, names), *(parameter.requires_grad for parameter in group["params"])) for group in groups]
 
 
 def _storage(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Observations as one array or, for a Dict space, as a dict of arrays, with the same operations for both."""
+"""Observations as one array or, for a Dict space, as a dict of arrays, with the same operations for both; copies of infos."""
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 """Shape of an observation; one per key for a Dict space."""
 Rows = int | slice | list[int] | None
 """Which rows of the first axis; ``None`` adds an axis before it."""
+_IMMUTABLE = frozenset({bool, int, float, str, type(None), np.bool_, np.float64, np.float32, np.int64, np.int32})
+"""Types whose values cannot change, so that they need no copy."""
 
 
 def shape_of(space: spaces.Space) -> Shape:
@@ -141,3 +144,13 @@ def unpacked(rows: np.ndarray, space: spaces.Dict) -> dict[str, np.ndarray]:
         part = np.ascontiguousarray(rows[:, start : start + array.nbytes]).view(array.dtype)
         found[key], start = part.reshape(len(rows), *array.shape[1:]), start + array.nbytes
     return found
+
+
+def copy_info(info: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param info: what an environment returned with a step and may write into later
+    :return: a copy that does not change with it
+    """
+    if _IMMUTABLE.issuperset(map(type, info.values())):
+        return dict(info)
+    return copy.deepcopy(info)

@@ -159,7 +159,7 @@ class HybridAlgorithm(OffPolicyModel):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        self._spec.check_action_space(self.action_space)
+        self._learner_host.check_learner(self._spec)
         check_range("pop_size", self.pop_size, 2, integer=True)
         check_choice("deploy", self.deploy, self.deploy_choices)
         check_rollouts(self)

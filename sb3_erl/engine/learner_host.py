@@ -10,7 +10,8 @@ import torch
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch import Tensor
 
-from sb3_erl.core.checks import check_choice
+from sb3_erl.core.arguments import accepted_parameters
+from sb3_erl.core.checks import check_choice, warn_caller
 from sb3_erl.core.observations import take
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.learners.base import AUTO_AFTER, Precision, Rates, products_in
@@ -19,6 +20,7 @@ from sb3_erl.policies.erl import fused_adam
 
 if TYPE_CHECKING:
     from sb3_erl.engine.off_policy_model import OffPolicyModel
+    from sb3_erl.learners.choice import LearnerSpec
 
 
 class LearnerHost:
@@ -36,6 +38,20 @@ class LearnerHost:
         check_choice("precision", self._model.precision, get_args(Precision))
         if not isinstance(self._model.compile, bool) and self._model.compile != "auto":
             raise TypeError(f"compile must be True, False or 'auto'; got {self._model.compile!r}")
+
+    def check_learner(self, spec: LearnerSpec) -> None:
+        """
+        Say which arguments a user has given that the learner does not read.
+
+        :param spec: of the learner
+        :raises ValueError: if it cannot learn the model's actions
+        """
+        spec.check_action_space(self._model.action_space)
+        parameters = accepted_parameters(type(self._model).__mro__)
+        for name, way_out in spec.unread.items():
+            value = getattr(self._model, name, None)
+            if name in parameters and value != parameters[name].default and name not in spec.kwargs:
+                warn_caller(f"{name}={value!r} has no effect with {spec.learner_class.__name__}: {way_out}")
 
     def train(self, n_updates: int, batch_size: int | None = None) -> None:
         """

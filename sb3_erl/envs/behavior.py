@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_erl.core.checks import check_choice, check_range
-from sb3_erl.core.observations import copied
+from sb3_erl.core.observations import copied, copy_info
 from sb3_erl.envs.behavior_values import KEY, read_behavior
 
 
@@ -222,7 +222,7 @@ class FromEpisode(Behavior):
 
     def begin(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
-        self._trace = EpisodeTrace(env, [copied(observation)], infos=[info])
+        self._trace = EpisodeTrace(env, [copied(observation)], infos=[copy_info(info)])
 
     def step(self, env: gym.Env, observation: Any, action: Any, reward: float, info: dict[str, Any]) -> None:
         """See :class:`Behavior`."""
@@ -231,7 +231,7 @@ class FromEpisode(Behavior):
         trace.observations.append(copied(observation))
         trace.actions.append(np.copy(action))
         trace.rewards.append(float(reward))
-        trace.infos.append(info)
+        trace.infos.append(copy_info(info))
 
     def end(self, env: gym.Env, info: dict[str, Any]) -> np.ndarray:
         """See :class:`Behavior`."""

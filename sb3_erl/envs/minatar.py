@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.extras import missing_extra
 
 GAMES = {
@@ -40,7 +41,7 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
     :param difficulty_ramping: whether the games get harder with time
     :param render_mode: ``"rgb_array"`` or ``None``
     :raises ImportError: if MinAtar is not installed
-    :raises ValueError: if there is no such game
+    :raises ValueError: if there is no such game or mode, or the probability is out of range
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 gymnasium's own annotation
@@ -55,6 +56,8 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
     ):
         if game not in GAMES.values():
             raise ValueError(f"game must be one of {sorted(GAMES.values())}; got {game!r}")
+        check_range("sticky_action_prob", sticky_action_prob, 0, 1)
+        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         try:
             from minatar import Environment
         except ImportError as error:

@@ -19,11 +19,14 @@ from torch import nn
 from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.compiled.gradients import can_trace
 from sb3_erl.compiled.programs import UpdatePrograms
-from sb3_erl.core.checks import check_range
+from sb3_erl.core.checks import check_range, warn_caller
 from sb3_erl.learners.graphs import UpdateGraphs
 
 Precision = Literal["fp32", "bf16"]
 """What the matrix products of updates are computed in; parameters and optimizers are fp32 in either case."""
+
+TARGETS_ARE_COPIED = "targets are copied, learner_kwargs=dict(target_update_interval=...) says how often"
+"""Way out for those who give ``tau`` to a learner without soft updates."""
 
 AUTO_AFTER = 50_000
 """Updates of a learner after which ``compile="auto"`` compiles: as long as compiling takes at most."""
@@ -132,6 +135,8 @@ class Learner:
     """Methods from tensors to tensors, which hold nearly all arithmetic of an update; see :meth:`compile`."""
     use_graphs = False
     """Whether whole updates become CUDA graphs on a GPU, compiled programs on a CPU; may be switched off for a learner."""
+    unread: ClassVar[dict[str, str]] = {}
+    """Arguments of algorithms that it does not read, each with what to give instead."""
     priority_set: int | None = None
     """Number of the priorities in a :class:`~sb3_erl.buffers.lap.LAPReplayBuffer` that it draws by and writes, if any."""
 
@@ -209,6 +214,8 @@ class Learner:
         """
         if self._is_compiled or (only_whole and not self.is_one_program):
             return False
+        if not self.is_one_program and not self.pure_methods:
+            warn_caller(f"compile=True has no effect with {self!r}, which has nothing that can be compiled")
         self._is_compiled = True
         if self.is_one_program:
             self.programs = UpdatePrograms(self._state, lambda: list(self.optimizers.values()))

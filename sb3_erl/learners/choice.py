@@ -64,6 +64,12 @@ class LearnerSpec:
         return self.learner_class.settings_defaults if self.rule is None else self.rule.settings_defaults
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Arguments of algorithms that the learner does not read, each with what to give instead."""
+        own = {"max_grad_norm": "learner_kwargs=dict(max_grad_norm=...)"} if "max_grad_norm" in self.defaults else {}
+        return {**own, **self.learner_class.unread}
+
+    @property
     def policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the learner."""
         return {} if self.n_critics is None else {"n_critics": self.n_critics}

@@ -17,7 +17,7 @@ from sb3_erl.compiled.gradients import step_optimizer
 from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.observations import take
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
+from sb3_erl.learners.base import TARGETS_ARE_COPIED, Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td3 import td_targets
 from sb3_erl.policies.layers import BestAction
 from sb3_erl.policies.q_network import QNetworkAutoPolicy, QNetworkCnnPolicy, QNetworkMultiInputPolicy, QNetworkPolicy
@@ -81,6 +81,7 @@ class DQNLearner(Learner):
     settings: DQNSettings
     settings_class: ClassVar[type[LearnerSettings]] = DQNSettings
     settings_defaults: ClassVar[dict[str, Any]] = {"max_grad_norm": None}
+    unread: ClassVar[dict[str, str]] = {"tau": TARGETS_ARE_COPIED}
     learning_rates = (3e-4, 3e-4)
     batch_size = 32
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {

@@ -72,17 +72,17 @@ class UpdateGraphs:
     ):
         self._state, self._optimizers, self._record = state, optimizers, record
         self._recordings: dict[Hashable, _Recording | None] = {}
-        self._addresses: list[int] = []
+        self._addresses: list[tuple[int, bool]] = []
         self.problem: str | None = None
 
     def refresh(self) -> None:
-        """Forget recordings if tensors were exchanged since, as happens when parameters are loaded."""
+        """Forget recordings if tensors were exchanged since, as happens when parameters are loaded, or frozen."""
         before = self._addresses
         if self._note_addresses() != before:
             self._recordings.clear()
 
-    def _note_addresses(self) -> list[int]:
-        self._addresses = [tensor.data_ptr() for tensor in self._state()]
+    def _note_addresses(self) -> list[tuple[int, bool]]:
+        self._addresses = [(tensor.data_ptr(), tensor.requires_grad) for tensor in self._state()]
         return self._addresses
 
     def run(self, key: Hashable, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class SB3Learner(Learner):
     """
 
     policy_explores = True
+    unread: ClassVar[dict[str, str]] = {"max_grad_norm": "learner_kwargs takes the arguments of its constructor"}
 
     def __init__(
         self,

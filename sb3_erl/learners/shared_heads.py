@@ -61,6 +61,7 @@ class SharedTD7Learner(TD7Learner):
     policy: SharedSALEPolicy
     settings: SharedTD7Settings
     settings_class: ClassVar[type[LearnerSettings]] = SharedTD7Settings
+    unread: ClassVar[dict[str, str]] = {}  # tau is the PeVFA's
     pure_methods = ("_embed", "_encoder_loss", "_target_values", "_critic_loss")
     policy_aliases: ClassVar[dict[str, type[BasePolicy]] | None] = {
         "MlpPolicy": SharedSALEPolicy,

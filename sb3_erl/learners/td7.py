@@ -15,7 +15,7 @@ from sb3_erl.buffers.lap import LAPReplayBuffer
 from sb3_erl.compiled.gradients import frozen, step_optimizer
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.parameters import copy_module
-from sb3_erl.learners.base import Learner, LearnerSettings, Metrics, Sampler
+from sb3_erl.learners.base import TARGETS_ARE_COPIED, Learner, LearnerSettings, Metrics, Sampler
 from sb3_erl.learners.td_rule import TD7Rule, TDRule
 from sb3_erl.policies.layers import first_towers
 from sb3_erl.policies.sale import SALEActor
@@ -113,6 +113,7 @@ class TD7Learner(Learner):
     rule_class: ClassVar[type[TDRule]] = TD7Rule
     """Target and losses; TD7's clipping of the bootstrapped value comes on top."""
     settings_defaults: ClassVar[dict[str, Any]] = TD7Rule.settings_defaults
+    unread: ClassVar[dict[str, str]] = {"tau": TARGETS_ARE_COPIED}
     buffer_class = LAPReplayBuffer
     learning_rates = TD7Rule.learning_rates
     n_critics = TD7Rule.n_critics

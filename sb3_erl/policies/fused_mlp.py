@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
+_NOTHING = torch.empty(0)
 
 
 class Activation(NamedTuple):
@@ -83,6 +84,11 @@ class Layer(NamedTuple):
     n_more: int = 0
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called with a module, such as a spectral norm or a mask, so that nothing may stand in for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
 def can_fuse(x: Tensor) -> bool:
     """Whether :func:`perceptron` may stand in for modules applied to ``x``."""
     return not (
@@ -120,7 +126,8 @@ class _Perceptron(torch.autograd.Function):
         values: list[Tensor] = []
         for layer in layers:
             x, *rest = _forward(layer, (x, *tensors[more : more + layer.n_more]))
-            values += (x, *rest)
+            # a linear last layer's value is not read again, and others may write into it
+            values += (_NOTHING if layer is layers[-1] and layer.activation is None else x, *rest)
             more += layer.n_more
         # the tensors are saved below; this is how many of them belong to each layer
         ctx.layers = [(len(a.weights), len(a.norm), a.unit, a.activation, a.n_more) for a in layers]

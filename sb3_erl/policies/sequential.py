@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, cat, nn
 
-from sb3_erl.policies.fused_mlp import Activation, Layer, activation_of, can_fuse, perceptron
+from sb3_erl.policies.fused_mlp import Activation, Layer, activation_of, can_fuse, has_hooks, perceptron
 from sb3_erl.policies.layers import AvgL1Norm, BestAction, StdNorm, in_full_precision, use_plain_norms
 
 
@@ -53,7 +53,19 @@ class _Plan(NamedTuple):
     activation: Activation | None = None
 
 
-_plans: WeakKeyDictionary[nn.Sequential, tuple[list[_Plan], tuple[nn.Module, ...]]] = WeakKeyDictionary()
+class _Planned(NamedTuple):
+    """
+    :param modules: of the sequence when this was planned
+    :param steps: layers of a perceptron that its first modules make up
+    :param others: the other modules
+    """
+
+    modules: tuple[nn.Module, ...]
+    steps: list[_Plan]
+    others: tuple[nn.Module, ...]
+
+
+_plans: WeakKeyDictionary[nn.Sequential, _Planned] = WeakKeyDictionary()
 
 
 def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module, ...]]:
@@ -61,12 +73,12 @@ def leading_layers(network: nn.Sequential) -> tuple[list[Layer], tuple[nn.Module
     :param network: any sequence
     :return: the layers of a perceptron that its first modules make up, and the other modules
     """
-    plan = _plans.get(network)
-    if plan is None:
-        plan = _plans[network] = _plan(tuple(network))
-    steps, others = plan
-    if use_plain_norms.get() and any(step.norm is not None for step in steps):
-        return [], tuple(network)
+    modules, planned = tuple(network), _plans.get(network)
+    if planned is None or planned.modules != modules:
+        planned = _plans[network] = _Planned(modules, *_plan(modules))
+    _, steps, others = planned
+    if any(map(has_hooks, modules)) or (use_plain_norms.get() and any(step.norm is not None for step in steps)):
+        return [], modules
     norms = [() if step.norm is None else step.norm.parts() for step in steps]
     parts = zip(steps, norms, strict=True)
     return [Layer((a.linear.weight,), a.linear.bias, norm, a.unit, a.activation) for a, norm in parts], others

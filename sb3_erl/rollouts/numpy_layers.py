@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sb3_erl.policies.fused_mlp import has_hooks
 from sb3_erl.policies.layers import NORM_EPSILON, AvgL1Norm, BestAction, BinnedAction, PlainNorm, StdNorm
 from sb3_erl.policies.observation_statistics import ObservationStatistics
 from sb3_erl.policies.sequential import BestActions, Bits
@@ -159,7 +160,7 @@ LAYERS: dict[type[nn.Module], Callable[..., np.ndarray]] = {
 
 def supported(modules: Sequence[nn.Module]) -> bool:
     """Whether :class:`~sb3_erl.rollouts.acting.NumpyActor` can run this sequence of modules."""
-    known = all(function_of(m) is not None for m in modules)
+    known = all(function_of(m) is not None and not has_hooks(m) for m in modules)
     plain = all(m.alpha == 1.0 for m in modules if isinstance(m, nn.ELU))
     slopes = all(m.negative_slope == 0.01 for m in modules if isinstance(m, nn.LeakyReLU))
     return known and plain and slopes and all(m.bias is not None for m in modules if isinstance(m, nn.Linear))

@@ -10,8 +10,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
-from sb3_erl.buffers.rollout_steps import TRUNCATED, copy_info
-from sb3_erl.core.observations import combine, copied, several, shape_of
+from sb3_erl.buffers.rollout_steps import TRUNCATED
+from sb3_erl.core.observations import combine, copied, copy_info, several, shape_of
 from sb3_erl.rollouts.slot_reset import (
     SlotResetter,
     base_of,

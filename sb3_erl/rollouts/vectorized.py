@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_erl.buffers.rollout_steps import NO_INFO, TRUNCATED, copy_info
-from sb3_erl.core.observations import Observation, combine, copied
+from sb3_erl.buffers.rollout_steps import NO_INFO, TRUNCATED
+from sb3_erl.core.observations import Observation, combine, copied, copy_info
 from sb3_erl.core.seeding import Address
 from sb3_erl.rollouts.actions import ActionMap
 from sb3_erl.rollouts.jobs import EpisodeBatch, Job, PopulationActor, Recorder

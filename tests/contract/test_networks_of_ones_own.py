@@ -15,6 +15,7 @@ from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 from torch import nn
 
 from sb3_erl import ALGOS
+from sb3_erl.compiled import programs
 from sb3_erl.compiled.gradients import frozen
 from sb3_erl.policies.cem_rl import CEMRLPolicy
 from sb3_erl.policies.erl import ERLPolicy
@@ -221,3 +222,60 @@ def test_what_was_frozen_before_an_update_is_frozen_after_it() -> None:
     with frozen(list(layer.parameters())):
         assert not layer.weight.requires_grad and not layer.bias.requires_grad
     assert not layer.weight.requires_grad and layer.bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "more"),
+    [
+        ("erl", "actor", {}),
+        ("erl", "critic", {"learner": "sac"}),
+        ("erl_re2", "critic", {}),
+        ("td7", "critic", {}),
+        ("td7", "critic", {"compile": True}),
+    ],
+)
+def test_weights_that_are_frozen_between_two_calls_stay(
+    name: str, network: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "inductor", lambda graph, inputs: graph)  # traced, but not translated
+    model = make(name, seed=1, **more)
+    model.learn(300)
+    weights = list(getattr(model.policy, network).parameters())[:2]
+    for weight in weights:
+        weight.requires_grad_(False)
+    before, n_updates = [weight.clone() for weight in weights], model._n_updates
+    others = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(300, reset_num_timesteps=False)
+    assert model._n_updates > n_updates and all(th.equal(*pair) for pair in zip(before, weights, strict=True))
+    assert not all(th.equal(*pair) for pair in zip(others, model.policy.parameters(), strict=True))
+
+
+class Running(BaseFeaturesExtractor):
+    """A running mean that is a new tensor each time."""
+
+    mean: th.Tensor
+    n: th.Tensor
+
+    def __init__(self, space: Any):
+        super().__init__(space, 3)
+        self.register_buffer("mean", th.zeros(3))
+        self.register_buffer("n", th.zeros(()))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * observations.mean(0).detach()
+            self.n = self.n + 1
+        return observations - self.mean
+
+
+def test_buffers_that_a_module_puts_in_place_are_not_compiled_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "inductor", lambda graph, inputs: graph)  # traced, but not translated
+    arguments: dict[str, Any] = {"learner": "sac", "seed": 1, "policy_kwargs": kwargs_of("erl", Running)}
+    plain = make("erl", compile=False, **arguments)
+    plain.learn(300)
+    model = make("erl", compile=True, **arguments)
+    with pytest.warns(UserWarning, match="not compiled.* puts new tensors in the place of its buffers"):
+        model.learn(300)
+    for (key, mine), theirs in zip(model.policy.state_dict().items(), plain.policy.state_dict().values(), strict=True):
+        assert th.equal(mine, theirs), key
+    assert model.policy.critic.features_extractor.n > 100

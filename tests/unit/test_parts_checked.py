@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_erl import CEM, CEMRL, ERL, Evolver, Fitness, OpenAIES, every, register
 from sb3_erl.engine.replace import ReplaceWeakest
+from sb3_erl.envs import BehaviorWrapper
+from sb3_erl.envs.minatar import MinAtar
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.fitness.parts import Novelty
 from sb3_erl.testing import _kind_of, check_part
@@ -213,3 +218,74 @@ def test_parts_of_a_loaded_subclass(tmp_path: Path) -> None:
     assert again.fitness_class == "energy" and again.exchange_class == "none" and again.bonus == 0.1
     with pytest.raises(TypeError, match=r"load\(\) got \['fitnes'\], which Mine does not have"):
         Mine.load(tmp_path / "model", fitnes="energy")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("erl", {"learner": "sac", "max_grad_norm": 0.5}, r"max_grad_norm=0.5 has no effect with SACLearner: learner_kwargs"),
+        ("erl", {"learner": "td7", "tau": 0.5}, r"tau=0.5 has no effect with TD7Learner: .*target_update_interval"),
+        (
+            "erl",
+            {"learner": "stable_baselines3:SAC", "max_grad_norm": 0.5},
+            r"max_grad_norm=0.5 has no effect with SB3Learner",
+        ),
+        ("cem_rl", {"learner": "sac", "max_grad_norm": 0.5}, r"max_grad_norm=0.5 has no effect with SACLearner"),
+        ("cem_rl", {"action_noise": NormalActionNoise(np.zeros(2), np.ones(2))}, r"action_noise=.* see n_noisy_episodes"),
+    ],
+)
+def test_arguments_that_nobody_reads_are_named(name: str, given: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        make(name, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("erl", {"learner": "sac"}),
+        ("erl", {"learner": "sac", "max_grad_norm": 10.0}),
+        ("erl", {"learner": "sac", "max_grad_norm": 0.5, "learner_kwargs": {"max_grad_norm": 0.5}}),
+        ("erl", {"learner": "td3", "max_grad_norm": 0.5, "tau": 0.5}),
+        ("erl_re2", {"learner": "td7", "tau": 0.5}),
+        ("cem_rl", {"action_noise": NormalActionNoise(np.zeros(2), np.ones(2)), "n_noisy_episodes": 1}),
+    ],
+)
+def test_arguments_that_are_read_are_not(name: str, given: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has no effect.*")
+        make(name, **given)
+
+
+def test_compiling_what_cannot_be_compiled_is_said() -> None:
+    model = make("erl", learner="stable_baselines3:SAC", compile=True, seed=1)
+    with pytest.warns(UserWarning, match=r"compile=True has no effect with SB3Learner") as caught:
+        model.learn(300)
+    assert sum("no effect" in str(each.message) for each in caught) == 1 and model._n_updates > 0
+
+
+class Reusing(gym.Wrapper):
+    """Writes into one ``info`` all the time."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.own: dict[str, Any] = getattr(self, "own", {"place": np.zeros(1)})
+        self.own["place"] += 1
+        return observation, reward, terminated, truncated, self.own
+
+
+def test_a_behavior_sees_each_info_as_it_was() -> None:
+    def places(episode: Any) -> np.ndarray:
+        return np.array([float(info["place"][0]) for info in episode.infos[1:]])
+
+    env = BehaviorWrapper(Reusing(gym.make("Pendulum-v1", max_episode_steps=4)), behavior=places)
+    env.reset(seed=1)
+    for _ in range(4):
+        *_, info = env.step(env.action_space.sample())
+    np.testing.assert_array_equal(info["bc"], [1, 2, 3, 4])
+
+
+def test_arguments_of_minatar() -> None:
+    with pytest.raises(ValueError, match="render_mode"):
+        MinAtar("breakout", render_mode="human")
+    with pytest.raises(ValueError, match="sticky_action_prob"):
+        MinAtar("breakout", sticky_action_prob=1.5)

@@ -13,7 +13,8 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 
 from sb3_erl.buffers.append import AFTER_COPY, append_one_by_one, append_steps, is_written_directly
 from sb3_erl.buffers.lap import DictLAPReplayBuffer, LAPReplayBuffer
-from sb3_erl.buffers.rollout_steps import NO_INFO, StepRecorder, Steps, copy_info
+from sb3_erl.buffers.rollout_steps import NO_INFO, StepRecorder, Steps
+from sb3_erl.core.observations import copy_info
 from sb3_erl.core.seeding import scoped_generators
 from sb3_erl.rollouts.exploration import BLOCK, NoiseExploration, UnboundedExploration
 
