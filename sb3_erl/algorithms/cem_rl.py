@@ -22,6 +22,7 @@ from sb3_erl.engine.learner_host import optimizer_of
 from sb3_erl.engine.population import Population, cem_arguments, make_evolver
 from sb3_erl.engine.rollout_phase import CountingStore
 from sb3_erl.evolution.base import ImportanceMixing, check_capability
+from sb3_erl.evolution.rebuilt import check_vectors
 from sb3_erl.evolution.reuse import LearnedRows, ReusedEpisodes
 from sb3_erl.learners.base import Learner
 from sb3_erl.learners.gradient_steps import GradientSteps
@@ -149,6 +150,7 @@ class CEMRL(HybridAlgorithm):
         evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments(), mean)
         if self.importance_mixing:
             check_capability(evolver, ImportanceMixing, "importance_mixing=True")
+        check_vectors(evolver, self._n_learned > 0, f"n_gradient_actors={self._n_learned}")
         return Population(evolver.to(self.device), representation)
 
     def _evolver_arguments(self) -> dict[str, Any]:
@@ -165,12 +167,12 @@ class CEMRL(HybridAlgorithm):
 
     def _ask(self, generation: Generation) -> None:
         """Sample; with importance mixing, :attr:`_kept` are the rows that are reused with their old fitness."""
+        distribution: Any = self.evolver
         if not self.importance_mixing:
             generation.candidates, self._kept = self.population.ask(generation.rng), []
             return
-        distribution: Any = self.evolver
         learned = distribution.draw(self._n_learned, generation.rng)
-        others, n_kept = self.reused.mix(distribution, generation.rng)
+        others, n_kept = self.reused.mix(distribution, generation.rng, self.pop_size - 1)  # one, at least, is evaluated
         generation.candidates = th.cat([learned, others])
         self._kept = list(range(self._n_learned, self._n_learned + n_kept))
 
@@ -237,8 +239,7 @@ class CEMRL(HybridAlgorithm):
         self.population.representation.write(self._mean if best is None else best, self.policy.deployed)
 
     def _update(self, sample: Any, n_updates: int) -> dict[str, float]:
-        learner: Any = self.learner
-        losses = [learner.critic_update(sample(), self.actor).detach() for _ in range(n_updates)]
+        losses = [self.learner.critic_update(sample(), self.actor).detach() for _ in range(n_updates)]  # type: ignore[attr-defined]
         return {"critic_loss": float(th.stack(losses).mean())}
 
     def _excluded_save_params(self) -> list[str]:

@@ -290,7 +290,7 @@ class CERL(HybridAlgorithm):
     # ---------------------------------------------------------------- agents
 
     def _best(self, learners: Sequence[int]) -> Any:
-        return self.learner.actors[max(learners, key=lambda number: self.manager.values[number])]
+        return self.learner.actors[max(learners, key=self.manager.comparable.__getitem__)]
 
     @property
     def _deployed_learner(self) -> Any:

@@ -162,7 +162,7 @@ class PDERL(ERL):
         size = (n_memories, self.genetic_memory_size, row.shape[1:], row.dtype, get_action_dim(self.action_space))
         arguments: dict[str, Any] = {
             "actor": self._varied_actor,
-            "memories": GeneticMemories(*size),
+            "memories": GeneticMemories(*size, normalizes=self._vec_normalize_env is not None),
             "value": self._value,
             "prepare": self._prepare,
             "parent_matching": self.parent_matching,
@@ -188,7 +188,11 @@ class PDERL(ERL):
         observations: Any = unpacked(rows, space) if isinstance(space, spaces.Dict) else rows
         if self._vec_normalize_env is not None:
             observations = self._vec_normalize_env.normalize_obs(observations)
-        return combine(lambda array: th.as_tensor(array, device=self.device), observations)
+
+        def for_networks(array: np.ndarray) -> th.Tensor:
+            return th.as_tensor(array.astype(np.float32) if array.dtype == np.float64 else array, device=self.device)
+
+        return combine(for_networks, observations)
 
     # ---------------------------------------------------------------- the parts of a generation
 

@@ -51,7 +51,8 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Any) -> int:
         _check_shapes(model, observations, actions)
         stored = _as_stored(model, actions)
         for t in range(len(actions)):
-            over, cut = bool(episode.terminations[t]), bool(episode.truncations[t])
+            over = bool(episode.terminations[t])
+            cut = bool(episode.truncations[t]) or (t + 1 == len(actions) and not over)  # no step of another one follows
             if n_before + n_added == buffer.buffer_size:
                 raise ValueError(
                     f"buffer_size must be at least the number of steps in the dataset{beside}; got {buffer.buffer_size}"

@@ -21,7 +21,7 @@ from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.engine.generation import Generation, Verb, evolves, make_steps, run_generations
 from sb3_erl.engine.off_policy_model import OffPolicyModel
 from sb3_erl.engine.population import Champion, Population, candidates_of, make_evolver
-from sb3_erl.engine.replace import make_exchange
+from sb3_erl.engine.replace import fitting, make_exchange
 from sb3_erl.engine.representation import Representation, WholeNetworks, own_networks
 from sb3_erl.engine.rollout_phase import ReplayStore, Rollouts, check_rollouts
 from sb3_erl.evolution.base import Evolver
@@ -197,7 +197,7 @@ class HybridAlgorithm(OffPolicyModel):
         if self.champion_state is not None and self.champion_fitness is not None:
             vector = as_tensor(text_to_array(self.champion_state), device=self.device)
             self.population.champion, self.champion_state = Champion(vector, self.champion_fitness), None
-        self.exchange = self._make_exchange()
+        self.exchange = fitting(self._make_exchange(), self.evolver)
         self.extra_steps = make_steps(self.generation_steps, self.generation_order)
 
     def _name_networks(self) -> None:

@@ -17,7 +17,7 @@ from sb3_erl.core.arguments import constructor_parameters
 from sb3_erl.core.checks import check_range
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
-from sb3_erl.evolution.base import Evolver
+from sb3_erl.evolution.base import Evolver, best_index
 from sb3_erl.evolution.cem import DiagonalCEM
 from sb3_erl.evolution.ga import GA
 from sb3_erl.evolution.operators.selection import rank_best_first
@@ -108,7 +108,8 @@ class Population:
             :class:`~sb3_erl.evolution.base.Migration`
         """
         self.ranking = rank_best_first(fitness)
-        best = int(self.ranking[0])
+        # of equals the one that a distribution keeps and saves
+        best = best_index(fitness) if self.evolver.starts_from == "mean" else int(self.ranking[0])
         self.champion = Champion(candidates[best].clone(), float(fitness[best]))
         evolver: Any = self.evolver
         if migrants is None:

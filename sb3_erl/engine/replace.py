@@ -17,7 +17,8 @@ from sb3_erl.core.checks import check_choice, check_range
 from sb3_erl.core.parameters import read_parameters
 from sb3_erl.core.registry import own_copy, resolve
 from sb3_erl.engine.population import Population
-from sb3_erl.evolution.base import best_index
+from sb3_erl.evolution.base import Evolver, best_index
+from sb3_erl.evolution.rebuilt import check_vectors
 from sb3_erl.learners.base import SquashedMean
 
 
@@ -195,6 +196,17 @@ def make_exchange(choice: Any, learner: Any, own: dict[str, Any], kwargs: dict[s
     if not callable(found):
         raise TypeError(f"exchange must be the name of one, a class or an object that can be called; got {choice!r}")
     return found
+
+
+def fitting(exchange: Any, evolver: Evolver) -> Any:
+    """
+    :param exchange: from :func:`make_exchange`, or ``None``
+    :param evolver: into whose population it brings individuals
+    :return: the exchange
+    :raises ValueError: if the evolver has no place for them
+    """
+    check_vectors(evolver, not isinstance(exchange, NoExchange | None), f"exchange={type(exchange).__name__}")
+    return exchange
 
 
 def pulled_networks(model: Any, generation: Any) -> dict[str, Tensor]:

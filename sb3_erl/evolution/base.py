@@ -38,6 +38,8 @@ class Evolver(nn.Module):
 
     starts_from: ClassVar[Literal["population", "mean"]] = "population"
     """Whether the first argument of the constructor is a whole population or one vector, the mean."""
+    takes_vectors: ClassVar[bool] = True
+    """Whether :meth:`inject` is available, and :meth:`tell` takes other candidates than those that were asked for."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Attributes that ``print`` shows beside the sizes."""
     candidates: Tensor

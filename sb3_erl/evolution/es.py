@@ -49,7 +49,8 @@ class MirroredES(Evolver):
     :raises ValueError: if a number is out of range, a key unknown or the table too short
     """
 
-    starts_from, _rests_on_ties = "mean", True  # where fitness says nothing, weight decay would shrink the mean to nothing
+    starts_from, takes_vectors = "mean", False
+    _rests_on_ties = True  # where fitness says nothing, weight decay would shrink the mean to nothing
     shown = ("sigma", "learning_rate", "l2_coeff", "fitness_shaping")
     mean: Tensor
     asked_center: Tensor

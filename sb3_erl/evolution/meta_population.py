@@ -26,6 +26,7 @@ class MetaPopulation(Evolver):
     :param networks: of the same members; their parameters are the means, and their observation statistics are kept here
     """
 
+    takes_vectors = False
     shown = ("active",)
     active_member: Tensor
     returns: Tensor

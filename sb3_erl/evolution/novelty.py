@@ -243,7 +243,7 @@ def select_by_novelty(
     n, uniforms = len(behaviors), np.asarray(uniforms)
     if uniforms.shape != (n,):
         raise ValueError(f"uniforms must have shape ({n},), one coin per individual; got {uniforms.shape}")
-    novelty = archive.novelty(behaviors, k, extra=behaviors, exclude_self=range(n))
+    novelty = archive.novelty_among(behaviors, k)
     parents = truncation_parents(novelty, n_parents)
     heads = uniforms < archive_prob
     archived = np.array([bool(coin) and archive.append(behaviors[i]) for i, coin in enumerate(heads)], dtype=bool)

@@ -53,6 +53,20 @@ class AskedCandidates:
             )
 
 
+def check_vectors(evolver: Any, is_needed: bool, argument: str) -> None:
+    """
+    :param evolver: the evolver
+    :param is_needed: whether individuals from outside come into the population
+    :param argument: what brings them, for the message
+    :raises ValueError: if the evolver has no place for them
+    """
+    if is_needed and not evolver.takes_vectors:
+        raise ValueError(
+            f"{argument} needs an evolver that takes individuals from outside, such as 'ga' or 'cem'; got "
+            f"{type(evolver).__name__}. Choose another one, or exchange='none' where the class has it"
+        )
+
+
 def refuse_injection(evolver: object, individuals: str, slots: Sequence[int]) -> NoReturn:
     """
     :param evolver: that has no place for vectors from outside

@@ -162,10 +162,11 @@ class ReusedEpisodes(Leftovers):
             self.register_buffer(name, torch.zeros(n, dtype=double))
         self._chosen: list[int] = []
 
-    def mix(self, evolver: DiagonalCEM, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def mix(self, evolver: DiagonalCEM, rng: np.random.Generator, most: int) -> tuple[Tensor, int]:
         """
         :param evolver: its distribution is the one that is wanted
         :param rng: generator
+        :param most: rows that are reused, at most
         :return: ``(n, n_params)``, and how many of its first rows are reused
         """
         n = len(self.samples)
@@ -174,7 +175,10 @@ class ReusedEpisodes(Leftovers):
             return evolver.draw(n, rng), 0
         old, new = (DiagonalGaussian(to(d.mean), to(d.variance)) for d in (self, evolver))
         rows, self._chosen = importance_mixing(to(self.samples), old, new, n, GeneratorMixingDraws(rng))
-        return torch.as_tensor(rows, device=self.samples.device), len(self._chosen)
+        mixed = torch.as_tensor(rows, device=self.samples.device)
+        if len(self._chosen) > most:
+            self._chosen, mixed = self._chosen[:most], torch.cat([mixed[:most], evolver.draw(n - most, rng)])
+        return mixed, len(self._chosen)
 
     def account(
         self, buffer: Any, fitness: np.ndarray, episodes: EpisodeBatch, n_kept: int, first: int, offset: int

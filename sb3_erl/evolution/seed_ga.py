@@ -86,6 +86,7 @@ class SeedGA(Evolver):
     :raises ValueError: if a number is out of range, ``init`` unknown or the table too short
     """
 
+    takes_vectors = False
     shown = ("truncation", "sigma", "n_finalists")
     pool: Tensor
     ancestors: Tensor

@@ -115,6 +115,11 @@ class ResourceManager:
             self.allocation = np.array(state["allocation"], dtype=int)
 
     @property
+    def comparable(self) -> np.ndarray:
+        """``(n_learners,)``, the values; those that are not known are below all others."""
+        return np.where(self.is_known, self.values, -np.inf)
+
+    @property
     def scores(self) -> np.ndarray:
         """``(n_learners,)``, see :func:`ucb_scores`; a learner without a finite return so far has the lowest of the values."""
         lowest = self.values[self.is_known].min() if self.is_known.any() else 0.0

@@ -111,14 +111,15 @@ class Assessment:
         """
         counts, self._counts[env] = self._counts[env], False
         if counts:
+            is_first, total = self.state["n_finished"] == 0, float(total_reward)
+            self.state["worst"] = total if is_first else min(self.state["worst"], total)
             self.state["n_finished"] += 1
-            self.state["worst"] = min(self.state["worst"], float(total_reward))
         return counts
 
     @property
     def outcome(self) -> Outcome | None:
         """Whether the policy replaces the stored one; ``None`` while more episodes are needed."""
-        if not self.is_first and self.state["worst"] < self.score:
+        if self.state["n_finished"] > 0 and not self.is_first and self.state["worst"] < self.score:
             return "reject"
         return "accept" if self.state["n_finished"] >= self._n_needed else None
 

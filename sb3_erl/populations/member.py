@@ -177,7 +177,8 @@ def unpacked(state: MemberState, recipe: Recipe, env: VecEnv | None, with_buffer
     buffer_class = recipe.kwargs.get("replay_buffer_class")
     if env is None and isinstance(buffer_class, type) and issubclass(buffer_class, HerReplayBuffer):
         arguments |= {"replay_buffer_class": DictReplayBuffer, "replay_buffer_kwargs": {}, "buffer_size": 1}  # asks no env
-    with scoped_generators(np.random.SeedSequence(0)):  # SB3 seeds them when it loads a model
+    with scoped_generators(np.random.SeedSequence(0)), warnings.catch_warnings():  # SB3 seeds them when it loads a model
+        warnings.filterwarnings("ignore", message=".*is ignored because a custom `replay_buffer_class`")  # it is in the buffer
         model: Any = recipe.algorithm.load(io.BytesIO(state.model), env=env, device=recipe.device, **arguments)
         settle(model, arguments)
         if with_buffer and state.buffer is not None and env is not None:

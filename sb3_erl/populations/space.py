@@ -167,7 +167,7 @@ class Choice:
     def perturb(self, value: Any, rng: np.random.Generator, factors: Sequence[float] = FACTORS) -> Any:
         """See :class:`Knob`; ``factors`` say only whether it may go up and down."""
         factor = factors[int(rng.integers(len(factors)))]
-        step = 1 if factor > 1 else -1
+        step = (factor > 1) - (factor < 1)
         return self.options[int(np.clip(self.options.index(_tuples(value)) + step, 0, len(self.options) - 1))]
 
     def holds(self, value: Any) -> bool:

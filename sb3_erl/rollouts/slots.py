@@ -57,7 +57,8 @@ class SlotJob:
     @property
     def raw_rewards(self) -> np.ndarray:
         """``(T,)``, rounded as DummyVecEnv rounds them; SubprocVecEnv does not."""
-        return np.array(self.rewards, dtype=np.float32).astype(np.float64)
+        with np.errstate(over="ignore"):  # in an episode that failed
+            return np.array(self.rewards, dtype=np.float32).astype(np.float64)
 
     def steps(self) -> Steps:
         """The steps that were recorded; if the episode has not ended, the rollout is abandoned here."""

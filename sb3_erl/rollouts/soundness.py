@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,19 +38,26 @@ class FailedEpisodesError(RuntimeError):
 # -------------------------------------------------------------------- numbers
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Beyond it numbers are infinite for networks and replay buffers, of which the float64 of an environment knows nothing."""
+
+
 def what_is_wrong(observation: Observation, reward: float = 0.0) -> str:
     """
     :param observation: one or several
     :param reward: of the step that led to it
-    :return: what is not finite among them, empty if all is finite
+    :return: what is not finite in float32 among them, empty if all is finite
 
     >>> what_is_wrong(np.array([0.0, np.inf]))
     'observation [ 0. inf]'
+    >>> what_is_wrong(np.zeros(2), reward=1e39)
+    'reward 1e+39'
     """
-    if not math.isfinite(reward):
+    if not abs(float(reward)) <= LARGEST:
         return f"reward {reward}"
     for array in arrays_of(observation):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        is_wide = array.dtype.itemsize > 4
+        if array.dtype.kind == "f" and not ((np.abs(array) <= LARGEST) if is_wide else np.isfinite(array)).all():
             return f"observation {np.array2string(array.ravel(), threshold=8)}"
     return ""
 
@@ -64,8 +70,8 @@ def is_sound(observation: Observation, reward: float) -> bool:
     :param reward: of the step that led to it
     """
     if isinstance(observation, np.ndarray) and observation.ndim == 1 and observation.dtype.kind == "f":
-        if math.isfinite(observation.dot(observation)):
-            return math.isfinite(reward)
+        if float(observation.dot(observation)) <= LARGEST**2:
+            return abs(float(reward)) <= LARGEST
     return not what_is_wrong(observation, reward)  # other arrays, and squares that overflow
 
 

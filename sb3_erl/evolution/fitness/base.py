@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -204,7 +205,7 @@ def _weighted_sum(weights: Mapping[Any, Any], kwargs: dict[str, Any]) -> Weighte
             f"and arguments of {unknown}"
         )
     for name, weight in weights.items():
-        is_number = isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
+        is_number = isinstance(name, str) and isinstance(weight, Real) and not isinstance(weight, bool)
         if not (is_number and math.isfinite(weight)):
             raise ValueError(f"fitness must be a dict of names with finite weights; got {name!r}: {weight!r}")
     parts = {name: make_fitness(name, kwargs.get(name)) for name in weights}

@@ -168,6 +168,18 @@ class NoveltyArchive:
             novelty[block] = k_nearest_mean(distances, k)
         return novelty
 
+    def novelty_among(self, behaviors: Behaviors, k: int) -> np.ndarray:
+        """
+        :param behaviors: n behaviors of a population
+        :param k: as in :meth:`novelty`
+        :return: ``(n,)`` novelty of each, the others being neighbors too; 0 without any neighbor, NaN if it is not finite
+        """
+        novelty = self.novelty(behaviors, k, extra=behaviors, exclude_self=range(len(behaviors)))
+        for index in np.flatnonzero(np.isnan(novelty)).tolist():
+            if np.isfinite(behaviors[index]).all():  # alone, which is not as bad as failing
+                novelty[index] = 0.0
+        return novelty
+
     def save(self, path: str | Path | IO[bytes]) -> None:
         """Write entries and settings to an ``.npz`` file, by name or open, without pickled objects."""
         lengths = np.array([len(entry) for entry in self.entries], dtype=np.int64)

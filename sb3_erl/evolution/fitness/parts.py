@@ -115,7 +115,7 @@ class Novelty(Fitness):
         known = [candidate for candidate, own in enumerate(found) if own]
         behaviors = [mean_behavior(found[candidate]) for candidate in known]
         novelty = np.full(context.n_candidates, np.nan)
-        novelty[known] = self.archive.novelty(behaviors, self.k, extra=behaviors, exclude_self=range(len(behaviors)))
+        novelty[known] = self.archive.novelty_among(behaviors, self.k)
         coins = context.rng.random(context.n_candidates)[known]
         self.archive.extend([behavior for behavior, coin in zip(behaviors, coins, strict=True) if coin < self.archive_prob])
         return novelty

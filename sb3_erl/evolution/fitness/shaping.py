@@ -53,7 +53,8 @@ def shape_fitness(fitness: np.ndarray, mode: ShapingMode = "centered_rank", ties
     """
     Salimans et al. (2017); authors' code: ``es_distributed/es.py``, ``return_proc_mode``.
 
-    :param fitness: any shape, NaN is worst: returns for ``"centered_rank"``, otherwise sums of the signs of rewards
+    :param fitness: any shape, NaN is worst: returns for ``"centered_rank"``, otherwise sums of the signs of rewards; for
+        ``"sign"``, whose numbers are weights, infinite ones count as the best and the worst of the others
     :param mode: centered ranks of returns, sums of reward signs as they are, or centered ranks of these sums
     :param ties: see :func:`centered_ranks`
     :return: float32, the same shape
@@ -62,9 +63,10 @@ def shape_fitness(fitness: np.ndarray, mode: ShapingMode = "centered_rank", ties
     check_choice("fitness_shaping", mode, SHAPING_MODES)
     if mode != "sign":
         return centered_ranks(fitness, ties)
-    finite = np.isfinite(fitness)
-    worst = fitness[finite].min() if finite.any() else 0.0
-    return np.where(np.isnan(fitness), worst, fitness).astype(np.float32)
+    finite, largest = np.isfinite(fitness), np.finfo(np.float32).max
+    worst, best = (fitness[finite].min(), fitness[finite].max()) if finite.any() else (0.0, 0.0)
+    known = np.clip(np.where(np.isnan(fitness), worst, fitness), worst, best)
+    return np.clip(known, -largest, largest).astype(np.float32)
 
 
 def population_rank(evaluated: np.ndarray, population: np.ndarray) -> float:
