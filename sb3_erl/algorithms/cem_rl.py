@@ -85,6 +85,7 @@ class CEMRL(HybridAlgorithm):
     deploy_choices, reported_candidates, _warms_up_by = ("mean", "champion"), ("mean",), "steps"
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")
+    searched_network = "actor"
 
     @inherits_arguments("exchange", "exchange_kwargs", "population_policy_kwargs")
     def __init__(
@@ -178,8 +179,7 @@ class CEMRL(HybridAlgorithm):
 
     @property
     def _is_warm(self) -> bool:
-        assert self.replay_buffer is not None
-        return self.n_env_steps > self.learning_starts and self.replay_buffer.size() > 0
+        return self.n_env_steps > self.learning_starts and self.replay_buffer.size() > 0  # type: ignore[union-attr]
 
     def _learn(self, generation: Generation) -> None:
         """Write the first candidates after their gradient steps into their rows, unless such are waiting."""

@@ -118,7 +118,9 @@ def _as_stored(model: OffPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
     """:return: actions as the model stores its own: scaled to [-1, 1], or numbers of choices that count from 0"""
     space = model.action_space
     if isinstance(space, spaces.Box):
-        return model.policy.scale_action(actions)
+        is_fixed = space.high == space.low  # 0 of 0 in SB3's scaling
+        with np.errstate(invalid="ignore"):
+            return np.where(is_fixed, np.zeros_like(actions), model.policy.scale_action(actions))
     if not isinstance(space, spaces.Discrete):
         raise ValueError(
             f"model must have Box or Discrete actions to be filled from a dataset; got {space}. A gymnasium.ActionWrapper can "

@@ -41,7 +41,8 @@ def resolve_policy_and_env(
     if env is not None and not isinstance(env, str) and not hasattr(env, "observation_space"):
         raise TypeError(f"env must be an environment, a VecEnv or the id of a registered one; got {env!r}")
     given = env if hasattr(env, "observation_space") else policy
-    if not isinstance(space := getattr(given, "observation_space", None), None | spaces.Tuple):
+    space = getattr(given, "observation_space", None)  # of OpenAI Gym, too, whose environments SB3 converts
+    if isinstance(space, spaces.Space) and not isinstance(space, spaces.Tuple):
         check_observation_space("the policy", space)  # before SB3 makes arrays for observations that have no shape
     if isinstance(policy, type) and issubclass(policy, BasePolicy):
         return policy, env

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -42,6 +43,8 @@ class EvolvingModel(BaseAlgorithm):
     """
     Names among :meth:`candidates_for_report` of which the authors publish the best; empty for what ``predict`` acts with.
     """
+    searched_network: ClassVar[str | None] = None
+    """Attribute that holds the network around which a search distribution searches, ``None`` without one."""
     run: Run
     run_seed: int | None
     phase: int
@@ -92,6 +95,8 @@ class EvolvingModel(BaseAlgorithm):
             total_timesteps, callback = self.run.begin(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
             self.run.tables = EarlyTables(self) if self.verbose >= 1 and log_interval is not None else None
             callback.on_training_start(locals(), globals())
+            if getattr(self, "n_generations", None) == 0:
+                self._search_around_network()
             progress = Progress(self)
             self._train_loop(total_timesteps, callback, log_interval)
             callback.on_training_end()
@@ -254,6 +259,13 @@ class EvolvingModel(BaseAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = load_from_zip_file(load_path_or_dict, load_data=False, device=device)[1]
         super().set_parameters(renamed_tensors(load_path_or_dict, self.get_parameters()), exact_match, device)
+        if "policy" in load_path_or_dict and "evolver" not in load_path_or_dict:
+            self._search_around_network()
+
+    def _search_around_network(self) -> None:
+        """Move a search distribution to the weights that a user has given its network."""
+        if self.searched_network is not None:
+            self.population.start_from(attrgetter(self.searched_network)(self))  # type: ignore[attr-defined]
 
     @classmethod
     def resume_from(

@@ -15,15 +15,17 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_erl.buffers.append import buffer_class_for, store_for_networks
 from sb3_erl.buffers.lap import LAPReplayBuffer
-from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked
+from sb3_erl.core.checks import check_common, check_range, resolve_policy_and_env, spaces_checked, warn_caller
 from sb3_erl.core.seeding import Stream
 from sb3_erl.engine.learner_host import LearnerHost
 from sb3_erl.engine.model import EvolvingModel
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.learners.base import Learner, Precision
+from sb3_erl.rollouts.exploration import forgets
 from sb3_erl.rollouts.slot_reset import check_order
 from sb3_erl.runs.buffer_files import load_buffer, save_buffer
 from sb3_erl.runs.description import log_warm_up, remember_logged
@@ -144,6 +146,11 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         check_range("n_steps", self.n_steps, 1, integer=True)
         for name in ("tau", "gamma"):
             check_range(name, getattr(self, name), 0, 1)
+        if self.action_noise is not None and forgets(self.action_noise):
+            warn_caller(
+                f"action_noise={self.action_noise!r} changes with each call, but each episode begins with a copy of it as it "
+                "is now; change model.action_noise in a callback instead"
+            )
 
     def _setup_model(self) -> None:
         policy_kwargs, buffer_kwargs, given = self.policy_kwargs, self.replay_buffer_kwargs, self.replay_buffer_class
@@ -171,6 +178,9 @@ class OffPolicyModel(EvolvingModel, OffPolicyAlgorithm):
         if isinstance(env, VecEnv):
             check_order(env)
         super().set_env(env, force_reset)
+        store_for_networks(self.replay_buffer, self.observation_space, self._vec_normalize_env is not None)
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.env = self.env  # which says what other goals are worth
 
     def _policy_arguments(self) -> dict[str, Any]:
         """Arguments of the policy that follow from the model's own; ``policy_kwargs`` has precedence."""

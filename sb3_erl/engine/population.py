@@ -118,6 +118,16 @@ class Population:
             evolver.tell(candidates, fitness, rng, migrants)
         evolver.outsiders = frozenset()
 
+    def start_from(self, network: Any) -> None:
+        """
+        Let a search distribution start where a network is: a user may have given it other weights since it was made.
+
+        :param network: which was the mean when the population was made
+        """
+        mean, vector = getattr(self.evolver, "mean", None), self.representation.read(network)
+        if self.evolver.starts_from == "mean" and isinstance(mean, Tensor) and mean.shape == vector.shape:
+            mean.copy_(vector)
+
     def best(self) -> Tensor | None:
         """:return: ``(n_params,)``, the best individual of the last generation as it was evaluated; ``None`` if not known"""
         return self.evolver.best() if self.champion is None else self.champion.vector

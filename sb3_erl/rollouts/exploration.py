@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +100,9 @@ class NoiseExploration:
         noise = self._noise
         noise.reset()
         if type(noise) is NormalActionNoise:
-            self._shape = np.broadcast(noise._mu, noise._sigma).shape
-            self._draws = _Draws(_NormalDraws(np.random.default_rng(sequence), noise._mu, noise._sigma))
+            mean, std = (np.ravel(each) if np.ndim(each) > 1 else each for each in (noise._mu, noise._sigma))
+            self._shape = np.broadcast(mean, std).shape
+            self._draws = _Draws(_NormalDraws(np.random.default_rng(sequence), mean, std))
             return
         self._shape = ()
         draw = _NoiseDraws(ScopedGenerators(sequence), noise)
@@ -108,6 +111,24 @@ class NoiseExploration:
     def __call__(self, observation: Any, action: np.ndarray) -> np.ndarray:
         noisy = action + self._draws.next(self._shape)
         return np.minimum(np.maximum(noisy, -1.0, out=noisy), 1.0, out=noisy).astype(action.dtype)
+
+
+def forgets(noise: ActionNoise) -> bool:
+    """
+    :param noise: of a user
+    :return: whether it is another one after an episode, which ``reset`` does not undo
+    """
+    base = noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise
+    if type(base) in (NormalActionNoise, OrnsteinUhlenbeckActionNoise):
+        return False
+    with ScopedGenerators(np.random.SeedSequence(0)), contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
+        one = copy.deepcopy(base)
+        one.reset()
+        before = pickle.dumps(vars(one))
+        one()
+        one.reset()
+        return pickle.dumps(vars(one)) != before
+    return False
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ class _NoiseDraws:
 
     def __call__(self, block: tuple[int, ...]) -> list[np.ndarray]:
         with self.scope:
-            return [self.noise() for _ in range(block[0])]
+            return [np.ravel(drawn) if np.ndim(drawn := self.noise()) > 1 else drawn for _ in range(block[0])]
 
 
 class _Draws:

@@ -23,7 +23,7 @@ from sb3_erl.core.checks import env_ids_explained
 from sb3_erl.core.registry import libraries_imported, nothing_imported
 from sb3_erl.envs.packages import register_namespaces
 from sb3_erl.runs.moved_modules import attributes_of_today, old_modules_found, renamed_parts, variables_of_own_learners
-from sb3_erl.runs.overrides import Overrides, cause_of, check_names
+from sb3_erl.runs.overrides import Overrides, cause_of, check_names, deployed_as_said
 from sb3_erl.runs.safe_files import (
     OF_THE_MACHINE,
     SETTINGS,
@@ -131,7 +131,8 @@ def load_model(
             given = [name for name in custom_objects or () if name in {**plain, **contents.refused}]
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
             objects = {**plain, **OF_THE_MACHINE, **replaced}
-            return with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
+            model = with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
+            return deployed_as_said(model, overrides)
     unread = {*overrides.attributes} - {"policy_kwargs", "observation_space", "action_space"}  # which SB3 looks at itself
     unread |= {"lr_schedule"} if "learning_rate" in unread else set()
     custom_objects = {**dict.fromkeys(name for name in unread if is_pickled(data.get(name))), **(custom_objects or {})}
@@ -139,11 +140,11 @@ def load_model(
         _say_unpickled(path, data, plain, replaced)
         if contents is None or not plain:
             file = with_names_of_today(path, data, kwargs.get("learner"))
-            return sb3_load(file, env, custom_objects=custom_objects, **arguments)
+            return deployed_as_said(sb3_load(file, env, custom_objects=custom_objects, **arguments), overrides)
         objects = {name: value for name, value in {**plain, **custom_objects}.items() if name in data}
         rest = {name: value for name, value in data.items() if name not in objects}
         source = as_sb3_file(contents, {**dict.fromkeys(objects), **rest}, about)
-        return sb3_load(source, env, custom_objects=objects, **arguments)
+        return deployed_as_said(sb3_load(source, env, custom_objects=objects, **arguments), overrides)
 
 
 def _say_unpickled(path: File, data: dict[str, Any], known: Collection[str], replaced: Collection[str]) -> None:

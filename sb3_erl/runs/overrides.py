@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_erl.core.arguments import accepted_parameters, plain_numbers
+from sb3_erl.core.checks import warn_caller
 from sb3_erl.policies.erl import UnfitPolicyError
 from sb3_erl.policies.observation_statistics import wants_statistics
 from sb3_erl.runs.moved_modules import RENAMED_ATTRIBUTES, attributes_of_today
@@ -98,6 +99,31 @@ class Overrides:
                 f"({type(cause).__name__}: {' '.join(str(cause).split())[:200]}). Load it without changing them, or make a "
                 "new model; if it does not load without, either, it comes from another version"
             ) from error
+
+
+def deployed_as_said(model: Any, overrides: Overrides) -> Any:
+    """
+    Let a loaded model act with what its argument ``deploy`` now names, where the file has that.
+
+    :param model: that was just loaded
+    :param overrides: what ``load`` was given
+    :return: the model
+    """
+    if "deploy" not in overrides.changed:
+        return model
+    wanted, saved = overrides.changed["deploy"]
+    model.deploy = saved  # as what is deployed is
+    found, model.deploy = model.candidates_for_report(), wanted
+    name, was = ({None: "checkpoint", "sac": "learner"}.get(each, each) for each in (wanted, saved))
+    agent, deployed = found.get(name), model.policy.deployed
+    stands_in = agent is None or next(agent.parameters()).data_ptr() == next(deployed.parameters()).data_ptr()
+    if stands_in and was != name:
+        warn_caller(
+            f"deploy={model.deploy!r} holds from the next generation or assessment on: the file does not have the {name}"
+        )
+    elif not stands_in:
+        model.policy.deploy(agent)
+    return model
 
 
 def _plain(value: Any) -> Any:

@@ -83,12 +83,15 @@ class Run:
     # ---------------------------------------------------------------- random numbers
 
     def choose_seed(self) -> None:
-        """Fix the seed of the run: the model's ``seed``, else the one that was loaded, else one by chance."""
+        """
+        Fix the seed of the run: the model's ``seed``, else the one that was loaded, else one from NumPy's global generator, so
+        that ``set_random_seed`` of SB3 has its effect.
+        """
         model = self._model
         if model.seed is not None:
             model.run_seed = int(model.seed)
         elif model.run_seed is None:
-            model.run_seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+            model.run_seed = int(np.random.randint(2**63, dtype=np.uint64))
 
     @property
     def address(self) -> Address:
