@@ -85,7 +85,7 @@ class CEMRL(HybridAlgorithm):
     deploy_choices, reported_candidates, _warms_up_by = ("mean", "champion"), ("mean",), "steps"
     published_rates: ClassVar[dict[type, tuple[float, float]]] = {DDPGRule: (1e-3, 1e-3)}
     learner_needs = ("critic_update", "critic_snapshot", "individual_loss")
-    searched_network = "actor"
+    _searched_network = "actor"
 
     @inherits_arguments("exchange", "exchange_kwargs", "population_policy_kwargs")
     def __init__(

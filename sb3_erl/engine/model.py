@@ -43,7 +43,7 @@ class EvolvingModel(BaseAlgorithm):
     """
     Names among :meth:`candidates_for_report` of which the authors publish the best; empty for what ``predict`` acts with.
     """
-    searched_network: ClassVar[str | None] = None
+    _searched_network: ClassVar[str | None] = None
     """Attribute that holds the network around which a search distribution searches, ``None`` without one."""
     run: Run
     run_seed: int | None
@@ -264,8 +264,8 @@ class EvolvingModel(BaseAlgorithm):
 
     def _search_around_network(self) -> None:
         """Move a search distribution to the weights that a user has given its network."""
-        if self.searched_network is not None:
-            self.population.start_from(attrgetter(self.searched_network)(self))  # type: ignore[attr-defined]
+        if self._searched_network is not None:
+            self.population.start_from(attrgetter(self._searched_network)(self))  # type: ignore[attr-defined]
 
     @classmethod
     def resume_from(

@@ -71,7 +71,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
     """Whether actions may be of a ``MultiDiscrete`` or ``MultiBinary`` space."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = ACTOR_ONLY_POLICIES
     generation_order: ClassVar[tuple[Verb, ...]] = ("ask", "evaluate", "score", "tell", "deploy", "log")
-    searched_network = "policy.deployed"
+    _searched_network = "policy.deployed"
     episode_needs: ClassVar[frozenset[str]] = frozenset()
     """What episodes carry beside that which the fitness needs."""
     policy: ActorOnlyPolicy

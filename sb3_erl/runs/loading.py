@@ -130,9 +130,8 @@ def load_model(
         with one_error(named(path)), memory_limited(contents), nothing_imported(), explained:
             given = [name for name in custom_objects or () if name in {**plain, **contents.refused}]
             source = as_sb3_file(replace(contents, variables={}), dict.fromkeys(given), {})
-            objects = {**plain, **OF_THE_MACHINE, **replaced}
-            model = with_variables(sb3_load(source, env, custom_objects=objects, **arguments), contents)
-            return deployed_as_said(model, overrides)
+            model = sb3_load(source, env, custom_objects={**plain, **OF_THE_MACHINE, **replaced}, **arguments)
+            return deployed_as_said(with_variables(model, contents), overrides)
     unread = {*overrides.attributes} - {"policy_kwargs", "observation_space", "action_space"}  # which SB3 looks at itself
     unread |= {"lr_schedule"} if "learning_rate" in unread else set()
     custom_objects = {**dict.fromkeys(name for name in unread if is_pickled(data.get(name))), **(custom_objects or {})}
