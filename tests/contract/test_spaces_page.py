@@ -20,7 +20,7 @@ from tests.envs import OddSpaces
 PAGE = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text()
 VECTOR, IMAGE = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(0, 255, (1, 36, 36), np.uint8)
 OBSERVATIONS: dict[str, list[tuple[str, spaces.Space]]] = {
-    "vectors, choices, images": [
+    "vectors, discrete values, images": [
         ("MlpPolicy", VECTOR),
         ("MlpPolicy", spaces.Discrete(3)),
         ("MlpPolicy", spaces.MultiDiscrete([2, 3])),
@@ -67,7 +67,7 @@ def works(name: str, policy: str = "MlpPolicy", **own: Any) -> bool:
 
 def test_the_page_has_every_class() -> None:
     assert sorted(TABLE) == sorted(NAMES)
-    assert {*TABLE["erl"]} == {*OBSERVATIONS, *ACTIONS, "hindsight"}
+    assert {*TABLE["erl"]} == {*OBSERVATIONS, *ACTIONS, "HER"}
 
 
 @pytest.mark.parametrize("heading", OBSERVATIONS)
@@ -95,7 +95,7 @@ def test_actions_of_the_page(name: str, heading: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hindsight_of_the_page(name: str) -> None:
-    assert TABLE[name]["hindsight"] == ("yes" if name in HYBRIDS else "no buffer")
+    assert TABLE[name]["HER"] == ("yes" if name in HYBRIDS else "no buffer")
     if name in HYBRIDS:
         env = BitFlippingEnv(4, continuous=name not in DISCRETE)
         model = make(name, env, policy="MultiInputPolicy", replay_buffer_class=HerReplayBuffer)
