@@ -80,6 +80,7 @@ campaign: $(READY)  ## make the missing runs of the campaign at idle priority, u
 
 campaign-report: $(READY)  ## tables and figures of the campaign's curves
 	MPLBACKEND=Agg $(BIN)/python -m benchmarks.campaign report
+	MPLBACKEND=Agg $(BIN)/python -m benchmarks.campaign report --plan ideas
 
 clean:  ## remove build results and caches
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache MUJOCO_LOG.TXT
