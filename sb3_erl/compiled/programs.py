@@ -67,6 +67,15 @@ def keep_compiled_code() -> None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches)
 
 
+EXCHANGED = "a module puts new tensors in the place of its buffers, into which it has to write, as with copy_"
+"""Why an update can be neither traced nor recorded."""
+
+
+def exchanged(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether some of the tensors are other objects now, which a program or a recording would not see."""
+    return any(old is not new for old, new in zip_longest(before, after))
+
+
 @dataclass
 class _Program:
     """
@@ -163,8 +172,8 @@ class UpdatePrograms:
         finally:
             for tensor, value in zip(_storage(self._state()), before, strict=False):
                 tensor.copy_(value)
-        if any(old is not new for old, new in zip_longest(tensors, after)):
-            self._give_up("a module puts new tensors in the place of its buffers, into which it has to write, as with copy_")
+        if exchanged(tensors, after):
+            self._give_up(EXCHANGED)
             return None
         self._programs[key] = program
         return program

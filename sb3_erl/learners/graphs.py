@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sb3_erl.compiled.programs import EXCHANGED, exchanged
+
 Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 """From a function to what it returned, tensors that every replay writes again, and its replay."""
 WARM_UP = 3
@@ -113,12 +115,15 @@ class UpdateGraphs:
             _set_capturable(optimizer, True)
         try:
             result, replay = self._record(lambda: function(*places))
+            if exchanged(state, self._state()):
+                self._give_up(EXCHANGED)
         except Exception as error:  # whatever it is, the update itself is not at fault
             self._give_up(f"{type(error).__name__}: {error}")
         finally:
             for optimizer in self._optimizers():
                 _set_capturable(optimizer, False)
-            _write(state, before)
+            for place, value in zip(self._state(), before, strict=False):
+                _write(place, value)
         if self.problem is not None:
             return function(*inputs)
         recording = self._recordings[key] = _Recording(places, result, replay)

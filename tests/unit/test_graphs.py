@@ -106,6 +106,25 @@ def test_without_a_good_recording_updates_run_as_they_are(record: Any, problem: 
     assert_same(model, trained("td7", {}))
 
 
+def test_buffers_that_a_module_exchanges_are_not_recorded() -> None:
+    class Counting(torch.nn.Module):
+        n: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.n = self.n + 1
+            return x + self.n
+
+    module = Counting()
+    graphs = UpdateGraphs(lambda: [*module.buffers()], lambda: [], record_operations)
+    with pytest.warns(UserWarning, match="without CUDA graphs.* in the place of its buffers"):
+        results = [graphs.run("count", lambda x: (module(x),), (torch.zeros(()),))[0].item() for _ in range(4)]
+    assert results == [1.0, 2.0, 3.0, 4.0] and module.n == 4
+
+
 def test_recordings_can_be_switched_off() -> None:
     model = trained("erl", {}, record_operations)
     model.learner.use_graphs = False
