@@ -35,27 +35,15 @@ class GeneticMemories(nn.Module):
     :param n: number of individuals
     :param capacity: transitions per individual
     :param obs_shape: shape of one observation
-    :param obs_dtype: dtype of observations; float64 is stored as float32, which is what the networks see
+    :param obs_dtype: dtype of observations as the environment gives them, which ``VecNormalize`` may have to see unrounded
     :param action_dim: length of an action
-    :param normalizes: whether observations are normalized when they are read; float64 stays then, because a small difference
-        of large numbers, which rounding would destroy, may be a large one after that
     """
 
     _names = ("observations", "actions", "sizes", "positions")
 
-    def __init__(
-        self,
-        n: int,
-        capacity: int,
-        obs_shape: tuple[int, ...],
-        obs_dtype: np.dtype | type,
-        action_dim: int,
-        normalizes: bool = False,
-    ):
+    def __init__(self, n: int, capacity: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype | type, action_dim: int):
         super().__init__()
         self.capacity = capacity
-        rounds = np.dtype(obs_dtype) == np.float64 and not normalizes
-        obs_dtype = np.dtype(np.float32) if rounds else np.dtype(obs_dtype)
         self.observations = np.zeros((n, capacity, *obs_shape), dtype=obs_dtype)
         self.actions = np.zeros((n, capacity, action_dim), dtype=np.float32)
         self.sizes = np.zeros(n, dtype=np.int64)

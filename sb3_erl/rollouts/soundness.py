@@ -42,6 +42,11 @@ LARGEST = float(np.finfo(np.float32).max)
 """Beyond it numbers are infinite for networks and replay buffers, of which the float64 of an environment knows nothing."""
 
 
+def _fits(array: np.ndarray) -> np.ndarray:
+    """Which numbers are finite in float32."""
+    return np.abs(array) <= LARGEST if array.dtype.itemsize > 4 else np.isfinite(array)
+
+
 def what_is_wrong(observation: Observation, reward: float = 0.0) -> str:
     """
     :param observation: one or several
@@ -56,8 +61,7 @@ def what_is_wrong(observation: Observation, reward: float = 0.0) -> str:
     if not abs(float(reward)) <= LARGEST:
         return f"reward {reward}"
     for array in arrays_of(observation):
-        is_wide = array.dtype.itemsize > 4
-        if array.dtype.kind == "f" and not ((np.abs(array) <= LARGEST) if is_wide else np.isfinite(array)).all():
+        if array.dtype.kind == "f" and not _fits(array).all():
             return f"observation {np.array2string(array.ravel(), threshold=8)}"
     return ""
 
@@ -160,16 +164,16 @@ class NormalizerGuard:
         normalizer = self.normalizer
         if normalizer is None:
             return False
-        if not what_is_wrong(normalizer.old_obs) and np.isfinite(normalizer.old_reward).all():
+        if not what_is_wrong(normalizer.old_obs) and _fits(normalizer.old_reward).all():
             return False
         for rms, numbers in self._kept:
             vars(rms).update(numbers)
-        normalizer.returns[~np.isfinite(normalizer.returns)] = 0.0
+        normalizer.returns[~_fits(normalizer.returns)] = 0.0
         return True
 
 
 def _update_if_finite(rms: RunningMeanStd, batch: np.ndarray) -> None:
-    if np.isfinite(batch).all():
+    if _fits(np.asarray(batch)).all():
         RunningMeanStd.update(rms, batch)
 
 

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_erl import ALGOS, CEMRL, ERL, PBT
 from sb3_erl.buffers.offline import fill_replay_buffer
@@ -20,7 +20,7 @@ from sb3_erl.evolution.fitness.shaping import shape_fitness
 from sb3_erl.evolution.novelty import select_by_novelty
 from sb3_erl.learners.assessment import Assessment, AssessmentSettings
 from sb3_erl.populations.space import Choice
-from sb3_erl.rollouts.soundness import is_sound, what_is_wrong
+from sb3_erl.rollouts.soundness import NormalizerGuard, is_sound, what_is_wrong
 from tests.contract.settings import make
 from tests.envs import toy_vec_env
 
@@ -90,7 +90,35 @@ def test_genetic_memories_keep_what_is_normalized_later() -> None:
     seen = model._prepare(rows)
     assert memories.observations.dtype == np.float64 and seen.dtype.is_floating_point and seen.element_size() == 4
     assert len(np.unique(seen.numpy())) == len(np.unique(rows)) >= 19
-    assert make("pderl", seed=1).evolver.memories.observations.dtype == np.float32
+
+
+@pytest.mark.parametrize("processes", [DummyVecEnv, SubprocVecEnv])
+def test_a_normalizer_forgets_a_reward_beyond_float32(processes: Any) -> None:
+    """Other processes give rewards in float64."""
+    env = VecNormalize(processes([lambda: Counting(lambda episode, t: 1e39 if episode % 4 == 3 and t == 5 else 1.0)]))
+    model = make("erl", env=env, seed=1)
+    with pytest.warns(UserWarning, match=r"episodes? failed"):
+        model.learn(200)
+    assert 0 < env.ret_rms.var < 1e6 and (np.abs(env.returns) < 1e6).all()
+    env.close()
+
+
+def test_the_guard_of_a_normalizer_knows_what_float32_cannot_hold() -> None:
+    env = VecNormalize(DummyVecEnv([Counting]))
+    env.reset()
+    guard, mean = NormalizerGuard(env), float(env.ret_rms.mean)
+    with guard.stepping():
+        env.ret_rms.update(np.array([1e39]))
+        assert env.ret_rms.mean == mean, "other environments are normalized within the step"
+        env.ret_rms.mean, env.returns[:], env.old_reward = np.array(7.0), 1e39, np.array([1e39])
+    assert guard.restore() and env.ret_rms.mean == mean and env.returns[0] == 0
+
+
+def test_memories_of_float64_are_float32_for_networks() -> None:
+    model = make("pderl", Counting(), seed=1)
+    model.learn(300)
+    memories: Any = model.evolver.memories
+    assert memories.observations.dtype == np.float64 and model._prepare(memories.latest(0, 5)[0]).element_size() == 4
 
 
 @pytest.mark.parametrize("name", ["erl", "erl_re2", "evo_rainbow", "cem_rl"])
