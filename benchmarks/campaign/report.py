@@ -19,7 +19,7 @@ def main_tasks(plan: Plan) -> list[str]:
     methods: dict[str, set[str]] = {}
     for run in plan.runs:
         methods.setdefault(run.task, set()).add(run.method)
-    return [task for task, names in methods.items() if 2 * len(names) >= len(plan.labels)]
+    return [task for task, names in methods.items() if 2 * len(names) >= len(set().union(*methods.values()))]
 
 
 def complete_methods(scores: pd.DataFrame, plan: Plan) -> list[str]:

@@ -152,7 +152,7 @@ class CEMRL(HybridAlgorithm):
         if self.importance_mixing:
             check_capability(evolver, ImportanceMixing, "importance_mixing=True")
         check_vectors(evolver, self._n_learned > 0, f"n_gradient_actors={self._n_learned}")
-        return Population(evolver.to(self.device), representation)
+        return Population(evolver.to(self.device), representation, self.actor)
 
     def _evolver_arguments(self) -> dict[str, Any]:
         return {**cem_arguments(self), **super()._evolver_arguments()}

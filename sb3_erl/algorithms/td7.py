@@ -177,7 +177,6 @@ class TD7(StepwiseAlgorithm):
                 "scored with; consider norm_obs=False, TD7 normalizes its embeddings itself",
                 stacklevel=3,
             )
-        self.learner.settings = self._learner_settings()  # of attributes that were set since
         loop = self._train_offline if self.offline else super()._train_loop
         loop(total_timesteps, callback, log_interval)
 

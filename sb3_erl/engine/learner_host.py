@@ -108,6 +108,8 @@ class LearnerHost:
     def updates(self, batch_size: int) -> Iterator[None]:
         """Inside, the learner has the model's rates, random numbers, precision and, if wanted, compiled losses."""
         model, rates = self._model, rates_of(self._model, batch_size)
+        if (settings := getattr(model, "_learner_settings", None)) is not None:
+            model.learner.settings = settings()  # attributes may have been set since
         model.learner.begin(rates, model.replay_buffer)
         if rates.learning_rate is not None:
             model.logger.record("train/learning_rate", rates.learning_rate)

@@ -44,7 +44,7 @@ class EvolvingModel(BaseAlgorithm):
     Names among :meth:`candidates_for_report` of which the authors publish the best; empty for what ``predict`` acts with.
     """
     _searched_network: ClassVar[str | None] = None
-    """Attribute that holds the network around which a search distribution searches, ``None`` without one."""
+    """Attribute with the network from whose weights evolution begins; ``None`` where these are a learner's."""
     run: Run
     run_seed: int | None
     phase: int
@@ -95,8 +95,8 @@ class EvolvingModel(BaseAlgorithm):
             total_timesteps, callback = self.run.begin(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
             self.run.tables = EarlyTables(self) if self.verbose >= 1 and log_interval is not None else None
             callback.on_training_start(locals(), globals())
-            if getattr(self, "n_generations", None) == 0:
-                self._search_around_network()
+            if self._searched_network is not None and self.n_generations == 0:  # type: ignore[attr-defined]
+                self.population.follow(attrgetter(self._searched_network)(self))  # type: ignore[attr-defined]
             progress = Progress(self)
             self._train_loop(total_timesteps, callback, log_interval)
             callback.on_training_end()
@@ -259,13 +259,10 @@ class EvolvingModel(BaseAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = load_from_zip_file(load_path_or_dict, load_data=False, device=device)[1]
         super().set_parameters(renamed_tensors(load_path_or_dict, self.get_parameters()), exact_match, device)
-        if "policy" in load_path_or_dict and "evolver" not in load_path_or_dict:
-            self._search_around_network()
-
-    def _search_around_network(self) -> None:
-        """Move a search distribution to the weights that a user has given its network."""
-        if self._searched_network is not None:
-            self.population.start_from(attrgetter(self._searched_network)(self))  # type: ignore[attr-defined]
+        if self._searched_network is not None and "policy" in load_path_or_dict:
+            population: Any = self.population  # type: ignore[attr-defined]
+            take = population.know if "evolver" in load_path_or_dict else population.move_to
+            take(attrgetter(self._searched_network)(self))
 
     @classmethod
     def resume_from(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sb3_erl.core.action_spaces import in_space
 from sb3_erl.core.arguments import constructor_parameters
-from sb3_erl.core.checks import check_range
+from sb3_erl.core.checks import check_range, warn_caller
 from sb3_erl.core.registry import resolve
 from sb3_erl.engine.representation import Representation
 from sb3_erl.evolution.base import Evolver, best_index
@@ -44,14 +44,18 @@ class Population:
 
     :param evolver: proposes and learns
     :param representation: how candidates act
+    :param network: whose weights a user may change, see :meth:`follow`; ``None`` for none
     """
 
-    def __init__(self, evolver: Evolver, representation: Representation):
+    def __init__(self, evolver: Evolver, representation: Representation, network: Any = None):
         self.evolver, self.representation = evolver, representation
         self.champion: Champion | None = None
         """The best of the last generation whose fitness was told in this process; ``None`` before the first."""
         self.ranking: np.ndarray | None = None
         """``(pop_size,)`` candidates of the last told generation, best first."""
+        self._known: Tensor | None = None
+        if network is not None:
+            self.know(network)
 
     def __repr__(self) -> str:
         return f"Population({self.evolver!r}, {type(self.representation).__name__})"
@@ -118,15 +122,35 @@ class Population:
             evolver.tell(candidates, fitness, rng, migrants)
         evolver.outsiders = frozenset()
 
-    def start_from(self, network: Any) -> None:
+    def follow(self, network: Any) -> None:
         """
-        Let a search distribution start where a network is: a user may have given it other weights since it was made.
+        Begin where a network is, if it is elsewhere than it was: a user has given it other weights.
 
-        :param network: which was the mean when the population was made
+        :param network: see the constructor
         """
-        mean, vector = getattr(self.evolver, "mean", None), self.representation.read(network)
-        if self.evolver.starts_from == "mean" and isinstance(mean, Tensor) and mean.shape == vector.shape:
+        if self._known is not None and not torch.equal(self.representation.read(network), self._known):
+            self.move_to(network)
+
+    def move_to(self, network: Any) -> None:
+        """
+        Take over the weights of a network: a search distribution as its mean, a population as its first individual; where
+        neither is possible a warning says so.
+
+        :param network: of the kind of the individuals
+        """
+        vector, evolver = self.representation.read(network), self.evolver
+        mean = getattr(evolver, "mean", None)
+        if evolver.starts_from == "mean" and isinstance(mean, Tensor) and mean.shape == vector.shape:
             mean.copy_(vector)
+        elif evolver.takes_vectors:
+            evolver.inject(vector[None], [0])
+        else:
+            warn_caller(f"weights that the policy was given have no effect on {type(evolver).__name__}, which has its own")
+        self.know(network)
+
+    def know(self, network: Any) -> None:
+        """Remember where a network is; see :meth:`follow`."""
+        self._known = self.representation.read(network).clone()
 
     def best(self) -> Tensor | None:
         """:return: ``(n_params,)``, the best individual of the last generation as it was evaluated; ``None`` if not known"""

@@ -163,7 +163,7 @@ class EvolutionaryAlgorithm(EvolvingModel, BaseAlgorithm):
         representation = WholeNetworks(self.policy, self.policy.deployed)
         mean = read_parameters(self.policy.deployed)
         evolver = make_evolver(self.evolver_class, representation, self.pop_size, self._evolver_arguments(), mean)
-        return Population(evolver.to(self.device), representation)
+        return Population(evolver.to(self.device), representation, self.policy.deployed)
 
     def _evolver_arguments(self) -> dict[str, Any]:
         """Arguments of the evolver beside candidates and layout, or mean and number."""
