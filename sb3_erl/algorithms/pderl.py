@@ -188,11 +188,7 @@ class PDERL(ERL):
         observations: Any = unpacked(rows, space) if isinstance(space, spaces.Dict) else rows
         if self._vec_normalize_env is not None:
             observations = self._vec_normalize_env.normalize_obs(observations)
-
-        def for_networks(array: np.ndarray) -> th.Tensor:
-            return th.as_tensor(array.astype(np.float32) if array.dtype == np.float64 else array, device=self.device)
-
-        return combine(for_networks, observations)
+        return combine(lambda array: th.as_tensor(array, device=self.device), observations)
 
     # ---------------------------------------------------------------- the parts of a generation
 

@@ -45,6 +45,10 @@ class Learned:
     value: Value
     prepare: Callable[[np.ndarray], Any]
 
+    def states(self, observations: np.ndarray) -> Any:
+        """:return: tensors for the networks, float32 also of observations that are stored in float64"""
+        return combine(lambda seen: seen.float() if seen.dtype == torch.float64 else seen, self.prepare(observations))
+
 
 class DistilledGA(GA):
     """
@@ -133,7 +137,7 @@ class DistilledGA(GA):
             if n == 0:
                 continue
             observations, stored = self.memories.draw(other, n, rng, newest=DISTANCE_NEWEST)
-            states = self.learned.prepare(observations)
+            states = self.learned.states(observations)
             with torch.no_grad():
                 common = combine(lambda tensor: tensor.expand(len(parents), *tensor.shape), states)
                 actions = act_together(self.learned.actor, parts, common).cpu().numpy()
@@ -198,7 +202,7 @@ class DistilledGA(GA):
     def _states(self, slots: list[int], n: int, rng: np.random.Generator) -> Any:
         """``(len(slots), n, *obs_shape)``, or a dict of such tensors: different states that each individual has seen."""
         observations = np.stack([self.memories.draw(slot, n, rng)[0] for slot in slots])
-        states = self.learned.prepare(observations.reshape(-1, *observations.shape[2:]))
+        states = self.learned.states(observations.reshape(-1, *observations.shape[2:]))
         return combine(lambda tensor: tensor.unflatten(0, (len(slots), n)), states)
 
     def _split(self, individuals: np.ndarray) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def test_genetic_memories_keep_what_is_normalized_later() -> None:
     model.learn(300)
     memories: Any = model.evolver.memories
     rows, _ = memories.latest(0, 20)
-    seen = model._prepare(rows)
+    seen = model.evolver.learned.states(rows)
     assert memories.observations.dtype == np.float64 and seen.dtype.is_floating_point and seen.element_size() == 4
     assert len(np.unique(seen.numpy())) == len(np.unique(rows)) >= 19
 
@@ -118,7 +118,8 @@ def test_memories_of_float64_are_float32_for_networks() -> None:
     model = make("pderl", Counting(), seed=1)
     model.learn(300)
     memories: Any = model.evolver.memories
-    assert memories.observations.dtype == np.float64 and model._prepare(memories.latest(0, 5)[0]).element_size() == 4
+    assert memories.observations.dtype == np.float64
+    assert model.evolver.learned.states(memories.latest(0, 5)[0]).element_size() == 4
 
 
 @pytest.mark.parametrize("name", ["erl", "erl_re2", "evo_rainbow", "cem_rl"])
