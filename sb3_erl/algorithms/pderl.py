@@ -162,7 +162,7 @@ class PDERL(ERL):
         size = (n_memories, self.genetic_memory_size, row.shape[1:], row.dtype, get_action_dim(self.action_space))
         arguments: dict[str, Any] = {
             "actor": self._varied_actor,
-            "memories": GeneticMemories(*size),
+            "memories": GeneticMemories(*size, rounds=False),
             "value": self._value,
             "prepare": self._prepare,
             "parent_matching": self.parent_matching,

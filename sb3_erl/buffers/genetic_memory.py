@@ -35,15 +35,25 @@ class GeneticMemories(nn.Module):
     :param n: number of individuals
     :param capacity: transitions per individual
     :param obs_shape: shape of one observation
-    :param obs_dtype: dtype of observations as the environment gives them, which ``VecNormalize`` may have to see unrounded
+    :param obs_dtype: dtype of observations
     :param action_dim: length of an action
+    :param rounds: store float64 as float32, which is what networks see; not where ``VecNormalize`` may come before them
     """
 
     _names = ("observations", "actions", "sizes", "positions")
 
-    def __init__(self, n: int, capacity: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype | type, action_dim: int):
+    def __init__(
+        self,
+        n: int,
+        capacity: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: np.dtype | type,
+        action_dim: int,
+        rounds: bool = True,
+    ):
         super().__init__()
         self.capacity = capacity
+        obs_dtype = np.float32 if rounds and np.dtype(obs_dtype) == np.float64 else obs_dtype
         self.observations = np.zeros((n, capacity, *obs_shape), dtype=obs_dtype)
         self.actions = np.zeros((n, capacity, action_dim), dtype=np.float32)
         self.sizes = np.zeros(n, dtype=np.int64)
